@@ -1,0 +1,23 @@
+//! Model folders and adapters on disk: safetensors in, PEFT adapters in and out, model folders out. Nothing here runs
+//! code from a file: there is no pickle reader, no archive reader and no memory map, only JSON and plain bytes.
+
+#![forbid(unsafe_code)]
+
+pub mod adapter;
+pub mod error;
+pub mod model_folder;
+pub mod model_writer;
+pub mod safetensors;
+
+mod adapter_config;
+mod atomic_file;
+mod disagreement;
+mod folder;
+mod unique_json;
+
+pub use adapter::{AdapterLayout, AdapterSettings, LoadedAdapter, read_adapter, write_adapter};
+pub use disagreement::Disagreement;
+pub use error::{CheckpointError, Result};
+pub use model_folder::ModelFolder;
+pub use model_writer::write_model;
+pub use safetensors::{ElementType, TensorEntry, TensorFile, TensorWriter};

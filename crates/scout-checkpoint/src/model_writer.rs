@@ -1,0 +1,162 @@
+//! Writes a model folder in the layout of Hugging Face, block by block: no tensor is ever whole in memory, and the
+//! index comes last, so an unfinished folder is not a model. Does not know where the values come from.
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use scout_core::{ByteCount, DType, ParamSpec};
+use serde_json::{Map, Value, json};
+
+use crate::atomic_file::{create_folder, write_whole};
+use crate::model_folder::{INDEX_FILE, SINGLE_FILE};
+use crate::{CheckpointError, Result, TensorWriter};
+
+/// Elements asked for at a time: 4 MiB of f32.
+const BLOCK_ELEMENTS: usize = 1 << 20;
+
+/// Gives the elements of one range of one parameter, in row-major order.
+pub type Fill<'a> = dyn FnMut(&ParamSpec, Range<usize>, &mut [f32]) -> Result<()> + 'a;
+
+/// Writes `tensors` as one file, or as shards of at most `max_shard_bytes` filled greedily in the given order; a tensor
+/// above the limit gets a shard of its own.
+///
+/// Within a file tensors are written, and `fill` is asked for them, in the order of their names. Fails when the folder
+/// already holds a model: overwriting one half-way would leave neither.
+pub fn write_model(
+    folder: &Path,
+    tensors: &[ParamSpec],
+    dtype: DType,
+    max_shard_bytes: ByteCount,
+    fill: &mut Fill<'_>,
+) -> Result<()> {
+    create_folder(folder)?;
+    for file in [INDEX_FILE, SINGLE_FILE] {
+        if fs::symlink_metadata(folder.join(file)).is_ok() {
+            return Err(CheckpointError::AlreadyThere { path: folder.to_path_buf(), file });
+        }
+    }
+    let shards = plan_shards(tensors, dtype, max_shard_bytes);
+    let mut weight_map: Vec<(&str, String)> = Vec::with_capacity(tensors.len());
+    for (shard_index, shard) in shards.iter().enumerate() {
+        let name = match shards.len() {
+            1 => SINGLE_FILE.to_string(),
+            count => format!("model-{:05}-of-{count:05}.safetensors", shard_index + 1),
+        };
+        write_shard(&folder.join(&name), shard, dtype, fill)?;
+        weight_map.extend(shard.iter().map(|param| (param.name.as_str(), name.clone())));
+    }
+    match shards.len() {
+        1 => Ok(()),
+        _ => write_index(folder, tensors, dtype, weight_map),
+    }
+}
+
+/// The parameters of each shard, in the order of their names.
+fn plan_shards(tensors: &[ParamSpec], dtype: DType, max_shard_bytes: ByteCount) -> Vec<Vec<&ParamSpec>> {
+    let mut shards = Vec::new();
+    let mut open = Vec::new();
+    let mut open_bytes = ByteCount(0);
+    for param in tensors {
+        let bytes = dtype.size() * param.num_elements() as u64;
+        if bytes > max_shard_bytes {
+            shards.push(vec![param]);
+            continue;
+        }
+        if open_bytes + bytes > max_shard_bytes {
+            shards.push(std::mem::take(&mut open));
+            open_bytes = ByteCount(0);
+        }
+        open.push(param);
+        open_bytes += bytes;
+    }
+    if !open.is_empty() || shards.is_empty() {
+        shards.push(open);
+    }
+    for shard in &mut shards {
+        shard.sort_by(|left, right| left.name.cmp(&right.name));
+    }
+    shards
+}
+
+fn write_shard(path: &Path, shard: &[&ParamSpec], dtype: DType, fill: &mut Fill<'_>) -> Result<()> {
+    let declared = shard.iter().map(|&param| (param.clone(), dtype)).collect();
+    let mut writer = TensorWriter::create(path, declared)?;
+    let longest = shard.iter().map(|param| param.num_elements()).max().unwrap_or(0);
+    let mut block = vec![0.0; longest.min(BLOCK_ELEMENTS)];
+    for &param in shard {
+        let num_elements = param.num_elements();
+        for begin in (0..num_elements).step_by(BLOCK_ELEMENTS) {
+            let range = begin..num_elements.min(begin + BLOCK_ELEMENTS);
+            let values = &mut block[..range.len()];
+            fill(param, range, values)?;
+            writer.write_f32(&param.name, values)?;
+        }
+    }
+    writer.finish()
+}
+
+fn write_index(folder: &Path, tensors: &[ParamSpec], dtype: DType, mut weight_map: Vec<(&str, String)>) -> Result<()> {
+    weight_map.sort();
+    let weight_map: Map<String, Value> =
+        weight_map.into_iter().map(|(name, file)| (name.to_string(), Value::from(file))).collect();
+    let num_elements: usize = tensors.iter().map(ParamSpec::num_elements).sum();
+    let total_size = (dtype.size() * num_elements as u64).0;
+    let index = json!({
+        "metadata": { "total_parameters": num_elements, "total_size": total_size },
+        "weight_map": weight_map,
+    });
+    // The same bytes as `save_pretrained`: two spaces, and a newline at the end.
+    let text = serde_json::to_string_pretty(&index).expect("keys are strings and numbers are finite") + "\n";
+    write_whole(&folder.join(INDEX_FILE), text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use scout_core::Shape;
+
+    use super::*;
+
+    fn sizes(tensors: &[usize], max: u64) -> Vec<Vec<usize>> {
+        let params: Vec<_> =
+            tensors.iter().enumerate().map(|(i, &size)| ParamSpec::new(format!("{i:03}"), [size])).collect();
+        let shards = plan_shards(&params, DType::F32, ByteCount(max * 4));
+        shards.iter().map(|shard| shard.iter().map(|param| param.num_elements()).collect()).collect()
+    }
+
+    #[test]
+    fn shards_are_filled_greedily_in_the_given_order() {
+        assert_eq!(sizes(&[6, 6, 2, 6, 2, 2], 10), [vec![6], vec![6, 2], vec![6, 2, 2]]);
+        assert_eq!(sizes(&[5, 5], 10), [vec![5, 5]]);
+        // A tensor above the limit stands alone and does not close the open shard.
+        assert_eq!(sizes(&[3, 12, 2], 10), [vec![12], vec![3, 2]]);
+        assert_eq!(sizes(&[12], 10), [vec![12]]);
+        assert_eq!(sizes(&[], 10), [Vec::<usize>::new()]);
+    }
+
+    #[test]
+    fn scout_fills_fifty_files_of_five_gigabytes() {
+        // Vision tower and projector stand for all their tensors: only their sum decides where the first file ends.
+        let mut params = vec![ParamSpec::new("vision", [850_960_896]), ParamSpec::new("projector", [5120, 4096])];
+        params.push(ParamSpec::new("embed", [202_048, 5120]));
+        for layer in 0..48 {
+            let mut push = |name: &str, shape: Shape| params.push(ParamSpec::new(format!("{layer:02}.{name}"), shape));
+            push("q", [5120, 5120].into());
+            push("k", [1024, 5120].into());
+            push("v", [1024, 5120].into());
+            push("o", [5120, 5120].into());
+            push("gate_up", [16, 5120, 16_384].into());
+            push("down", [16, 8192, 5120].into());
+            push("router", [16, 5120].into());
+            (0..3).for_each(|part| push(&format!("shared{part}"), [8192, 5120].into()));
+            (0..2).for_each(|part| push(&format!("norm{part}"), [5120].into()));
+        }
+        params.push(ParamSpec::new("norm", [5120]));
+        params.push(ParamSpec::new("head", [202_048, 5120]));
+        let shards = plan_shards(&params, DType::BF16, ByteCount(5_000_000_000));
+        assert_eq!(shards.len(), 50);
+        let num_tensors: Vec<_> = [0, 1, 47, 48, 49].map(|index: usize| shards[index].len()).into();
+        // In the middle: feed-forward and norms of one layer, attention of the next.
+        assert_eq!(num_tensors, [7, 12, 12, 9, 1]);
+    }
+}

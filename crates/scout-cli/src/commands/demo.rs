@@ -1,0 +1,104 @@
+//! `demo`: the main job on an embedded default, from nothing to a proven adapter. Everything it does, `synth`, `train`
+//! and `train` with `adapter_name_or_path` do for users.
+
+use std::path::{Path, PathBuf};
+
+use scout_config::RunConfig;
+use scout_core::{DType, ExitCode, Mesh};
+use scout_device::Account;
+use scout_telemetry::{Progress, terminal_plot};
+use scout_train::prepare::prepare;
+use scout_train::run::{Outcome, build};
+use scout_train::synth::{SynthRequest, SynthShape, write_folder};
+use scout_train::{TrainError, load};
+
+use super::train;
+use crate::failure::Mistake;
+use crate::surroundings;
+
+/// The demo's configuration; `{folder}` is where it works.
+const CONFIG: &str = include_str!("demo.yaml");
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Folder to work in; must not hold a demo yet
+    #[arg(long, default_value = "scout-demo")]
+    out: PathBuf,
+}
+
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let terminal = surroundings::terminal();
+    let mut progress = Progress::new(terminal);
+    let folder = fresh_folder(&arguments.out)?;
+    progress.say(&format!("making a tiny Scout and toy conversations in {}", folder.display()))?;
+    let request = SynthRequest { shape: SynthShape::Tiny, num_layers: None, dtype: DType::F32, seed: 42 };
+    write_folder(&folder, &request)?;
+    let text = CONFIG.replace("{folder}", &folder.display().to_string());
+    let config_path = folder.join("demo.yaml");
+    std::fs::write(&config_path, &text).map_err(|cause| TrainError::Io {
+        act: "write",
+        path: config_path.display().to_string(),
+        cause,
+    })?;
+    let loaded = RunConfig::load(&config_path, &[], &[])?;
+    let outcome = train::train(&loaded, &mut progress)?;
+
+    let losses: Vec<f64> = outcome.losses.iter().map(|&loss| f64::from(loss)).collect();
+    println!("{}", terminal_plot(&losses, 72, 12, terminal.utf8));
+    let (first, last) = (losses[0], losses[losses.len() - 1]);
+    println!("loss {first:.3} -> {last:.3} in {} steps, {:.1} s", losses.len(), outcome.summary.train.train_runtime);
+    let proof = prove(&loaded.config, &outcome)?;
+    println!(
+        "adapter read back from {}: loss {:.4} with it, {:.4} without",
+        outcome.output_dir.display(),
+        proof.with,
+        proof.without
+    );
+    if !(last < first / 2.0 && proof.with < proof.without / 2.0) {
+        println!("the loss did not fall by half: something is wrong on this machine");
+        return Ok(ExitCode::CheckFailed);
+    }
+    println!("\nnext:");
+    println!("  look at {}", outcome.output_dir.join("training_loss.png").display());
+    println!(
+        "  train again, changed:  scout-dist train {} learning_rate=1e-3 overwrite_output_dir=true",
+        config_path.display()
+    );
+    println!("  plan a real run:       scout-dist plan configs/scout-lora-8xh200.yaml --world 8");
+    Ok(ExitCode::Success)
+}
+
+fn fresh_folder(folder: &Path) -> anyhow::Result<PathBuf> {
+    // A demo that was run before leaves `demo.yaml`; anything else is not ours to delete.
+    if folder.join("demo.yaml").is_file() {
+        std::fs::remove_dir_all(folder).map_err(|cause| TrainError::Io {
+            act: "replace",
+            path: folder.display().to_string(),
+            cause,
+        })?;
+    } else if folder.exists() {
+        let message = format!("`{}` exists and holds no earlier demo", folder.display());
+        return Err(
+            Mistake { message, code: ExitCode::CannotCreate, hint: Some("choose another `--out`".into()) }.into()
+        );
+    }
+    Ok(folder.to_path_buf())
+}
+
+/// Loss over the whole data set.
+struct Proof {
+    with: f64,
+    without: f64,
+}
+
+/// Reads the adapter back from its files into a fresh model and scores the training rows with and without it.
+fn prove(config: &RunConfig, outcome: &Outcome) -> Result<Proof, TrainError> {
+    let prepared = prepare(config, 1)?;
+    let model = prepared.plan.source.config.clone();
+    let mut trainer = build(config, &prepared, train::alone())?;
+    let rows = prepared.data.all_rows(config.train.per_device_train_batch_size, model.attention_chunk_size)?;
+    let without = trainer.evaluate(&rows)?;
+    let loaded = load::adapter(&outcome.output_dir, &model)?;
+    trainer.adapter = load::adapter_state(&loaded, &model, Mesh::solo(), &Account::new(None))?;
+    Ok(Proof { with: trainer.evaluate(&rows)?, without })
+}

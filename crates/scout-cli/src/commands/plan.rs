@@ -1,0 +1,181 @@
+//! `plan`: what a run would do and need, from shapes, data and the number of ranks. Reads no weights, touches no GPU.
+
+use scout_core::{ByteCount, DType, ExitCode};
+use scout_model::Keep;
+use scout_telemetry::grouped;
+use scout_train::TrainError;
+use scout_train::plan::{ModelSource, RunPlan};
+use scout_train::prepare::prepare;
+use serde_json::json;
+
+use super::load;
+use crate::ConfigArguments;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// Number of ranks to plan for
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    world: u16,
+    /// Memory of one device, as 80GiB; overrides the key `device_memory`
+    #[arg(long)]
+    device_memory: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let mut config_arguments = ConfigArguments {
+        config: arguments.config.config.clone(),
+        overrides: arguments.config.overrides.clone(),
+        synthetic: arguments.config.synthetic,
+    };
+    if let Some(memory) = &arguments.device_memory {
+        config_arguments.overrides.push(format!("device_memory={memory}"));
+    }
+    let loaded = load(&config_arguments)?;
+    let (plan, unknown) = resolve(&loaded.config, usize::from(arguments.world))?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&as_json(&plan))?);
+        return Ok(ExitCode::Success);
+    }
+    for note in &loaded.notes {
+        println!("note: {note}");
+    }
+    for line in summary(&plan).into_iter().chain(unit_table(&plan)) {
+        println!("{line}");
+    }
+    if let Some(reason) = unknown {
+        println!("steps      unknown: {reason}");
+    }
+    Ok(ExitCode::Success)
+}
+
+/// The plan, and why its steps are unknown if they are: data that is not there is no obstacle to planning, data that
+/// is there and wrong is.
+fn resolve(config: &scout_config::RunConfig, world: usize) -> Result<(RunPlan, Option<String>), TrainError> {
+    let source = ModelSource::find(config, true)?;
+    if config.data.dataset.is_empty() {
+        return Ok((RunPlan::resolve(config, source, world, None, None)?, Some("no `dataset` is given".to_string())));
+    }
+    if source.folder.is_none() {
+        let reason = "the model folder with its tokenizer is not here".to_string();
+        return Ok((RunPlan::resolve(config, source, world, None, None)?, Some(reason)));
+    }
+    match prepare(config, world) {
+        Ok(prepared) => Ok((prepared.plan, None)),
+        Err(error) if error.exit_code() == ExitCode::MissingInput => {
+            Ok((RunPlan::resolve(config, source, world, None, None)?, Some(error.to_string())))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The plan in a few lines.
+pub fn summary(plan: &RunPlan) -> Vec<String> {
+    let config = &plan.source.config;
+    let names: Vec<&str> = plan.lora.projections.iter().map(|projection| projection.leaf_name()).collect();
+    let memory = &plan.memory;
+    let mut lines = vec![
+        format!(
+            "model      {} parameters, {} layers of width {}, {} experts",
+            grouped(config.num_params()),
+            config.num_layers,
+            config.hidden_size,
+            config.num_experts
+        ),
+        format!(
+            "trained    {} parameters: LoRA rank {}, alpha {}, on {}",
+            grouped(plan.num_trained() as u64),
+            plan.lora.rank,
+            plan.lora.alpha,
+            names.join(", ")
+        ),
+        format!("ranks      {}", plan.world_size),
+        format!("memory     {} a rank{}", memory.total(), budget(memory.budget)),
+        format!(
+            "           weights {}, gathered {}, adapter and optimizer {}, activations {} ({}), head {}",
+            memory.shard,
+            memory.gathered,
+            memory.trained,
+            memory.activations,
+            keep_words(plan.settings.keep),
+            memory.head
+        ),
+    ];
+    if let Some(steps) = plan.steps {
+        lines.push(format!(
+            "steps      {} ({} rows, {} updates an epoch, {} of warm-up)",
+            steps.total_steps, steps.num_rows, steps.updates_per_epoch, steps.warmup_steps
+        ));
+    }
+    lines
+}
+
+fn budget(budget: Option<ByteCount>) -> String {
+    budget.map(|budget| format!(" of {budget}")).unwrap_or_default()
+}
+
+fn keep_words(keep: Keep) -> &'static str {
+    match keep {
+        Keep::Everything => "all kept",
+        Keep::AllButGateUp => "gate and up computed again",
+        Keep::InputOnly => "blocks computed again",
+    }
+}
+
+/// Bytes of each kind of unit; the layers are alike, so the first stands for all.
+fn unit_table(plan: &RunPlan) -> Vec<String> {
+    let num_layers = plan.source.config.num_layers;
+    let layer = plan.units.layer(0);
+    let mut ids = vec![(plan.units.embedding(), 1)];
+    ids.extend([layer.attention, layer.shared, layer.gate_up, layer.down].map(|id| (id, num_layers)));
+    ids.push((plan.units.head(), 1));
+    let mut lines = vec![format!(
+        "{:<20} {:>6} {:>16} {:>12} {:>12} {:>14}",
+        "unit", "count", "parameters", "whole f32", "in bf16", "kept a rank"
+    )];
+    for (id, count) in ids {
+        let shard = plan.shards.unit(id);
+        lines.push(format!(
+            "{:<20} {count:>6} {:>16} {:>12} {:>12} {:>14}",
+            shard.spec.name,
+            grouped(shard.spec.num_elements() as u64),
+            shard.spec.bytes(DType::F32),
+            shard.spec.bytes(DType::BF16),
+            DType::F32.size() * shard.shard_len as u64,
+        ));
+    }
+    lines
+}
+
+fn as_json(plan: &RunPlan) -> serde_json::Value {
+    let unit = |id| {
+        let shard = plan.shards.unit(id);
+        json!({
+            "name": shard.spec.name,
+            "parameters": shard.spec.num_elements(),
+            "bytes": shard.spec.bytes(DType::F32).0,
+            "kept_elements": shard.shard_len,
+        })
+    };
+    let memory = &plan.memory;
+    json!({
+        "world": plan.world_size,
+        "parameters": plan.source.config.num_params(),
+        "trained_parameters": plan.num_trained(),
+        "units": plan.units.units().iter().map(|spec| unit(spec.id)).collect::<Vec<_>>(),
+        "memory": {
+            "shard": memory.shard.0, "gathered": memory.gathered.0, "trained": memory.trained.0,
+            "activations": memory.activations.0, "head": memory.head.0, "total": memory.total().0,
+            "budget": memory.budget.map(|budget| budget.0),
+        },
+        "keeps": keep_words(plan.settings.keep),
+        "steps": plan.steps.map(|steps| json!({
+            "rows": steps.num_rows, "updates_per_epoch": steps.updates_per_epoch,
+            "total": steps.total_steps, "warmup": steps.warmup_steps,
+        })),
+    })
+}

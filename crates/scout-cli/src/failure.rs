@@ -1,0 +1,69 @@
+//! How an error leaves the program: one sentence with everything that caused it, a hint where there is something to do,
+//! and the exit code of the cause.
+
+use std::process::ExitCode as ProcessExitCode;
+
+use scout_config::ConfigError;
+use scout_core::ExitCode;
+use scout_train::TrainError;
+
+/// A mistake on the command line that clap cannot see.
+#[derive(Debug)]
+pub struct Mistake {
+    pub message: String,
+    pub code: ExitCode,
+    pub hint: Option<String>,
+}
+
+impl std::fmt::Display for Mistake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Mistake {}
+
+/// Prints `error` to stderr and returns the code to leave with.
+pub fn report(error: &anyhow::Error) -> ProcessExitCode {
+    // A mistake in the YAML is one line that begins with its place, as compilers write it.
+    match error.downcast_ref::<ConfigError>() {
+        Some(mistake) => eprintln!("{mistake}"),
+        None => eprintln!("error: {}", one_line(error)),
+    }
+    if let Some(hint) = hint(error) {
+        eprintln!("hint: {hint}");
+    }
+    ProcessExitCode::from(exit_code(error).code())
+}
+
+fn one_line(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        // Transparent layers repeat the sentence below them.
+        if parts.last() != Some(&text) {
+            parts.push(text);
+        }
+    }
+    parts.join(": ")
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if let Some(train) = error.downcast_ref::<TrainError>() {
+        return train.exit_code();
+    }
+    if let Some(config) = error.downcast_ref::<ConfigError>() {
+        return config.exit_code();
+    }
+    if let Some(mistake) = error.downcast_ref::<Mistake>() {
+        return mistake.code;
+    }
+    ExitCode::Internal
+}
+
+fn hint(error: &anyhow::Error) -> Option<String> {
+    let of_train = error.downcast_ref::<TrainError>().and_then(TrainError::hint);
+    let of_config = error.downcast_ref::<ConfigError>().and_then(ConfigError::hint);
+    let of_mistake = error.downcast_ref::<Mistake>().and_then(|mistake| mistake.hint.clone());
+    of_train.or(of_config).or(of_mistake)
+}

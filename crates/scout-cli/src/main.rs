@@ -1,0 +1,68 @@
+//! The program `scout-dist`: reads the command line and the environment, calls one command, and turns what went wrong
+//! into a sentence and an exit code. What a command does lives below.
+
+#![forbid(unsafe_code)]
+
+mod commands;
+mod failure;
+mod surroundings;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use commands::{demo, plan, preprocess, synth, train, verify};
+
+/// Fine-tunes Llama 4 Scout with LoRA: one worker per GPU, every worker holding its shard.
+#[derive(Parser)]
+#[command(name = "scout-dist", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a tiny Scout and toy conversations, train on them, prove the adapter
+    Demo(demo::Arguments),
+    /// Train as a YAML file says
+    Train(ConfigArguments),
+    /// Print what a run would do and need, without weights and without a GPU
+    Plan(plan::Arguments),
+    /// Compare a folder of recorded reference numbers with what this program computes
+    Verify(verify::Arguments),
+    /// Write a model folder with random weights, a tokenizer and toy data
+    Synth(synth::Arguments),
+    /// Show rows as the model sees them, tokens marked by whether they are learned
+    Preprocess(preprocess::Arguments),
+}
+
+/// A configuration file and changes to it.
+#[derive(clap::Args)]
+struct ConfigArguments {
+    /// YAML file with LLaMA-Factory's keys; `scout-dist.yaml` in the working folder when left out
+    config: Option<PathBuf>,
+    /// Changes to the file, as key=value
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Fill the model with random weights of its shape instead of reading any
+    #[arg(long)]
+    synthetic: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Train(arguments) => train::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Synth(arguments) => synth::run(&arguments),
+        Command::Preprocess(arguments) => preprocess::run(&arguments),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code.code()),
+        Err(error) => failure::report(&error),
+    }
+}

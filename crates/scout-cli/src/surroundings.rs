@@ -1,0 +1,26 @@
+//! The process's surroundings: environment variables and the terminal. The environment is read here and nowhere else.
+
+use std::io::IsTerminal;
+
+use scout_telemetry::Terminal;
+
+/// All variables, for configuration keys set as `SCOUT_DIST__KEY`.
+pub fn environment() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// What stderr can show.
+pub fn terminal() -> Terminal {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let is_tty = std::io::stderr().is_terminal() && variable("TERM").as_deref() != Some("dumb");
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(variable).unwrap_or_default().to_ascii_uppercase();
+    let forced = variable("FORCE_COLOR").or(variable("CLICOLOR_FORCE")).is_some();
+    Terminal {
+        is_tty,
+        color: (is_tty || forced) && variable("NO_COLOR").is_none(),
+        utf8: locale.contains("UTF-8") || locale.contains("UTF8"),
+        width: variable("COLUMNS").and_then(|columns| columns.parse().ok()).unwrap_or(100),
+    }
+}

@@ -1,0 +1,325 @@
+//! The one table of keys: who owns each, what becomes of it, its default, one line of help. A key that is not here is
+//! unknown. Reading values is left to the components.
+
+use std::fmt::Write;
+
+use crate::values::words;
+
+/// One key of the YAML file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    pub name: &'static str,
+    pub component: Component,
+    pub treatment: Treatment,
+    /// As it would be written in YAML.
+    pub default: &'static str,
+    pub help: &'static str,
+}
+
+words! {
+    /// The struct that holds a key once it is read.
+    Component {
+        Model = "model",
+        Data = "data",
+        Lora = "lora",
+        Train = "train",
+        Output = "output",
+        Device = "device",
+    }
+}
+
+/// What becomes of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Treatment {
+    /// The key means what it says.
+    Honoured,
+    /// Accepted with an info line that gives the reason; values other than those accepted are refused.
+    Inert(Accepts, &'static str),
+    /// Only `null` is accepted; the reason is part of the error.
+    Refused(&'static str),
+}
+
+/// Which values a key without effect may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepts {
+    /// One of these words; each item of a list is checked alone.
+    Words(&'static [&'static str]),
+    Bool,
+    /// A number of at least 0.
+    Number,
+    Text,
+    Anything,
+}
+
+use Accepts::{Anything, Bool, Number, Text, Words};
+use Component::{Data, Device, Lora, Model, Output, Train};
+use Treatment::{Honoured, Inert, Refused};
+
+const fn key(
+    name: &'static str,
+    component: Component,
+    treatment: Treatment,
+    default: &'static str,
+    help: &'static str,
+) -> Key {
+    Key { name, component, treatment, default, help }
+}
+
+const ONLY_TRUE: Accepts = Words(&["true"]);
+const ONLY_FALSE: Accepts = Words(&["false"]);
+const PICTURES: &str = "pictures are not built yet";
+const VIDEOS: &str = "Scout takes no videos";
+const PREFERENCES: &str = "preference training is not built yet";
+const FREEZE: &str = "`finetuning_type: freeze` is not built yet";
+const FOUR_BIT: &str = "4-bit is not built yet";
+const EXPORT: &str = "only merging reads it, and merging is not built yet";
+const EXPORT_QUANTIZED: &str = "quantised export is not built yet";
+
+/// Every key that is known, component by component.
+#[rustfmt::skip]
+pub const KEYS: &[Key] = &[
+    key("model_name_or_path", Model, Honoured, "null", "folder of the base model; required unless `random_weights`"),
+    key("adapter_name_or_path", Model, Honoured, "null", "folder of a PEFT adapter to start from"),
+    key("random_weights", Model, Honoured, "false", "fill the model with random numbers instead of reading a checkpoint"),
+    key("trust_remote_code", Model, Inert(Bool, "no code of a model is ever run"), "false", "LLaMA-Factory: run code that comes with a model"),
+    key("quantization_bit", Model, Refused(FOUR_BIT), "null", "bits of the frozen base"),
+    key("quantization_method", Model, Inert(Text, "without `quantization_bit` nothing is quantised"), "null", "library that quantises"),
+    key("double_quantization", Model, Inert(Bool, "without `quantization_bit` nothing is quantised"), "true", "quantise the block maxima too"),
+    key("freeze_vision_tower", Model, Inert(ONLY_TRUE, "the vision tower is not trained"), "true", "leave the vision tower as it is"),
+    key("freeze_multi_modal_projector", Model, Inert(ONLY_TRUE, "the projector is not trained"), "true", "leave the projector as it is"),
+    key("freeze_language_model", Model, Inert(ONLY_FALSE, "adapters of the language model are what is trained"), "false", "leave the language model as it is"),
+
+    key("stage", Train, Inert(Words(&["sft"]), "supervised fine-tuning is the only stage that is built"), "sft", "kind of training"),
+    key("do_train", Train, Inert(ONLY_TRUE, "the command says whether to train"), "true", "LLaMA-Factory: train at all"),
+
+    key("dataset", Data, Honoured, "null", "names from `dataset_info.json` and paths, comma or list; required to train"),
+    key("dataset_dir", Data, Honoured, "data", "folder of `dataset_info.json`"),
+    key("template", Data, Honoured, "null", "chat template; only `llama4`"),
+    key("cutoff_len", Data, Honoured, "2048", "tokens a row is cut to"),
+    key("max_samples", Data, Honoured, "null", "rows taken from each data set"),
+    key("val_size", Data, Honoured, "0", "rows held back for evaluation: a share below 1 or a number above 1"),
+    key("train_on_prompt", Data, Honoured, "false", "learn the prompt as well as the answer"),
+    key("mask_history", Data, Honoured, "false", "learn the last answer of a conversation only"),
+    key("packing", Data, Honoured, "false", "fill micro-batches with whole rows up to `per_device_train_batch_size` x `cutoff_len` tokens; rows never see each other"),
+    key("neat_packing", Data, Honoured, "false", "the same as `packing`"),
+    key("disable_shuffling", Data, Honoured, "false", "keep the rows in the order of the files"),
+    key("max_row_bytes", Data, Honoured, "8MiB", "longest row that is read"),
+    key("overwrite_cache", Data, Inert(Bool, "rows are read afresh every time"), "false", "LLaMA-Factory: ignore cached tokens"),
+    key("preprocessing_num_workers", Data, Inert(Number, "reading uses the cores it finds"), "null", "LLaMA-Factory: processes that tokenise"),
+    key("dataloader_num_workers", Data, Inert(Number, "reading uses the cores it finds"), "0", "LLaMA-Factory: processes that load batches"),
+    key("tokenized_path", Data, Refused("a cache of tokens is not built yet"), "null", "folder of tokenised rows"),
+    key("image_max_pixels", Data, Inert(Number, PICTURES), "589824", "pixels a picture is reduced to"),
+    key("video_max_pixels", Data, Refused(VIDEOS), "null", "pixels a video frame is reduced to"),
+    key("video_fps", Data, Refused(VIDEOS), "null", "frames a second taken from a video"),
+    key("video_maxlen", Data, Refused(VIDEOS), "null", "most frames taken from a video"),
+
+    key("finetuning_type", Lora, Honoured, "lora", "what is trained; only `lora`"),
+    key("lora_rank", Lora, Honoured, "8", "inner width of the adapters"),
+    key("lora_alpha", Lora, Honoured, "null", "strength of the adapters; twice `lora_rank` where not given"),
+    key("lora_dropout", Lora, Honoured, "0", "share of adapter inputs dropped; 0 with routed experts"),
+    key("use_rslora", Lora, Honoured, "false", "divide by the root of the rank instead of the rank"),
+    key("lora_target", Lora, Honoured, "all", "`all`, `all+experts`, or a list of modules"),
+    key("freeze_trainable_layers", Lora, Refused(FREEZE), "null", "layers that are trained"),
+    key("freeze_trainable_modules", Lora, Refused(FREEZE), "null", "modules that are trained"),
+    key("freeze_extra_modules", Lora, Refused(FREEZE), "null", "modules trained besides"),
+    key("pref_beta", Lora, Refused(PREFERENCES), "null", "strength of a preference loss"),
+    key("pref_loss", Lora, Refused(PREFERENCES), "null", "kind of preference loss"),
+
+    key("learning_rate", Train, Honoured, "5e-5", "largest learning rate"),
+    key("num_train_epochs", Train, Honoured, "3.0", "passes over the data"),
+    key("max_steps", Train, Honoured, "null", "updates; wins over `num_train_epochs`"),
+    key("per_device_train_batch_size", Train, Honoured, "8", "rows of a micro-batch on one rank"),
+    key("gradient_accumulation_steps", Train, Honoured, "1", "micro-batches of an update"),
+    key("lr_scheduler_type", Train, Honoured, "linear", "course of the learning rate after warm-up"),
+    key("warmup_ratio", Train, Honoured, "0", "share of all updates in which the learning rate rises"),
+    key("warmup_steps", Train, Honoured, "0", "updates in which the learning rate rises; wins over `warmup_ratio`"),
+    key("weight_decay", Train, Honoured, "0", "AdamW"),
+    key("max_grad_norm", Train, Honoured, "1.0", "gradients are clipped to this norm; 0 clips nothing"),
+    key("adam_beta1", Train, Honoured, "0.9", "AdamW"),
+    key("adam_beta2", Train, Honoured, "0.999", "AdamW"),
+    key("adam_epsilon", Train, Honoured, "1e-8", "AdamW"),
+    key("seed", Train, Honoured, "42", "of the adapters, the order of rows and dropout"),
+    key("loss_reduction", Train, Honoured, "token", "mean over all target tokens, or of micro-batch means"),
+    key("logging_steps", Train, Honoured, "500", "updates between two lines of the log"),
+    key("eval_strategy", Train, Honoured, "no", "when the rows of `val_size` are evaluated"),
+    key("eval_steps", Train, Honoured, "null", "updates between two evaluations; `logging_steps` where not given"),
+    key("bf16", Train, Inert(ONLY_TRUE, "GPUs compute in bf16 and the CPU in f32"), "true", "LLaMA-Factory: train in bf16"),
+
+    key("output_dir", Output, Honoured, "null", "folder the run writes to; required to train"),
+    key("overwrite_output_dir", Output, Honoured, "false", "write into a folder that holds a run already"),
+    key("plot_loss", Output, Honoured, "false", "draw `training_loss.png`"),
+    key("adapter_layout", Output, Honoured, "auto", "names of the adapter's tensors; `auto` follows the checkpoint"),
+    key("save_steps", Output, Inert(Number, "the adapter is written at the end of the run, checkpoints on the way are not built yet"), "500", "updates between two checkpoints"),
+    key("save_only_model", Output, Inert(Bool, "the adapter is all that is written"), "false", "leave the optimizer out of checkpoints"),
+    key("resume_from_checkpoint", Output, Inert(ONLY_FALSE, "every run starts afresh, resuming is not built yet"), "null", "checkpoint to go on from"),
+    key("report_to", Output, Inert(Words(&["none", "all", "tensorboard", "wandb", "mlflow", "swanlab", "trackio"]), "metrics are written to `trainer_log.jsonl` and sent nowhere"), "none", "services that receive metrics"),
+    key("export_dir", Output, Inert(Text, EXPORT), "null", "folder of the merged model"),
+    key("export_size", Output, Inert(Number, EXPORT), "5", "GB of a file of the merged model"),
+    key("export_device", Output, Inert(Text, EXPORT), "cpu", "where merging is done"),
+    key("export_legacy_format", Output, Inert(ONLY_FALSE, EXPORT), "false", "write pickles instead of safetensors"),
+    key("export_quantization_bit", Output, Refused(EXPORT_QUANTIZED), "null", "bits of the exported model"),
+    key("export_quantization_dataset", Output, Refused(EXPORT_QUANTIZED), "null", "rows that calibrate quantised export"),
+
+    key("device", Device, Honoured, "auto", "`auto` is cuda where a driver is loaded"),
+    key("device_memory", Device, Honoured, "null", "memory to plan with, as `80GiB`; what the device has where not given"),
+    key("weights", Device, Honoured, "auto", "how ranks hold the base: sharded (`zero3`) or a whole copy each (`resident`)"),
+    key("resident_layers", Device, Honoured, "auto", "layers every rank keeps whole under `zero3`"),
+    key("gather", Device, Honoured, "auto", "who moves the shards: copy engines or NCCL"),
+    key("hang_limit", Device, Honoured, "null", "seconds without progress after which a run is ended"),
+    key("init_timeout", Device, Honoured, "120", "seconds in which all ranks must have met"),
+    key("deterministic", Device, Honoured, "false", "only kernels that give the same bits every time"),
+    key("ddp_timeout", Device, Honoured, "null", "LLaMA-Factory's name of `hang_limit`; a day at most"),
+    key("deepspeed", Device, Inert(Anything, "`weights` says how ranks hold the base"), "null", "LLaMA-Factory: file of DeepSpeed settings"),
+    key("ray_num_workers", Device, Inert(Number, "mpirun, srun, torchrun or `launch` start the ranks"), "null", "LLaMA-Factory: workers started by Ray"),
+];
+
+/// The key of that name.
+pub(crate) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// The known key that an unknown one was probably meant to be.
+///
+/// First by spelling, with at most three slips; else the shortest key that the name is a part of (`batch_size`).
+pub(crate) fn nearest(name: &str) -> Option<&'static str> {
+    const MAX_SLIPS: usize = 3;
+    const MAX_NAME: usize = 64;
+    let name = name.trim().to_lowercase().replace(['-', ' '], "_");
+    if name.len() > MAX_NAME {
+        return None;
+    }
+    let (slips, closest) = KEYS.iter().map(|key| (edit_distance(&name, key.name), key.name)).min()?;
+    if slips <= MAX_SLIPS && 2 * slips < closest.len() {
+        return Some(closest);
+    }
+    let holds_it = |known: &str| name.len() >= 4 && known.contains(&name);
+    KEYS.iter().map(|key| key.name).filter(|known| holds_it(known)).min_by_key(|known| known.len())
+}
+
+/// Insertions, deletions, substitutions and swaps of neighbours that turn `a` into `b`.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let substituted = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = substituted.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+/// All keys as a Markdown table.
+pub fn key_table() -> String {
+    let mut table = "| part | key | default | what becomes of it | meaning |\n|---|---|---|---|---|\n".to_string();
+    for Key { name, component, treatment, default, help } in KEYS {
+        let treatment = match treatment {
+            Honoured => "honoured".to_string(),
+            Inert(Words(words), reason) => format!("only {}, without effect: {reason}", or_list(words)),
+            Inert(_, reason) => format!("accepted without effect: {reason}"),
+            Refused(reason) => format!("refused: {reason}"),
+        };
+        writeln!(table, "| {component} | `{name}` | `{default}` | {treatment} | {help} |")
+            .expect("writing to a string never fails");
+    }
+    table
+}
+
+/// `a`, `a or b`, `a, b or c`.
+pub(crate) fn or_list(words: &[&str]) -> String {
+    match words {
+        [] => String::new(),
+        [only] => (*only).to_string(),
+        [init @ .., last] => format!("{} or {last}", init.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The 53 keys of LLaMA-Factory's LoRA, QLoRA and merge examples.
+    const EXAMPLE_KEYS: &str = "adapter_name_or_path bf16 cutoff_len dataloader_num_workers dataset dataset_dir \
+        ddp_timeout deepspeed do_train double_quantization export_device export_dir export_legacy_format \
+        export_quantization_bit export_quantization_dataset export_size finetuning_type freeze_language_model \
+        freeze_multi_modal_projector freeze_vision_tower gradient_accumulation_steps image_max_pixels learning_rate \
+        logging_steps lora_rank lora_target lr_scheduler_type max_samples model_name_or_path num_train_epochs output_dir \
+        overwrite_output_dir packing per_device_train_batch_size plot_loss pref_beta pref_loss \
+        preprocessing_num_workers quantization_bit quantization_method ray_num_workers report_to \
+        resume_from_checkpoint save_only_model save_steps stage template tokenized_path trust_remote_code video_fps \
+        video_max_pixels video_maxlen warmup_ratio";
+    /// Further keys of LLaMA-Factory, and our own.
+    const FURTHER_KEYS: &str = "disable_shuffling lora_alpha lora_dropout use_rslora weight_decay max_grad_norm \
+        adam_beta1 adam_beta2 adam_epsilon warmup_steps max_steps seed val_size eval_strategy eval_steps \
+        train_on_prompt mask_history overwrite_cache loss_reduction neat_packing freeze_trainable_layers \
+        freeze_trainable_modules freeze_extra_modules weights resident_layers random_weights device device_memory \
+        gather adapter_layout hang_limit init_timeout max_row_bytes deterministic";
+
+    #[test]
+    fn the_table_holds_the_promised_keys_and_no_others() {
+        let example_keys: BTreeSet<&str> = EXAMPLE_KEYS.split_whitespace().collect();
+        assert_eq!(example_keys.len(), 53);
+        let promised: BTreeSet<&str> = example_keys.into_iter().chain(FURTHER_KEYS.split_whitespace()).collect();
+        let known: BTreeSet<&str> = KEYS.iter().map(|key| key.name).collect();
+        assert_eq!(known.len(), KEYS.len(), "a key stands twice");
+        assert_eq!(known, promised);
+    }
+
+    #[test]
+    fn one_slip_in_any_key_is_answered_with_that_key() {
+        for Key { name, .. } in KEYS {
+            for at in 0..name.len() {
+                let (head, tail) = name.split_at(at);
+                let mut slips = vec![format!("{head}{}", &tail[1..]), format!("{head}q{}", &tail[1..])];
+                if let Some(next) = tail.chars().nth(1) {
+                    slips.push(format!("{head}{next}{}{}", &tail[..1], &tail[2..]));
+                }
+                for slip in slips.into_iter().filter(|slip| find(slip).is_none()) {
+                    // Without its last digit a beta is as near to the other one.
+                    let twins = name.starts_with("adam_beta") && at + 1 == name.len();
+                    let answer = nearest(&slip).unwrap_or_default();
+                    assert!(answer == *name || twins && answer.starts_with("adam_beta"), "{slip}: {answer}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_answered_with_what_was_meant_or_with_nothing() {
+        for (unknown, expected) in [
+            ("learnin_rate", Some("learning_rate")),
+            ("Learning-Rate", Some("learning_rate")),
+            ("lr_scheduler", Some("lr_scheduler_type")),
+            ("batch_size", Some("per_device_train_batch_size")),
+            ("epochs", Some("num_train_epochs")),
+            ("per_device_eval_batch_size", None),
+            ("fp16", None),
+            ("", None),
+            ("wibble", None),
+        ] {
+            assert_eq!(nearest(unknown), expected, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn the_listing_has_a_row_for_every_key() {
+        let table = key_table();
+        assert_eq!(table.lines().count(), KEYS.len() + 2);
+        for line in table.lines() {
+            assert_eq!(line.matches('|').count(), 6, "{line}");
+        }
+        assert!(table.contains("| lora | `lora_rank` | `8` | honoured | "), "{table}");
+        assert!(
+            table.contains("| model | `quantization_bit` | `null` | refused: 4-bit is not built yet | "),
+            "{table}"
+        );
+    }
+}

@@ -1,0 +1,19 @@
+//! Memory: tensors, owned buffers, and the account of where the bytes are. All foreign calls of the program live in
+//! this crate; today it knows the host, and everything above it names devices only through [`Device`].
+
+pub mod account;
+pub mod buffer;
+pub mod device;
+pub mod error;
+pub mod host;
+pub mod tensor;
+pub mod weights;
+
+pub use account::{Account, Lease, Purpose};
+pub use buffer::Buffer;
+pub use device::Device;
+pub use error::DeviceError;
+pub use tensor::Tensor;
+pub use weights::{UnitSource, UnitWeights};
+
+pub type Result<T> = std::result::Result<T, DeviceError>;

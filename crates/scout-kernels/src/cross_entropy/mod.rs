@@ -1,0 +1,49 @@
+//! The loss of the head without its logits: rows are scored positions only, taken in chunks whose logits stay below
+//! 64 MiB (or one row). Results are new tensors. The maximum is subtracted before exponentials, their sum is taken in
+//! f64 over short f32 runs; a token's loss is as accurate as its logits.
+#![expect(non_snake_case, reason = "shape suffixes: N scored positions, D model width, V vocabulary")]
+
+mod host;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use scout_device::{DeviceError, Tensor};
+
+use crate::{Result, check};
+
+/// Chunks have at most this many logits, or one row.
+const LOGITS_PER_CHUNK: usize = (64 << 20) / size_of::<f32>();
+
+#[derive(Debug, Clone)]
+pub struct HeadLoss {
+    /// `[N]`, unweighted.
+    pub token_loss: Tensor,
+    /// `[N, D]`, the gradient of Σ weight · loss.
+    pub dx: Tensor,
+}
+
+/// The losses alone: `[N]`.
+pub fn forward(x_ND: &Tensor, weight_VD: &Tensor, targets_N: &Tensor) -> Result<Tensor> {
+    check(x_ND, weight_VD, targets_N)?;
+    host::forward(x_ND, weight_VD, targets_N, LOGITS_PER_CHUNK)
+}
+
+/// Losses, and the gradient of their sum under `weights`: `weight · (softmax − onehot) · W`.
+pub fn forward_backward(x_ND: &Tensor, weight_VD: &Tensor, targets_N: &Tensor, weights_N: &Tensor) -> Result<HeadLoss> {
+    check(x_ND, weight_VD, targets_N)?;
+    weights_N.expect_dims("cross entropy: weights", &[x_ND.dims()[0]])?;
+    host::forward_backward(x_ND, weight_VD, (targets_N, weights_N), LOGITS_PER_CHUNK)
+}
+
+fn check(x: &Tensor, weight: &Tensor, targets: &Tensor) -> Result<()> {
+    let (num_rows, width) = x.dims2("cross entropy: input")?;
+    let (vocabulary, found) = weight.dims2("cross entropy: head")?;
+    if found != width {
+        let expected = format!("{width} columns");
+        return Err(DeviceError::Shape { what: "cross entropy: head", found: weight.shape().clone(), expected });
+    }
+    targets.expect_dims("cross entropy: targets", &[num_rows])?;
+    check::indices("cross entropy: targets", &targets.u32s()?, vocabulary)
+}

@@ -1,0 +1,59 @@
+//! One product per expert over rows that are sorted by expert: rows `offsets[e]..offsets[e + 1]` belong to expert `e`.
+//! Results are new tensors, nothing accumulates, and experts without rows cost nothing. Accuracy is that of `matmul`.
+#![expect(non_snake_case, reason = "shape suffixes: T rows, E experts, K and N the two sides of an expert's matrix")]
+
+mod host;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use scout_core::DType;
+use scout_device::{DeviceError, Tensor};
+
+use crate::{Result, check};
+
+/// Row by row `a·b_e`: `[T, N]`.
+pub fn nn(a_TK: &Tensor, b_EKN: &Tensor, offsets: &[u32]) -> Result<Tensor> {
+    const WHAT: &str = "grouped matmul";
+    let (num_experts, k, n) = b_EKN.dims3(WHAT)?;
+    check(WHAT, (a_TK, Some(k)), num_experts, offsets)?;
+    host::by_expert(a_TK, b_EKN, offsets, n, crate::matmul::host::nn)
+}
+
+/// Row by row `a·b_eᵀ`: `[T, K]`.
+pub fn nt(a_TN: &Tensor, b_EKN: &Tensor, offsets: &[u32]) -> Result<Tensor> {
+    const WHAT: &str = "grouped matmul with the second factor transposed";
+    let (num_experts, k, n) = b_EKN.dims3(WHAT)?;
+    check(WHAT, (a_TN, Some(n)), num_experts, offsets)?;
+    host::by_expert(a_TN, b_EKN, offsets, k, crate::matmul::host::nt)
+}
+
+/// Per expert `a_eᵀ·b_e`: `[E, K, N]`, zeros for experts without rows.
+pub fn tn(a_TK: &Tensor, b_TN: &Tensor, offsets: &[u32]) -> Result<Tensor> {
+    const WHAT: &str = "grouped matmul with the first factor transposed";
+    check(WHAT, (a_TK, None), offsets.len().saturating_sub(1), offsets)?;
+    check(WHAT, (b_TN, None), offsets.len().saturating_sub(1), offsets)?;
+    host::sum_of_outer_products(a_TK, b_TN, offsets)
+}
+
+/// A matrix of f32 with `width` columns whose rows are shared out among the experts.
+fn check(what: &'static str, (a, width): (&Tensor, Option<usize>), num_experts: usize, offsets: &[u32]) -> Result<()> {
+    let (num_rows, found_width) = a.dims2(what)?;
+    if a.dtype() != DType::F32 {
+        return Err(DeviceError::DType { what, found: a.dtype(), expected: DType::F32 });
+    }
+    if width.is_some_and(|width| width != found_width) {
+        let expected = format!("{} columns", width.unwrap_or(found_width));
+        return Err(DeviceError::Shape { what, found: a.shape().clone(), expected });
+    }
+    check::offsets(what, offsets, num_rows)?;
+    if offsets.len() != num_experts + 1 {
+        let found = offsets.len();
+        return Err(check::refusal(
+            what,
+            format!("found {found} offsets, expected one more than {num_experts} experts"),
+        ));
+    }
+    Ok(())
+}

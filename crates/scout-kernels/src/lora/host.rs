@@ -1,0 +1,84 @@
+//! Loops over rows. The addition runs inside candle's lock on the memory of its first operand.
+
+use candle_core as candle;
+use scout_device::Tensor;
+use scout_device::error::InOperation;
+
+use super::{DropoutKey, TokenKeys};
+use crate::Result;
+use crate::host::{elements_mut, filled, for_each_row};
+
+struct AddDelta {
+    width: usize,
+    column_start: usize,
+    count: usize,
+    scale: f32,
+}
+
+impl candle::InplaceOp2 for AddDelta {
+    fn name(&self) -> &'static str {
+        "addition of an adapter"
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &mut candle::CpuStorage,
+        y_layout: &candle::Layout,
+        delta: &candle::CpuStorage,
+        delta_layout: &candle::Layout,
+    ) -> candle::Result<()> {
+        let y = elements_mut(y, y_layout)?;
+        let delta = &delta.as_slice::<f32>()?[delta_layout.start_offset()..];
+        for_each_row(y, self.width, |row, y| {
+            let y = &mut y[self.column_start..][..self.count];
+            for (y, &delta) in y.iter_mut().zip(&delta[row * self.count..][..self.count]) {
+                *y += self.scale * delta;
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Both have rows and columns, and the columns fit.
+pub(super) fn add_delta(y: &Tensor, column_start: usize, delta: &Tensor, scale: f32) -> Result<()> {
+    let add = AddDelta { width: y.dims()[1], column_start, count: delta.dims()[1], scale };
+    y.host().inplace_op2(delta.host(), &add).during("addition of an adapter")
+}
+
+pub(super) fn columns(y: &Tensor, column_start: usize, count: usize) -> Result<Tensor> {
+    let (num_tokens, width) = (y.dims()[0], y.dims()[1]);
+    let y = y.f32s()?;
+    let y = &y[..];
+    filled([num_tokens, count], |part| {
+        for_each_row(part, count, |row, part| part.copy_from_slice(&y[row * width + column_start..][..count]));
+    })
+}
+
+pub(super) fn dropout(x: &Tensor, tokens: &TokenKeys, key: DropoutKey, probability: f32) -> Result<Tensor> {
+    let (num_tokens, width) = (x.dims()[0], x.dims()[1]);
+    let x = x.f32s()?;
+    let x = &x[..];
+    let threshold = (f64::from(probability) * 2f64.powi(32)).round() as u32;
+    let scale = 1.0 / (1.0 - probability);
+    let module = mix(mix(mix(key.seed) ^ key.step) ^ key.module);
+    filled([num_tokens, width], |y| {
+        for_each_row(y, width, |token, y| {
+            let row = mix(mix(module ^ tokens.samples[token]) ^ u64::from(tokens.positions[token]));
+            let x = &x[token * width..][..width];
+            for ((i, y), x) in (1u64..).zip(y.chunks_mut(2)).zip(x.chunks(2)) {
+                let hash = mix(row.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+                for ((y, &x), half) in y.iter_mut().zip(x).zip([hash as u32, (hash >> 32) as u32]) {
+                    *y = if half >= threshold { x * scale } else { 0.0 };
+                }
+            }
+        });
+    })
+}
+
+/// The finalizer of splitmix64.
+#[inline(always)]
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,37 @@
+//! RMS norm over the last dimension: `y = (x · r) ⊙ weight` with `r = 1/√(mean(x²) + ε)`. Results are new tensors.
+//! The mean is within 1e-6 of the exact one, everything else is rounded once per operation. The weight is frozen, so
+//! there is no gradient for it.
+#![expect(non_snake_case, reason = "shape suffixes: T tokens, D model width")]
+
+pub(crate) mod host;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use scout_device::Tensor;
+
+use crate::Result;
+
+#[derive(Debug, Clone)]
+pub struct Normed {
+    /// `[T, D]`.
+    pub y: Tensor,
+    /// `[T]`, kept for the backward pass.
+    pub inverse_rms: Tensor,
+}
+
+pub fn forward(x_TD: &Tensor, weight_D: &Tensor, epsilon: f32) -> Result<Normed> {
+    let (_, width) = x_TD.dims2("rms norm: input")?;
+    weight_D.expect_dims("rms norm: weight", &[width])?;
+    host::forward(x_TD, weight_D, epsilon)
+}
+
+/// The gradient of `x`: `r·(g − x·r²·mean(g ⊙ x))` with `g = dy ⊙ weight`.
+pub fn backward(dy_TD: &Tensor, x_TD: &Tensor, inverse_rms_T: &Tensor, weight_D: &Tensor) -> Result<Tensor> {
+    let (num_tokens, width) = x_TD.dims2("rms norm backward: input")?;
+    dy_TD.expect_dims("rms norm backward: gradient", &[num_tokens, width])?;
+    inverse_rms_T.expect_dims("rms norm backward: inverse rms", &[num_tokens])?;
+    weight_D.expect_dims("rms norm backward: weight", &[width])?;
+    host::backward(dy_TD, x_TD, inverse_rms_T, weight_D)
+}

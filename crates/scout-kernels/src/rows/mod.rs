@@ -1,0 +1,44 @@
+//! Rows moved by index, and sums of equal shapes. Results are new tensors; copies are exact and a sum is rounded once.
+#![expect(non_snake_case, reason = "shape suffixes: T and N rows, D width")]
+
+pub(crate) mod host;
+#[cfg(test)]
+pub(crate) mod reference;
+#[cfg(test)]
+mod tests;
+
+use scout_device::{DeviceError, Tensor};
+
+use crate::{Result, check};
+
+/// Row `index[i]` of `x` as row `i`: `[N, D]`. Fails for an index outside of `x`.
+pub fn gather(x_TD: &Tensor, index_N: &Tensor) -> Result<Tensor> {
+    const WHAT: &str = "gather of rows";
+    let (num_rows, _) = x_TD.dims2(WHAT)?;
+    check_index(WHAT, index_N)?;
+    check::indices(WHAT, &index_N.u32s()?, num_rows)?;
+    host::gather(x_TD, index_N)
+}
+
+/// Row `i` of `dx` as row `index[i]` of `num_rows` rows, zeros elsewhere. Fails for an index outside of them, and for
+/// one that occurs twice: what to do then would be a choice.
+pub fn scatter(dx_ND: &Tensor, index_N: &Tensor, num_rows: usize) -> Result<Tensor> {
+    const WHAT: &str = "scatter of rows";
+    let (count, _) = dx_ND.dims2(WHAT)?;
+    index_N.expect_dims(WHAT, &[count])?;
+    check::indices(WHAT, &index_N.u32s()?, num_rows)?;
+    host::scatter(dx_ND, index_N, num_rows)
+}
+
+/// `a + b`, element by element, for any shape that both have.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    check::same_dims("sum", a, b)?;
+    host::add(a, b)
+}
+
+fn check_index(what: &'static str, index: &Tensor) -> Result<()> {
+    match index.dims().len() {
+        1 => Ok(()),
+        _ => Err(DeviceError::Shape { what, found: index.shape().clone(), expected: "one dimension".to_string() }),
+    }
+}

@@ -1,0 +1,115 @@
+//! A flat run of tokens: documents one behind the other, never padding, with the positions that are scored.
+
+use scout_device::Tensor;
+use scout_kernels::lora::TokenKeys;
+
+use crate::{ModelError, Result};
+
+/// One document of a batch: its tokens and a number that names the sample everywhere (dropout depends on it).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    pub sample_id: u64,
+    pub tokens: Vec<u32>,
+}
+
+/// A scored position: the logits at `row` of the flat run predict `token`, and their loss counts `weight` times.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Target {
+    pub row: u32,
+    pub token: u32,
+    pub weight: f32,
+}
+
+/// What one forward and backward pass works on. May be empty: a rank without rows still walks through every unit.
+#[derive(Debug)]
+pub struct Batch {
+    /// Token ids, `[T]`.
+    pub ids: Tensor,
+    /// Position of each token inside its document, `[T]`.
+    pub positions: Tensor,
+    /// Where documents begin and the last one ends: attention on layers without rotation.
+    pub documents: Vec<u32>,
+    /// The same, cut again at every multiple of the chunk size: attention on layers with rotation.
+    pub chunks: Vec<u32>,
+    pub token_keys: TokenKeys,
+    /// Scored rows of the flat run, `[N]`, with the tokens they predict and how much each counts.
+    pub target_rows: Tensor,
+    pub target_tokens: Tensor,
+    pub target_weights: Tensor,
+}
+
+impl Batch {
+    /// Fails when a target lies outside the run.
+    pub fn new(documents: &[Document], targets: &[Target], chunk_size: usize) -> Result<Batch> {
+        let num_tokens: usize = documents.iter().map(|document| document.tokens.len()).sum();
+        if let Some(target) = targets.iter().find(|target| target.row as usize >= num_tokens) {
+            return Err(ModelError::Batch(format!("target row {} lies outside {num_tokens} tokens", target.row)));
+        }
+        let mut ids = Vec::with_capacity(num_tokens);
+        let mut positions = Vec::with_capacity(num_tokens);
+        let mut samples = Vec::with_capacity(num_tokens);
+        let (mut document_starts, mut chunk_starts) = (vec![0], vec![0]);
+        for document in documents.iter().filter(|document| !document.tokens.is_empty()) {
+            let start = ids.len();
+            ids.extend_from_slice(&document.tokens);
+            positions.extend(0..document.tokens.len() as u32);
+            samples.resize(ids.len(), document.sample_id);
+            let cuts = (start + chunk_size..ids.len()).step_by(chunk_size);
+            chunk_starts.extend(cuts.chain([ids.len()]).map(|cut| cut as u32));
+            document_starts.push(ids.len() as u32);
+        }
+        let num_targets = targets.len();
+        Ok(Batch {
+            ids: Tensor::from_u32(ids, [num_tokens])?,
+            positions: Tensor::from_u32(positions.clone(), [num_tokens])?,
+            documents: document_starts,
+            chunks: chunk_starts,
+            token_keys: TokenKeys { samples, positions },
+            target_rows: Tensor::from_u32(targets.iter().map(|t| t.row).collect(), [num_targets])?,
+            target_tokens: Tensor::from_u32(targets.iter().map(|t| t.token).collect(), [num_targets])?,
+            target_weights: Tensor::from_f32(targets.iter().map(|t| t.weight).collect(), [num_targets])?,
+        })
+    }
+
+    pub fn num_tokens(&self) -> usize {
+        self.ids.num_elements()
+    }
+
+    pub fn num_targets(&self) -> usize {
+        self.target_rows.num_elements()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(len: usize) -> Document {
+        Document { sample_id: len as u64, tokens: vec![7; len] }
+    }
+
+    #[test]
+    fn chunks_are_counted_from_the_start_of_each_document() {
+        for (lengths, chunk_size, documents, chunks) in [
+            (vec![5, 3], 4, vec![0, 5, 8], vec![0, 4, 5, 8]),
+            (vec![4, 8, 9], 4, vec![0, 4, 12, 21], vec![0, 4, 8, 12, 16, 20, 21]),
+            (vec![1, 1], 8192, vec![0, 1, 2], vec![0, 1, 2]),
+            (vec![], 4, vec![0], vec![0]),
+            (vec![0, 2], 4, vec![0, 2], vec![0, 2]),
+        ] {
+            let run: Vec<Document> = lengths.iter().map(|&len| document(len)).collect();
+            let batch = Batch::new(&run, &[], chunk_size).unwrap();
+            assert_eq!(batch.documents, documents, "{lengths:?}");
+            assert_eq!(batch.chunks, chunks, "{lengths:?}");
+        }
+    }
+
+    #[test]
+    fn positions_restart_in_every_document_and_targets_stay_inside() {
+        let batch = Batch::new(&[document(3), document(2)], &[], 4).unwrap();
+        assert_eq!(&*batch.positions.u32s().unwrap(), &[0, 1, 2, 0, 1]);
+        assert_eq!(batch.token_keys.samples, vec![3, 3, 3, 2, 2]);
+        let outside = Target { row: 5, token: 0, weight: 1.0 };
+        assert!(Batch::new(&[document(3), document(2)], &[outside], 4).is_err());
+    }
+}

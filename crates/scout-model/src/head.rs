@@ -1,0 +1,93 @@
+//! The two ends of the model: tokens to vectors, and vectors to a loss. The head sees scored positions only, and loss
+//! and gradient come out of one pass, so logits never exist for the whole batch.
+#![expect(non_snake_case, reason = "shape suffixes: T tokens, N scored positions, D model width, V vocabulary")]
+
+use scout_core::UnitId;
+use scout_device::{Tensor, UnitSource};
+use scout_kernels::{cross_entropy, embedding, matmul, rms_norm, rows};
+
+use crate::Result;
+use crate::batch::Batch;
+use crate::pass::Trace;
+use crate::units::head_params as param;
+
+#[derive(Debug)]
+pub struct Embedding {
+    pub unit: UnitId,
+}
+
+impl Embedding {
+    pub fn forward(&self, weights: &mut dyn UnitSource, batch: &Batch, trace: &mut dyn Trace) -> Result<Tensor> {
+        let x_TD = embedding::forward(&batch.ids, &weights.take(self.unit)?.param(0)?)?;
+        if trace.is_on() {
+            trace.record("embed_out", &x_TD);
+        }
+        Ok(x_TD)
+    }
+}
+
+#[derive(Debug)]
+pub struct Head {
+    pub unit: UnitId,
+    pub rms_norm_eps: f32,
+}
+
+/// The sum of weighted token losses, and where it came from.
+#[derive(Debug)]
+pub struct Loss {
+    pub weighted_sum: f64,
+    /// Unweighted loss of each scored position, `[N]`.
+    pub token_loss: Tensor,
+}
+
+impl Head {
+    /// The loss of the batch and the gradient of the last block's output.
+    pub fn loss_and_gradient(
+        &self,
+        weights: &mut dyn UnitSource,
+        x_TD: &Tensor,
+        batch: &Batch,
+        trace: &mut dyn Trace,
+    ) -> Result<(Loss, Tensor)> {
+        let unit = weights.take(self.unit)?;
+        let norm_D = unit.param(param::NORM)?;
+        let x_ND = rows::gather(x_TD, &batch.target_rows)?;
+        let normed = rms_norm::forward(&x_ND, &norm_D, self.rms_norm_eps)?;
+        let (tokens, counts) = (&batch.target_tokens, &batch.target_weights);
+        let cross_entropy::HeadLoss { token_loss, dx: dnormed_ND } =
+            cross_entropy::forward_backward(&normed.y, &unit.param(param::HEAD)?, tokens, counts)?;
+        if trace.is_on() {
+            trace
+                .record("grad_of.final_norm_out", &rows::scatter(&dnormed_ND, &batch.target_rows, batch.num_tokens())?);
+        }
+        let dx_ND = rms_norm::backward(&dnormed_ND, &x_ND, &normed.inverse_rms, &norm_D)?;
+        let dx_TD = rows::scatter(&dx_ND, &batch.target_rows, batch.num_tokens())?;
+        Ok((weigh(token_loss, counts)?, dx_TD))
+    }
+
+    /// The loss alone, for evaluation.
+    pub fn loss(&self, weights: &mut dyn UnitSource, x_TD: &Tensor, batch: &Batch) -> Result<Loss> {
+        let unit = weights.take(self.unit)?;
+        let x_ND = rows::gather(x_TD, &batch.target_rows)?;
+        let normed_ND = rms_norm::forward(&x_ND, &unit.param(param::NORM)?, self.rms_norm_eps)?.y;
+        let token_loss = cross_entropy::forward(&normed_ND, &unit.param(param::HEAD)?, &batch.target_tokens)?;
+        weigh(token_loss, &batch.target_weights)
+    }
+
+    /// Logits of every position, for comparison with recorded numbers; training never makes them.
+    pub fn logits(&self, weights: &mut dyn UnitSource, x_TD: &Tensor, trace: &mut dyn Trace) -> Result<Tensor> {
+        let unit = weights.take(self.unit)?;
+        let normed_TD = rms_norm::forward(x_TD, &unit.param(param::NORM)?, self.rms_norm_eps)?.y;
+        if trace.is_on() {
+            trace.record("final_norm_out", &normed_TD);
+        }
+        Ok(matmul::nt(&normed_TD, &unit.param(param::HEAD)?)?)
+    }
+}
+
+/// Adds up in f64 and in the order of the batch, so that the sum depends on nothing else.
+fn weigh(token_loss: Tensor, weights_N: &Tensor) -> Result<Loss> {
+    let weighted_sum =
+        token_loss.f32s()?.iter().zip(weights_N.f32s()?.iter()).map(|(&loss, &w)| f64::from(loss) * f64::from(w)).sum();
+    Ok(Loss { weighted_sum, token_loss })
+}

@@ -1,0 +1,27 @@
+//! Llama 4 as a list of blocks, each with a forward and a backward pass written by hand. The model knows nothing of
+//! ranks, files or data sets: weights come from a [`scout_device::UnitSource`], tokens from a [`Batch`].
+
+#![forbid(unsafe_code)]
+
+pub mod attention;
+pub mod batch;
+pub mod config;
+pub mod error;
+pub mod experts;
+pub mod head;
+pub mod lora;
+pub mod model;
+pub mod pass;
+pub mod rope;
+pub mod units;
+pub mod vision;
+
+pub use batch::{Batch, Document, Target};
+pub use config::{ModelConfig, VisionConfig};
+pub use error::ModelError;
+pub use lora::{LoraGradients, LoraLayout, LoraSettings, LoraWeights};
+pub use model::{Block, Model, SavedBlock};
+pub use pass::{Keep, NoTrace, Pass, Routes, Trace};
+pub use units::{NameStyle, UnitPlan};
+
+pub type Result<T> = std::result::Result<T, ModelError>;

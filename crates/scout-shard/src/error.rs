@@ -1,0 +1,29 @@
+//! What can go wrong while weights are kept and gathered.
+
+use scout_comm::CommError;
+use scout_core::{ExitCode, UnitId};
+use scout_device::DeviceError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    #[error("unit {found:?} was asked for where the schedule says {expected:?}")]
+    OutOfSchedule { found: UnitId, expected: Option<UnitId> },
+    #[error("gather of {unit}")]
+    Gather {
+        unit: String,
+        #[source]
+        cause: Box<CommError>,
+    },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+impl ShardError {
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            ShardError::OutOfSchedule { .. } => ExitCode::Internal,
+            ShardError::Gather { cause, .. } => cause.exit_code(),
+            ShardError::Device(cause) => cause.exit_code(),
+        }
+    }
+}

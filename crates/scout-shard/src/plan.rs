@@ -1,0 +1,200 @@
+//! Which bytes each rank keeps, and the order in which units are gathered: pure functions of shapes and the number of
+//! ranks, printed before the first batch and obeyed while running. No tensor and no communication here.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use scout_core::{ByteCount, DType, Rank, UnitId, UnitSpec};
+
+/// How the weights of a job are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightsMode {
+    /// Every rank keeps a whole copy; nothing is gathered.
+    Resident,
+    /// Every rank keeps one part of each unit.
+    Zero3,
+}
+
+/// Where one unit lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    Resident,
+    Sharded,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitShard {
+    pub spec: Arc<UnitSpec>,
+    pub placement: Placement,
+    /// Elements each rank keeps. Sharded units are padded at the end so that all ranks keep the same number.
+    pub shard_len: usize,
+}
+
+/// Which part of every unit each rank keeps.
+///
+/// Made once, before the first batch, from nothing but shapes and the number of ranks; every rank computes the same
+/// value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardPlan {
+    // Invariant: the kept ranges of all ranks cover each sharded unit exactly once, padding included
+    // (test: `every_element_is_kept_exactly_once`).
+    units: Vec<UnitShard>,
+    world_size: usize,
+    dtype: DType,
+    /// Units that are gathered ahead of the block in use.
+    lookahead: usize,
+}
+
+impl ShardPlan {
+    pub fn new(units: &[Arc<UnitSpec>], world_size: usize, mode: WeightsMode, lookahead: usize) -> ShardPlan {
+        // A rank alone owns everything already: gathering from itself would only copy.
+        let placement = match mode {
+            WeightsMode::Zero3 if world_size > 1 => Placement::Sharded,
+            _ => Placement::Resident,
+        };
+        let units = units
+            .iter()
+            .map(|spec| {
+                let shard_len = match placement {
+                    Placement::Resident => spec.num_elements(),
+                    Placement::Sharded => spec.num_elements().div_ceil(world_size),
+                };
+                UnitShard { spec: spec.clone(), placement, shard_len }
+            })
+            .collect();
+        ShardPlan { units, world_size, dtype: DType::F32, lookahead }
+    }
+
+    pub fn units(&self) -> &[UnitShard] {
+        &self.units
+    }
+
+    pub fn unit(&self, id: UnitId) -> &UnitShard {
+        &self.units[id.0]
+    }
+
+    pub fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    pub fn lookahead(&self) -> usize {
+        self.lookahead
+    }
+
+    /// The elements of a unit that `rank` keeps; the end is cut where padding begins.
+    pub fn kept(&self, id: UnitId, rank: Rank) -> Range<usize> {
+        let unit = self.unit(id);
+        let num_elements = unit.spec.num_elements();
+        match unit.placement {
+            Placement::Resident => 0..num_elements,
+            Placement::Sharded => {
+                let cut = |elements: usize| elements.min(num_elements);
+                cut(rank.0 * unit.shard_len)..cut((rank.0 + 1) * unit.shard_len)
+            }
+        }
+    }
+
+    pub fn gathered_len(&self, id: UnitId) -> usize {
+        self.unit(id).shard_len * self.world_size
+    }
+
+    /// Bytes of weights that each rank keeps for good.
+    pub fn kept_bytes(&self) -> ByteCount {
+        self.units.iter().map(|unit| self.dtype.size() * unit.shard_len as u64).sum()
+    }
+
+    /// Most bytes of gathered units at one time: a block's units and those that are gathered ahead of it.
+    pub fn gathered_peak(&self, schedule: &Schedule) -> ByteCount {
+        let bytes = |id: &UnitId| match self.unit(*id).placement {
+            Placement::Resident => ByteCount(0),
+            Placement::Sharded => self.dtype.size() * self.gathered_len(*id) as u64,
+        };
+        let order = schedule.order();
+        let windows = schedule.steps().map(|step| {
+            let end = (step.end + self.lookahead).min(order.len());
+            order[step.start..end].iter().map(bytes).sum()
+        });
+        windows.max().unwrap_or_default()
+    }
+}
+
+/// The order in which one pass uses the units, block by block.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Schedule {
+    // Invariant: `ends` is sorted; block i uses `order[ends[i - 1]..ends[i]]`.
+    order: Vec<UnitId>,
+    ends: Vec<usize>,
+}
+
+impl Schedule {
+    /// Adds a block that uses `units` in this order.
+    pub fn push(&mut self, units: &[UnitId]) {
+        self.order.extend_from_slice(units);
+        self.ends.push(self.order.len());
+    }
+
+    pub fn order(&self) -> &[UnitId] {
+        &self.order
+    }
+
+    pub fn steps(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| start..end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scout_core::ParamSpec;
+
+    fn units(lens: &[usize]) -> Vec<Arc<UnitSpec>> {
+        let unit = |(index, &len): (usize, &usize)| {
+            let params = vec![ParamSpec::new(format!("p{index}"), [len])];
+            Arc::new(UnitSpec { id: UnitId(index), name: format!("u{index}"), params })
+        };
+        lens.iter().enumerate().map(unit).collect()
+    }
+
+    #[test]
+    fn every_element_is_kept_exactly_once() {
+        let specs = units(&[1, 2, 7, 8, 64, 1000, 1001]);
+        for world_size in 1..=9 {
+            let plan = ShardPlan::new(&specs, world_size, WeightsMode::Zero3, 2);
+            for spec in &specs {
+                let mut next = 0;
+                for rank in 0..world_size {
+                    let kept = plan.kept(spec.id, Rank(rank));
+                    assert!(kept.start == next || kept.is_empty(), "{world_size} ranks, {}: {kept:?}", spec.name);
+                    assert!(kept.len() <= plan.unit(spec.id).shard_len);
+                    next = next.max(kept.end);
+                }
+                assert_eq!(next, spec.num_elements(), "{world_size} ranks, {}", spec.name);
+                assert!(plan.gathered_len(spec.id) >= spec.num_elements());
+            }
+        }
+    }
+
+    #[test]
+    fn a_resident_plan_gathers_nothing() {
+        let specs = units(&[10, 20]);
+        let plan = ShardPlan::new(&specs, 4, WeightsMode::Resident, 2);
+        let mut schedule = Schedule::default();
+        schedule.push(&[UnitId(0)]);
+        schedule.push(&[UnitId(1)]);
+        assert_eq!(plan.gathered_peak(&schedule), ByteCount(0));
+        assert_eq!(plan.kept_bytes(), ByteCount(120));
+        assert_eq!(plan.kept(UnitId(1), Rank(3)), 0..20);
+    }
+
+    #[test]
+    fn the_gathered_peak_is_the_heaviest_block_with_what_is_gathered_ahead_of_it() {
+        let specs = units(&[100, 8, 40]);
+        let plan = ShardPlan::new(&specs, 2, WeightsMode::Zero3, 1);
+        let mut schedule = Schedule::default();
+        for units in [&[UnitId(1)][..], &[UnitId(2), UnitId(1)], &[UnitId(0)]] {
+            schedule.push(units);
+        }
+        assert_eq!(plan.gathered_peak(&schedule), ByteCount(4 * (40 + 8 + 100)));
+    }
+}

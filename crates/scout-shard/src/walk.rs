@@ -1,0 +1,206 @@
+//! One walk through the units of a pass, in the order of the schedule. A block's units become whole behind a guard;
+//! the guard hands them out one by one, and what it hands out gives its memory back when the last reader is gone.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use scout_comm::{Communicator, Pending};
+use scout_core::{DType, UnitId};
+use scout_device::{Account, Buffer, DeviceError, Lease, Purpose, Tensor, UnitSource, UnitWeights};
+
+use crate::plan::{Schedule, ShardPlan};
+use crate::store::{Kept, ShardStore};
+use crate::{Result, ShardError};
+
+/// A pass in progress. Every rank walks the same schedule, whatever its data, so that gathers meet.
+pub struct Walk<'a> {
+    plan: &'a ShardPlan,
+    store: &'a ShardStore,
+    comm: &'a dyn Communicator,
+    account: &'a Account,
+    schedule: &'a Schedule,
+    // Invariant: `schedule.order()[next_taken..next_started]` are exactly the units in `started`, in this order.
+    next_taken: usize,
+    next_started: usize,
+    started: VecDeque<Started>,
+}
+
+/// A unit on its way.
+enum Started {
+    Resident(Tensor),
+    Gathering { pending: Pending, lease: Lease },
+}
+
+impl<'a> Walk<'a> {
+    pub fn new(
+        plan: &'a ShardPlan,
+        store: &'a ShardStore,
+        comm: &'a dyn Communicator,
+        account: &'a Account,
+        schedule: &'a Schedule,
+    ) -> Walk<'a> {
+        Walk { plan, store, comm, account, schedule, next_taken: 0, next_started: 0, started: VecDeque::new() }
+    }
+
+    /// Starts what is still missing of `units` and of those that come after them, and returns the guard that hands
+    /// `units` out. Fails when the schedule does not go on with exactly these.
+    pub fn gather(&mut self, units: &[UnitId]) -> Result<Guard<'_, 'a>> {
+        let order = self.schedule.order();
+        let expected = order.get(self.next_taken..self.next_taken + units.len()).unwrap_or_default();
+        if expected != units {
+            let found = units.iter().copied().find(|unit| !expected.contains(unit)).unwrap_or(UnitId(usize::MAX));
+            return Err(ShardError::OutOfSchedule { found, expected: order.get(self.next_taken).copied() });
+        }
+        let end = (self.next_taken + units.len() + self.plan.lookahead()).min(order.len());
+        while self.next_started < end {
+            let unit = order[self.next_started];
+            let started = self.start(unit)?;
+            self.started.push_back(started);
+            self.next_started += 1;
+        }
+        Ok(Guard { block_end: self.next_taken + units.len(), walk: self })
+    }
+
+    fn start(&self, unit: UnitId) -> Result<Started> {
+        match self.store.unit(unit) {
+            Kept::Whole(tensor) => Ok(Started::Resident(tensor.clone())),
+            Kept::Part(shard) => {
+                let gathered_len = self.plan.gathered_len(unit);
+                let lease = self.account.lease(Purpose::Gathered, DType::F32.size() * gathered_len as u64)?;
+                let full = Buffer::zeros(DType::F32, gathered_len)?;
+                let pending = self.comm.all_gather(shard, full).map_err(|cause| self.failed(unit, cause))?;
+                Ok(Started::Gathering { pending, lease })
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Result<UnitWeights> {
+        let unit = self.schedule.order()[self.next_taken];
+        let started = self.started.pop_front().expect("a guard exists only for units that were started");
+        self.next_taken += 1;
+        let spec = self.plan.unit(unit).spec.clone();
+        Ok(match started {
+            Started::Resident(tensor) => UnitWeights::new(spec, tensor, None)?,
+            Started::Gathering { pending, lease } => {
+                let full = pending.wait().map_err(|cause| self.failed(unit, cause))?;
+                UnitWeights::new(spec, full.into_tensor()?, Some(Arc::new(lease)))?
+            }
+        })
+    }
+
+    fn failed(&self, unit: UnitId, cause: scout_comm::CommError) -> ShardError {
+        ShardError::Gather { unit: self.plan.unit(unit).spec.name.clone(), cause: Box::new(cause) }
+    }
+}
+
+/// The units of one block. Dropping it drops those that nobody took.
+pub struct Guard<'w, 'a> {
+    walk: &'w mut Walk<'a>,
+    block_end: usize,
+}
+
+impl UnitSource for Guard<'_, '_> {
+    fn take(&mut self, unit: UnitId) -> scout_device::Result<UnitWeights> {
+        let expected = self.walk.schedule.order().get(self.walk.next_taken);
+        if self.walk.next_taken == self.block_end || expected != Some(&unit) {
+            return Err(DeviceError::Gather(Box::new(ShardError::OutOfSchedule {
+                found: unit,
+                expected: expected.copied(),
+            })));
+        }
+        self.walk.finish().map_err(|cause| DeviceError::Gather(Box::new(cause)))
+    }
+}
+
+impl Drop for Guard<'_, '_> {
+    fn drop(&mut self) {
+        // A block that failed half-way leaves units behind; the walk ends with it, so they are only let go.
+        while self.walk.next_taken < self.block_end {
+            self.walk.started.pop_front();
+            self.walk.next_taken += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::WeightsMode;
+    use scout_comm::local_group;
+    use scout_core::{ByteCount, ParamSpec, UnitSpec};
+    use std::time::Duration;
+
+    const LENS: [usize; 4] = [5, 8, 1, 13];
+
+    fn specs() -> Vec<Arc<UnitSpec>> {
+        let unit = |(index, &len): (usize, &usize)| {
+            let params = vec![ParamSpec::new("p", [len])];
+            Arc::new(UnitSpec { id: UnitId(index), name: format!("u{index}"), params })
+        };
+        LENS.iter().enumerate().map(unit).collect()
+    }
+
+    fn schedule() -> Schedule {
+        let mut schedule = Schedule::default();
+        for units in [&[0][..], &[1, 2, 3], &[3, 2], &[0]] {
+            schedule.push(&units.iter().map(|&unit| UnitId(unit)).collect::<Vec<_>>());
+        }
+        schedule
+    }
+
+    fn value(unit: usize, element: usize) -> f32 {
+        (100 * unit + element) as f32
+    }
+
+    #[test]
+    fn a_walk_hands_out_whole_units_in_order_and_holds_no_more_than_the_plan_says() {
+        for world_size in [1, 2, 3, 4] {
+            for lookahead in [0, 1, 2, 5] {
+                let plan = ShardPlan::new(&specs(), world_size, WeightsMode::Zero3, lookahead);
+                let schedule = schedule();
+                std::thread::scope(|scope| {
+                    for comm in local_group(world_size, Duration::from_secs(5)) {
+                        let (plan, schedule) = (&plan, &schedule);
+                        scope.spawn(move || {
+                            let account = Account::new(None);
+                            let mut read = |spec: &UnitSpec, range: std::ops::Range<usize>, out: &mut [f32]| {
+                                out.iter_mut().zip(range).for_each(|(out, element)| *out = value(spec.id.0, element));
+                                Ok::<(), DeviceError>(())
+                            };
+                            let store = ShardStore::load(plan, comm.mesh().rank(), &account, &mut read).unwrap();
+                            let mut walk = Walk::new(plan, &store, &comm, &account, schedule);
+                            for step in schedule.steps() {
+                                let units = &schedule.order()[step];
+                                let mut guard = walk.gather(units).unwrap();
+                                for &unit in units {
+                                    let weights = guard.take(unit).unwrap().param(0).unwrap();
+                                    let expected: Vec<f32> = (0..LENS[unit.0]).map(|i| value(unit.0, i)).collect();
+                                    assert_eq!(weights.to_f32_vec().unwrap(), expected);
+                                }
+                            }
+                            assert_eq!(account.in_use(Purpose::Gathered), ByteCount(0));
+                            assert!(account.peak(Purpose::Gathered) <= plan.gathered_peak(schedule));
+                            assert_eq!(account.peak(Purpose::Shard), plan.kept_bytes());
+                        });
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn a_unit_out_of_order_is_an_error() {
+        let plan = ShardPlan::new(&specs(), 1, WeightsMode::Resident, 1);
+        let schedule = schedule();
+        let account = Account::new(None);
+        let mut read = |_: &UnitSpec, _: std::ops::Range<usize>, _: &mut [f32]| Ok::<(), DeviceError>(());
+        let store = ShardStore::load(&plan, scout_core::Rank(0), &account, &mut read).unwrap();
+        let comm = local_group(1, Duration::from_secs(1)).remove(0);
+        let mut walk = Walk::new(&plan, &store, &comm, &account, &schedule);
+        assert!(walk.gather(&[UnitId(1)]).is_err());
+        let mut guard = walk.gather(&[UnitId(0)]).unwrap();
+        assert!(guard.take(UnitId(1)).is_err());
+        assert!(guard.take(UnitId(0)).is_ok());
+        assert!(guard.take(UnitId(1)).is_err(), "the next unit belongs to the next block");
+    }
+}

@@ -1,0 +1,125 @@
+//! The trained numbers of a LoRA run: the whole adapter as one flat run on every rank, how it begins, and the part of
+//! it whose moments this rank keeps.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use scout_core::{ByteCount, DType, LoraModule, Mesh};
+use scout_device::{Account, Buffer, Lease, Purpose};
+use scout_model::lora::Factor;
+use scout_model::{LoraLayout, LoraWeights};
+
+use crate::Result;
+
+#[derive(Debug)]
+pub struct AdapterState {
+    layout: Arc<LoraLayout>,
+    // Invariant: `flat` is padded at its end to `world_size` equal parts; all ranks hold the same bits.
+    flat: Buffer,
+    mesh: Mesh,
+    /// AdamW's moments of this rank's part.
+    pub(crate) first_moment: Vec<f32>,
+    pub(crate) second_moment: Vec<f32>,
+    // Held, never read: adapter, gradients and moments leave the account with this state.
+    _lease: Lease,
+}
+
+impl AdapterState {
+    /// Starts from `values`, the factors of all modules one behind the other.
+    pub fn new(layout: Arc<LoraLayout>, mut values: Vec<f32>, mesh: Mesh, account: &Account) -> Result<AdapterState> {
+        debug_assert_eq!(values.len(), layout.num_elements(), "one value for each element of the layout");
+        let part_len = values.len().div_ceil(mesh.size());
+        values.resize(part_len * mesh.size(), 0.0);
+        let flat = Buffer::from_f32(values);
+        let lease = account.lease(Purpose::Trained, AdapterState::bytes(&layout, mesh.size()))?;
+        let moments = vec![0.0; part_len];
+        Ok(AdapterState { layout, flat, mesh, first_moment: moments.clone(), second_moment: moments, _lease: lease })
+    }
+
+    /// Bytes on each rank: the adapter and its gradient whole, two moments of one part.
+    pub fn bytes(layout: &LoraLayout, world_size: usize) -> ByteCount {
+        let part = DType::F32.size() * layout.num_elements().div_ceil(world_size) as u64;
+        part * world_size as u64 * 2 + part * 2
+    }
+
+    pub fn layout(&self) -> &Arc<LoraLayout> {
+        &self.layout
+    }
+
+    /// The adapter for one pass.
+    pub fn weights(&self) -> Result<LoraWeights> {
+        Ok(LoraWeights::from_flat(self.layout.clone(), &self.flat)?)
+    }
+
+    /// Factor `factor` of module `module_index`.
+    pub fn factor(&self, module_index: usize, factor: Factor) -> Result<&[f32]> {
+        Ok(&self.flat.f32s()?[self.layout.range(module_index, factor)])
+    }
+
+    pub fn flat(&self) -> &Buffer {
+        &self.flat
+    }
+
+    /// Elements whose moments this rank keeps and which it updates.
+    pub fn own_range(&self) -> Range<usize> {
+        let part_len = self.first_moment.len();
+        let start = self.mesh.rank().0 * part_len;
+        start..start + part_len
+    }
+
+    pub(crate) fn replace(&mut self, flat: Buffer) {
+        self.flat = flat;
+    }
+}
+
+/// PEFT's own start: every factor A uniform within one over the root of its last dimension, every factor B zero. Each
+/// factor has a stream of its own, so that a value depends on seed and place alone.
+pub fn initial_values(layout: &LoraLayout, seed: u64) -> Vec<f32> {
+    let mut values = vec![0.0; layout.num_elements()];
+    for (module_index, module) in layout.modules().iter().enumerate() {
+        let bound = 1.0 / (last_dim(module) as f32).sqrt();
+        let mut stream = ChaCha8Rng::seed_from_u64(seed);
+        stream.set_stream((module.layer_index as u64) << 8 | module.projection as u64);
+        for value in &mut values[layout.range(module_index, Factor::A)] {
+            // 24 bits make every f32 in [0, 1) of that spacing equally likely.
+            let unit = (stream.next_u32() >> 8) as f32 / (1u32 << 24) as f32;
+            *value = bound * (2.0 * unit - 1.0);
+        }
+    }
+    values
+}
+
+/// Second dimension of factor A as PEFT shapes it, `[rank, input]` or `[experts · rank, output]`.
+fn last_dim(module: &LoraModule) -> usize {
+    *module.a_shape().dims().last().expect("a factor has at least two dimensions")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scout_core::Projection;
+    use scout_model::{LoraSettings, ModelConfig};
+
+    #[test]
+    fn an_adapter_begins_without_effect_and_independent_of_the_other_targets() {
+        let config = ModelConfig { num_layers: 2, hidden_size: 64, intermediate_size: 96, ..ModelConfig::scout() };
+        let values_of = |projections: &[Projection]| {
+            let projections = projections.iter().copied().collect();
+            let layout =
+                LoraLayout::new(&config, &LoraSettings { rank: 4, alpha: 8.0, use_rslora: false, projections });
+            let values = initial_values(&layout, 7);
+            let index = layout.find(1, Projection::SharedDown).unwrap();
+            let (a, b) = (layout.range(index, Factor::A), layout.range(index, Factor::B));
+            (values[a].to_vec(), values[b].to_vec())
+        };
+        let (a, b) = values_of(&Projection::ALL);
+        assert_eq!(values_of(&[Projection::Q, Projection::SharedDown]), (a.clone(), b.clone()));
+        assert!(b.iter().all(|&value| value == 0.0));
+        let bound = 1.0 / 96f32.sqrt();
+        assert!(a.iter().all(|value| value.abs() <= bound));
+        let mean = a.iter().sum::<f32>() / a.len() as f32;
+        assert!(mean.abs() < bound / 5.0 && a.iter().any(|value| value.abs() > 0.9 * bound), "mean {mean}");
+    }
+}

@@ -1,0 +1,86 @@
+//! What can end a run, with the exit code that tells the caller what to do next.
+
+use scout_core::{ByteCount, ExitCode};
+
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error("the {what} of step {step} is not a number")]
+    NotANumber { what: &'static str, step: usize },
+    #[error("`{key}`: {problem}")]
+    Config { key: &'static str, problem: String },
+    #[error("`{path}` {problem}")]
+    Input { path: String, problem: String, code: ExitCode },
+    #[error("could not {act} `{path}`")]
+    Io {
+        act: &'static str,
+        path: String,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error(
+        "{needed} a rank do not fit into {budget} at {tokens} tokens a micro-batch, even if every block is computed again"
+    )]
+    DoesNotFit { needed: ByteCount, budget: ByteCount, tokens: usize },
+    #[error("`{path}` is not empty")]
+    OutputExists { path: String },
+    #[error(transparent)]
+    Device(#[from] scout_device::DeviceError),
+    #[error(transparent)]
+    Comm(#[from] scout_comm::CommError),
+    #[error(transparent)]
+    Shard(#[from] scout_shard::ShardError),
+    #[error(transparent)]
+    Model(#[from] scout_model::ModelError),
+    #[error(transparent)]
+    Data(#[from] scout_data::DataError),
+    #[error(transparent)]
+    Checkpoint(#[from] scout_checkpoint::CheckpointError),
+    #[error(transparent)]
+    Telemetry(#[from] scout_telemetry::TelemetryError),
+}
+
+impl TrainError {
+    pub fn exit_code(&self) -> ExitCode {
+        // Weights that do not arrive come up through the model, which knows nothing of ranks: ask whoever failed.
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            if let Some(gather) = error.downcast_ref::<scout_shard::ShardError>() {
+                return gather.exit_code();
+            }
+            cause = error.source();
+        }
+        match self {
+            TrainError::NotANumber { .. } => ExitCode::NotANumber,
+            TrainError::Config { .. } | TrainError::OutputExists { .. } => ExitCode::BadConfig,
+            TrainError::DoesNotFit { .. } => ExitCode::DeviceUnavailable,
+            TrainError::Input { code, .. } => *code,
+            TrainError::Io { cause, .. } => ExitCode::of_io(cause, ExitCode::InputOutput),
+            TrainError::Device(cause) => cause.exit_code(),
+            TrainError::Comm(cause) => cause.exit_code(),
+            TrainError::Shard(cause) => cause.exit_code(),
+            TrainError::Model(cause) => cause.exit_code(),
+            TrainError::Data(cause) => cause.exit_code(),
+            TrainError::Checkpoint(cause) => cause.exit_code(),
+            TrainError::Telemetry(cause) => cause.exit_code(),
+        }
+    }
+
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            TrainError::NotANumber { .. } => {
+                Some("lower `learning_rate`, or look at the rows of this step".to_string())
+            }
+            TrainError::DoesNotFit { .. } => Some(
+                "lower `per_device_train_batch_size` or `cutoff_len`, use more ranks, or raise `device_memory`"
+                    .to_string(),
+            ),
+            TrainError::OutputExists { .. } => {
+                Some("set `overwrite_output_dir: true`, or choose another `output_dir`".to_string())
+            }
+            TrainError::Device(cause) => cause.hint(),
+            TrainError::Data(cause) => cause.hint(),
+            TrainError::Checkpoint(cause) => cause.hint(),
+            _ => None,
+        }
+    }
+}

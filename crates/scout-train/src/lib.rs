@@ -1,0 +1,22 @@
+//! Where the parts meet: the resolved plan of a run, the trainer and its step, the optimizer, loading, evaluation, and
+//! the comparison with recorded numbers. Nothing below this crate knows all of model, shards and data.
+
+#![forbid(unsafe_code)]
+
+pub mod adapter;
+pub mod error;
+pub mod load;
+pub mod optimizer;
+pub mod plan;
+pub mod prepare;
+pub mod recorder;
+pub mod run;
+pub mod schedule;
+pub mod synth;
+pub mod trainer;
+pub mod verify;
+
+pub use error::TrainError;
+pub use trainer::{StepReport, StepSettings, Trainer};
+
+pub type Result<T> = std::result::Result<T, TrainError>;

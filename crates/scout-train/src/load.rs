@@ -1,0 +1,78 @@
+//! From files to memory: weights into a shard store, an adapter folder into trained state. Which bytes are read is the
+//! plan's word; this module only asks the files for them.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use scout_checkpoint::{AdapterSettings, LoadedAdapter, ModelFolder, read_adapter};
+use scout_core::{Mesh, ParamSpec, Projection, Rank, UnitSpec};
+use scout_device::Account;
+use scout_model::lora::{Factor, modules};
+use scout_model::{LoraLayout, LoraSettings, ModelConfig};
+use scout_shard::{ShardPlan, ShardStore};
+
+use crate::Result;
+use crate::adapter::AdapterState;
+
+/// Reads what `rank` keeps, and nothing else.
+pub fn weights(files: &ModelFolder, plan: &ShardPlan, rank: Rank, account: &Account) -> Result<ShardStore> {
+    ShardStore::load(plan, rank, account, &mut |unit, range, out| {
+        each_param(unit, range, out, |param, range, out| Ok(files.read_f32(&param.name, range, out)?))
+    })
+}
+
+/// Splits a range of a unit's elements, which may span several parameters, and fills `out` piece by piece.
+pub fn each_param(
+    unit: &UnitSpec,
+    range: Range<usize>,
+    mut out: &mut [f32],
+    mut fill: impl FnMut(&ParamSpec, Range<usize>, &mut [f32]) -> Result<()>,
+) -> Result<()> {
+    let mut before = 0;
+    for param in &unit.params {
+        let after = before + param.num_elements();
+        let (start, end) = (range.start.max(before), range.end.min(after));
+        if start < end {
+            let (here, rest) = out.split_at_mut(end - start);
+            fill(param, start - before..end - before, here)?;
+            out = rest;
+        }
+        before = after;
+    }
+    Ok(())
+}
+
+/// Reads an adapter made for a model of these shapes.
+pub fn adapter(folder: &Path, config: &ModelConfig) -> Result<LoadedAdapter> {
+    let modules_for = |settings: &AdapterSettings, projections: &BTreeSet<Projection>| {
+        modules(config, &lora_settings(settings, projections))
+    };
+    Ok(read_adapter(folder, &modules_for)?)
+}
+
+/// Trained state that starts from a loaded adapter.
+pub fn adapter_state(
+    loaded: &LoadedAdapter,
+    config: &ModelConfig,
+    mesh: Mesh,
+    account: &Account,
+) -> Result<AdapterState> {
+    let layout = LoraLayout::new(config, &lora_settings(&loaded.settings, &loaded.projections));
+    let mut values = vec![0.0; layout.num_elements()];
+    for (index, (a, b)) in loaded.factors.iter().enumerate() {
+        values[layout.range(index, Factor::A)].copy_from_slice(a);
+        values[layout.range(index, Factor::B)].copy_from_slice(b);
+    }
+    AdapterState::new(Arc::new(layout), values, mesh, account)
+}
+
+pub fn lora_settings(settings: &AdapterSettings, projections: &BTreeSet<Projection>) -> LoraSettings {
+    LoraSettings {
+        rank: settings.rank,
+        alpha: settings.alpha,
+        use_rslora: settings.use_rslora,
+        projections: projections.clone(),
+    }
+}

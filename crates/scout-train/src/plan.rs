@@ -1,0 +1,253 @@
+//! The resolved plan of a run: every number that follows from configuration, shapes, data and the number of ranks,
+//! derived once and printed before any weight is read. Below this point nothing is optional.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use scout_checkpoint::{AdapterLayout, LoadedAdapter, ModelFolder};
+use scout_config::{self as written, RunConfig};
+use scout_core::{ByteCount, DType, ExitCode, Projection};
+use scout_model::{Keep, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
+use scout_shard::{ShardPlan, WeightsMode};
+
+use crate::adapter::AdapterState;
+use crate::optimizer::OptimizerSettings;
+use crate::schedule::{Decay, LearningRate};
+use crate::trainer::{Schedules, StepSettings};
+use crate::{Result, TrainError, load};
+
+/// Units gathered ahead of the block in use.
+const LOOKAHEAD: usize = 2;
+/// The head computes its logits in chunks of at most this many bytes, twice: logits and their gradient.
+const HEAD_CHUNK: ByteCount = ByteCount::mib(128);
+
+/// Where the model comes from.
+#[derive(Debug, Clone)]
+pub struct ModelSource {
+    pub config: ModelConfig,
+    pub style: NameStyle,
+    /// The folder of weights and tokenizer; `None` for a built-in shape without files.
+    pub folder: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+pub struct RunPlan {
+    pub source: ModelSource,
+    pub world_size: usize,
+    pub units: UnitPlan,
+    pub shards: ShardPlan,
+    pub schedules: Schedules,
+    pub lora: LoraSettings,
+    pub adapter_layout: AdapterLayout,
+    pub memory: MemoryPlan,
+    pub steps: Option<StepsPlan>,
+    pub settings: StepSettings,
+}
+
+/// How many updates there are; unknown without data.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepsPlan {
+    pub num_rows: usize,
+    pub updates_per_epoch: usize,
+    pub total_steps: usize,
+    pub warmup_steps: usize,
+}
+
+/// Predicted bytes on each rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    pub shard: ByteCount,
+    pub gathered: ByteCount,
+    pub trained: ByteCount,
+    pub activations: ByteCount,
+    pub head: ByteCount,
+    pub budget: Option<ByteCount>,
+}
+
+impl MemoryPlan {
+    pub fn total(&self) -> ByteCount {
+        [self.shard, self.gathered, self.trained, self.activations, self.head].into_iter().sum()
+    }
+}
+
+impl ModelSource {
+    /// Reads the shapes of the configured model. With `shape_suffices`, a name that ends in Scout's own and is no
+    /// folder means the built-in shape.
+    pub fn find(config: &RunConfig, shape_suffices: bool) -> Result<ModelSource> {
+        let builtin = || ModelSource { config: ModelConfig::scout(), style: NameStyle::Conditional, folder: None };
+        let Some(path) = &config.model.model_name_or_path else { return Ok(builtin()) };
+        let is_scout = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("Llama-4-Scout-17B-16E"));
+        if !path.exists() {
+            if shape_suffices && is_scout {
+                return Ok(builtin());
+            }
+            return Err(TrainError::Input {
+                path: path.display().to_string(),
+                problem: "is not a folder with a model (`model_name_or_path`)".to_string(),
+                code: ExitCode::MissingInput,
+            });
+        }
+        let model = ModelConfig::read(&path.join("config.json"))?;
+        // Random weights need shapes and names, not files; the text class is what they imitate.
+        let style = match config.model.random_weights {
+            true => NameStyle::Text,
+            false => NameStyle::of_names(ModelFolder::open(path)?.names()),
+        };
+        Ok(ModelSource { config: model, style, folder: Some(path.clone()) })
+    }
+}
+
+impl RunPlan {
+    /// Derives everything. `rows` and `updates_per_epoch` are known once the data is; `start` is the adapter that
+    /// training goes on from, whose rank and targets win over the configuration's.
+    pub fn resolve(
+        config: &RunConfig,
+        source: ModelSource,
+        world_size: usize,
+        data: Option<DataCounts>,
+        start: Option<&LoadedAdapter>,
+    ) -> Result<RunPlan> {
+        let units = UnitPlan::new(&source.config, source.style);
+        let mode = match config.device.weights {
+            written::Weights::Resident => WeightsMode::Resident,
+            written::Weights::Auto | written::Weights::Zero3 => WeightsMode::Zero3,
+        };
+        let shards = ShardPlan::new(units.units(), world_size, mode, LOOKAHEAD);
+        let schedules = Schedules::of(&Model::new(&source.config, &units)?);
+        let lora = match start {
+            Some(start) => load::lora_settings(&start.settings, &start.projections),
+            None => lora_settings(&config.lora),
+        };
+        let layout = LoraLayout::new(&source.config, &lora);
+        let tokens = config.train.per_device_train_batch_size * config.data.cutoff_len;
+        let tokens = data.map_or(tokens, |data| data.most_tokens.max(1));
+        let fixed = MemoryPlan {
+            shard: shards.kept_bytes(),
+            gathered: shards.gathered_peak(&schedules.train),
+            trained: AdapterState::bytes(&layout, world_size),
+            activations: ByteCount(0),
+            head: HEAD_CHUNK,
+            budget: config.device.device_memory,
+        };
+        let (keep, memory) = choose_keep(&source.config, tokens, fixed)?;
+        let steps = data.map(|data| steps(config, data));
+        let settings = step_settings(config, keep, steps, start.map(|start| start.settings.dropout));
+        let adapter_layout = match config.output.adapter_layout {
+            written::AdapterLayout::Text => AdapterLayout::Text,
+            written::AdapterLayout::Conditional => AdapterLayout::Conditional,
+            written::AdapterLayout::Auto => match source.style {
+                NameStyle::Text => AdapterLayout::Text,
+                NameStyle::Conditional => AdapterLayout::Conditional,
+            },
+        };
+        Ok(RunPlan { source, world_size, units, shards, schedules, lora, adapter_layout, memory, steps, settings })
+    }
+
+    pub fn num_trained(&self) -> usize {
+        LoraLayout::new(&self.source.config, &self.lora).num_elements()
+    }
+}
+
+/// What the data says about the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DataCounts {
+    pub num_rows: usize,
+    pub updates_per_epoch: usize,
+    /// Tokens of the largest micro-batch.
+    pub most_tokens: usize,
+}
+
+/// Keeps as much as the budget allows; what is not kept is computed again.
+fn choose_keep(config: &ModelConfig, tokens: usize, fixed: MemoryPlan) -> Result<(Keep, MemoryPlan)> {
+    let with = |keep| MemoryPlan { activations: activation_bytes(config, tokens, keep), ..fixed };
+    for keep in [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly] {
+        let memory = with(keep);
+        if fixed.budget.is_none_or(|budget| memory.total() <= budget) {
+            return Ok((keep, memory));
+        }
+    }
+    let least = with(Keep::InputOnly);
+    Err(TrainError::DoesNotFit { needed: least.total(), budget: fixed.budget.unwrap_or_default(), tokens })
+}
+
+/// Bytes that all blocks keep for the backward pass, and what one block needs beside them while it computes.
+pub fn activation_bytes(config: &ModelConfig, tokens: usize, keep: Keep) -> ByteCount {
+    let hidden = config.hidden_size;
+    let q_width = config.num_heads * config.head_dim;
+    let kv_width = 2 * config.num_kv_heads * config.head_dim;
+    let attention_inner = 2 * q_width + kv_width + 2 * config.num_heads + config.num_kv_heads;
+    let wide = 2 * 2 * config.intermediate_size;
+    let kept_per_layer = match keep {
+        Keep::Everything => 2 * hidden + attention_inner + wide,
+        Keep::AllButGateUp => 2 * hidden + attention_inner,
+        Keep::InputOnly => 2 * hidden,
+    };
+    // One block at work: its wide halves, their gradients, the hidden product and a few rows of the model's width.
+    let at_work = 2 * wide + 2 * config.intermediate_size + 6 * hidden;
+    DType::F32.size() * (tokens * (config.num_layers * kept_per_layer + at_work)) as u64
+}
+
+fn lora_settings(lora: &written::LoraConfig) -> LoraSettings {
+    let targets = &lora.lora_target;
+    let projections: BTreeSet<Projection> = [
+        (targets.q, Projection::Q),
+        (targets.k, Projection::K),
+        (targets.v, Projection::V),
+        (targets.o, Projection::O),
+        (targets.gate, Projection::SharedGate),
+        (targets.up, Projection::SharedUp),
+        (targets.down, Projection::SharedDown),
+        (targets.experts_gate_up, Projection::ExpertsGateUp),
+        (targets.experts_down, Projection::ExpertsDown),
+    ]
+    .into_iter()
+    .filter_map(|(is_target, projection)| is_target.then_some(projection))
+    .collect();
+    LoraSettings { rank: lora.lora_rank, alpha: lora.lora_alpha, use_rslora: lora.use_rslora, projections }
+}
+
+fn steps(config: &RunConfig, data: DataCounts) -> StepsPlan {
+    let train = &config.train;
+    let by_epochs = (data.updates_per_epoch as f64 * train.num_train_epochs).ceil() as usize;
+    let total_steps = train.max_steps.unwrap_or(by_epochs);
+    let warmup_steps = match train.warmup_steps {
+        0 => (total_steps as f64 * train.warmup_ratio).ceil() as usize,
+        steps => steps,
+    };
+    StepsPlan { num_rows: data.num_rows, updates_per_epoch: data.updates_per_epoch, total_steps, warmup_steps }
+}
+
+fn step_settings(config: &RunConfig, keep: Keep, steps: Option<StepsPlan>, dropout: Option<f64>) -> StepSettings {
+    let train = &config.train;
+    StepSettings {
+        keep,
+        lora_dropout: dropout.unwrap_or(config.lora.lora_dropout) as f32,
+        seed: train.seed,
+        optimizer: OptimizerSettings {
+            beta1: train.adam_beta1,
+            beta2: train.adam_beta2,
+            epsilon: train.adam_epsilon,
+            weight_decay: train.weight_decay,
+            // As in the usual trainers, 0 switches clipping off.
+            max_grad_norm: (train.max_grad_norm > 0.0).then_some(train.max_grad_norm),
+        },
+        learning_rate: LearningRate {
+            peak: train.learning_rate,
+            warmup_steps: steps.map_or(0, |steps| steps.warmup_steps),
+            total_steps: steps.map_or(1, |steps| steps.total_steps),
+            decay: match train.lr_scheduler_type {
+                written::LrSchedulerType::Linear => Decay::Linear,
+                written::LrSchedulerType::Cosine => Decay::Cosine,
+                written::LrSchedulerType::Constant | written::LrSchedulerType::ConstantWithWarmup => Decay::Constant,
+            },
+        },
+    }
+}
+
+/// Floating-point operations of one update that count as useful: forward and activation gradients, head included; no
+/// recomputation, no adapter. Attention counts its causal half, once forward and two and a half times backward.
+pub fn useful_flops(config: &ModelConfig, num_tokens: usize, attended_pairs: u64) -> f64 {
+    let attention_forward =
+        4.0 * (config.num_layers * config.num_heads * config.head_dim) as f64 * attended_pairs as f64;
+    4.0 * config.num_active_matmul_params() as f64 * num_tokens as f64 + 3.5 * attention_forward
+}

@@ -1,0 +1,302 @@
+//! A training run from start to end: load, step, log, evaluate, save. Each rank runs this; the first one speaks and
+//! writes files.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use scout_checkpoint::{AdapterSettings, ModelFolder, write_adapter};
+use scout_comm::Communicator;
+use scout_config::RunConfig;
+use scout_core::{ByteCount, UnitSpec};
+use scout_device::Account;
+use scout_model::lora::Factor;
+use scout_model::{LoraLayout, Model};
+use scout_shard::ShardStore;
+use scout_telemetry::{EvalResults, Progress, StepRecord, TrainResults};
+
+use crate::adapter::{AdapterState, initial_values};
+use crate::plan::{RunPlan, StepsPlan, useful_flops};
+use crate::prepare::{Prepared, evaluation_interval};
+use crate::recorder::{Recorder, Summary};
+use crate::trainer::{StepReport, Trainer};
+use crate::{Result, TrainError, load, synth};
+
+/// What a finished run can tell.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Loss of every step.
+    pub losses: Vec<f32>,
+    pub summary: Summary,
+    pub memory_peak: Option<ByteCount>,
+    pub output_dir: PathBuf,
+}
+
+/// Trains as `prepared` says and leaves the run folder behind. `progress` is silent on all ranks but the first.
+pub fn run(
+    config: &RunConfig,
+    prepared: Prepared,
+    comm: Box<dyn Communicator>,
+    progress: &mut Progress,
+) -> Result<Outcome> {
+    let output_dir = config
+        .output
+        .output_dir
+        .clone()
+        .ok_or_else(|| TrainError::Config { key: "output_dir", problem: "is not given".to_string() })?;
+    let is_first = comm.mesh().is_first();
+    let mut recorder = match is_first {
+        true => Some(Recorder::create(config, &output_dir, progress)?),
+        false => None,
+    };
+    let mut trainer = build(config, &prepared, comm)?;
+    let steps = prepared.plan.steps.expect("a prepared run knows its steps");
+    let mut session = Session::begin(config, &prepared, steps, &trainer)?;
+    progress.begin(0, steps.total_steps as u64);
+    for step in 0..steps.total_steps {
+        session.step(&mut trainer, step)?;
+        if session.logs_after(step) {
+            let record = session.take_record(step, &trainer);
+            if let Some(recorder) = &mut recorder {
+                recorder.logged(&record, progress)?;
+            }
+        }
+        if session.evaluates_after(step) {
+            let (record, results) = session.evaluate(step, &trainer)?;
+            if let Some(recorder) = &mut recorder {
+                recorder.evaluated(&record, results, progress)?;
+            }
+        }
+        progress.advance(step as u64 + 1);
+    }
+    progress.finish();
+    let outcome = session.finish(output_dir);
+    if let Some(recorder) = recorder {
+        save_adapter(config, &prepared, &trainer, &outcome.output_dir)?;
+        recorder.finish(config, &outcome.summary)?;
+    }
+    trainer.comm.barrier()?; // nobody leaves before the adapter is on disk
+    Ok(outcome)
+}
+
+/// Reads this rank's weights and puts the trainer together.
+pub fn build(config: &RunConfig, prepared: &Prepared, comm: Box<dyn Communicator>) -> Result<Trainer> {
+    let plan = &prepared.plan;
+    let mesh = comm.mesh();
+    let account = Account::new(config.device.device_memory);
+    let model_config = &plan.source.config;
+    let store = match (&plan.source.folder, config.model.random_weights) {
+        (Some(folder), false) => {
+            let files = ModelFolder::open(folder)?;
+            let expected = plan.units.checkpoint_params(model_config, plan.source.style);
+            files.check(&expected, &scout_model::UnitPlan::STORED_AS)?;
+            load::weights(&files, &plan.shards, mesh.rank(), &account)?
+        }
+        _ => random_weights(plan, config.train.seed, mesh.rank(), &account)?,
+    };
+    let adapter = match &prepared.start {
+        Some(start) => load::adapter_state(start, model_config, mesh, &account)?,
+        None => {
+            let layout = std::sync::Arc::new(LoraLayout::new(model_config, &plan.lora));
+            let values = initial_values(&layout, config.train.seed);
+            AdapterState::new(layout, values, mesh, &account)?
+        }
+    };
+    let model = Model::new(model_config, &plan.units)?;
+    let (plan_shards, schedules) = (plan.shards.clone(), plan.schedules.clone());
+    Ok(Trainer { model, plan: plan_shards, store, adapter, comm, account, schedules, settings: plan.settings })
+}
+
+fn random_weights(plan: &RunPlan, seed: u64, rank: scout_core::Rank, account: &Account) -> Result<ShardStore> {
+    ShardStore::load(&plan.shards, rank, account, &mut |unit: &UnitSpec, range, out: &mut [f32]| {
+        load::each_param(unit, range, out, |param, range, out| {
+            synth::fill(seed, param, range, out);
+            Ok(())
+        })
+    })
+}
+
+fn save_adapter(config: &RunConfig, prepared: &Prepared, trainer: &Trainer, folder: &Path) -> Result<()> {
+    let plan = &prepared.plan;
+    let settings = AdapterSettings {
+        rank: plan.lora.rank,
+        alpha: plan.lora.alpha,
+        dropout: match &prepared.start {
+            Some(start) => start.settings.dropout,
+            None => config.lora.lora_dropout,
+        },
+        use_rslora: plan.lora.use_rslora,
+        base_model_name: config.model.model_name_or_path.as_ref().map(|path| path.display().to_string()),
+    };
+    let layout = trainer.adapter.layout();
+    let flat = trainer.adapter.flat().f32s()?;
+    let factors = |index: usize| (&flat[layout.range(index, Factor::A)], &flat[layout.range(index, Factor::B)]);
+    write_adapter(folder, plan.adapter_layout, &settings, layout.modules(), &factors)?;
+    // Whoever serves the adapter wants the tokenizer it was trained with beside it.
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
+        let Some(from) = plan.source.folder.as_ref().map(|folder| folder.join(name)).filter(|path| path.is_file())
+        else {
+            continue;
+        };
+        let to = folder.join(name);
+        std::fs::copy(&from, &to).map_err(|cause| TrainError::Io {
+            act: "write",
+            path: to.display().to_string(),
+            cause,
+        })?;
+    }
+    Ok(())
+}
+
+/// The loop's memory: sums since the last line of the log.
+struct Session<'a> {
+    config: &'a RunConfig,
+    prepared: &'a Prepared,
+    steps: StepsPlan,
+    evaluates_every: Option<usize>,
+    evaluation: Vec<scout_model::Batch>,
+    begun: Instant,
+    line_begun: Instant,
+    losses: Vec<f32>,
+    since_line: Vec<StepReport>,
+    tokens_since_line: u64,
+    total_tokens: u64,
+    total_flops: f64,
+    evaluated: Option<EvalResults>,
+}
+
+impl<'a> Session<'a> {
+    fn begin(
+        config: &'a RunConfig,
+        prepared: &'a Prepared,
+        steps: StepsPlan,
+        trainer: &Trainer,
+    ) -> Result<Session<'a>> {
+        let evaluates_every = evaluation_interval(config, steps.updates_per_epoch);
+        let mesh = trainer.comm.mesh();
+        let evaluation = match evaluates_every {
+            None => Vec::new(),
+            Some(_) => prepared.data.evaluation(
+                config.train.per_device_train_batch_size,
+                mesh.size(),
+                mesh.rank().0,
+                prepared.plan.source.config.attention_chunk_size,
+            )?,
+        };
+        let now = Instant::now();
+        Ok(Session {
+            config,
+            prepared,
+            steps,
+            evaluates_every,
+            evaluation,
+            begun: now,
+            line_begun: now,
+            losses: Vec::with_capacity(steps.total_steps),
+            since_line: Vec::new(),
+            tokens_since_line: 0,
+            total_tokens: 0,
+            total_flops: 0.0,
+            evaluated: None,
+        })
+    }
+
+    fn step(&mut self, trainer: &mut Trainer, step: usize) -> Result<()> {
+        let model = &self.prepared.plan.source.config;
+        let rank = trainer.comm.mesh().rank().0;
+        let (batches, _) = self.prepared.data.update(step, rank, model.attention_chunk_size)?;
+        let report = trainer.step(&batches, step)?;
+        self.losses.push(report.loss as f32);
+        self.tokens_since_line += report.num_tokens as u64;
+        self.total_tokens += report.num_tokens as u64;
+        let pairs: u64 = batches.iter().map(attended_pairs).sum();
+        let own_tokens = batches.iter().map(scout_model::Batch::num_tokens).sum();
+        self.total_flops += useful_flops(model, own_tokens, pairs);
+        self.since_line.push(report);
+        Ok(())
+    }
+
+    fn logs_after(&self, step: usize) -> bool {
+        (step + 1).is_multiple_of(self.config.train.logging_steps) || step + 1 == self.steps.total_steps
+    }
+
+    fn evaluates_after(&self, step: usize) -> bool {
+        self.evaluates_every.is_some_and(|every| (step + 1).is_multiple_of(every) || step + 1 == self.steps.total_steps)
+    }
+
+    /// The line for the steps since the last one.
+    fn take_record(&mut self, step: usize, trainer: &Trainer) -> StepRecord {
+        let seconds = self.line_begun.elapsed().as_secs_f64();
+        let num_steps = self.since_line.len() as f64;
+        let mean_loss = self.since_line.iter().map(|report| report.loss).sum::<f64>() / num_steps;
+        let last = self.since_line.last().copied();
+        let record = StepRecord {
+            loss: Some(mean_loss as f32),
+            grad_norm: last.map(|report| report.grad_norm as f32),
+            lr: last.map(|report| report.learning_rate),
+            tokens: Some(self.tokens_since_line),
+            step_time: Some(seconds / num_steps),
+            tok_s_gpu: Some(self.tokens_since_line as f64 / seconds / trainer.comm.mesh().size() as f64),
+            mem_peak: scout_device::host::peak_resident(),
+            ..self.record(step)
+        };
+        self.since_line.clear();
+        self.tokens_since_line = 0;
+        self.line_begun = Instant::now();
+        record
+    }
+
+    fn evaluate(&mut self, step: usize, trainer: &Trainer) -> Result<(StepRecord, EvalResults)> {
+        let begun = Instant::now();
+        let loss = trainer.evaluate(&self.evaluation)?;
+        let record = StepRecord { eval_loss: Some(loss as f32), ..self.record(step) };
+        let seconds = begun.elapsed().as_secs_f64();
+        let results = EvalResults {
+            epoch: record.epoch.unwrap_or_default(),
+            eval_loss: loss,
+            eval_runtime: seconds,
+            eval_samples_per_second: self.prepared.data.held_out.len() as f64 / seconds,
+            eval_steps_per_second: self.evaluation.len() as f64 / seconds,
+        };
+        // Time spent on held-out rows is nobody's step time.
+        self.line_begun += begun.elapsed();
+        self.evaluated = Some(results);
+        Ok((record, results))
+    }
+
+    fn record(&self, step: usize) -> StepRecord {
+        StepRecord {
+            current_steps: step as u64 + 1,
+            total_steps: self.steps.total_steps as u64,
+            epoch: Some((step + 1) as f64 / self.steps.updates_per_epoch as f64),
+            elapsed: self.begun.elapsed(),
+            total_tokens: Some(self.total_tokens),
+            ..StepRecord::default()
+        }
+    }
+
+    fn finish(self, output_dir: PathBuf) -> Outcome {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let num_steps = self.steps.total_steps as f64;
+        let epoch = num_steps / self.steps.updates_per_epoch as f64;
+        let train = TrainResults {
+            epoch,
+            num_input_tokens_seen: self.total_tokens,
+            total_flos: self.total_flops,
+            train_loss: self.losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / num_steps,
+            train_runtime: seconds,
+            train_samples_per_second: self.prepared.data.examples.len() as f64 * epoch / seconds,
+            train_steps_per_second: num_steps / seconds,
+        };
+        Outcome {
+            losses: self.losses,
+            summary: Summary { train, eval: self.evaluated, total_steps: self.steps.total_steps as u64 },
+            memory_peak: scout_device::host::peak_resident(),
+            output_dir,
+        }
+    }
+}
+
+/// Pairs of positions that see each other, causal and inside documents.
+fn attended_pairs(batch: &scout_model::Batch) -> u64 {
+    batch.documents.windows(2).map(|bound| u64::from(bound[1] - bound[0])).map(|len| len * (len + 1) / 2).sum()
+}

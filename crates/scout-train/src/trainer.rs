@@ -1,0 +1,168 @@
+//! The trainer: one step readable on a page. Gather, compute, release, reduce and update are visible calls in this
+//! order; what is gathered when was decided by the plan before the first batch.
+
+use scout_comm::Communicator;
+use scout_device::{Account, Tensor};
+use scout_model::head::Loss;
+use scout_model::pass::Dropout;
+use scout_model::{Batch, Keep, LoraGradients, LoraWeights, Model, NoTrace, Pass, Routes, Trace};
+use scout_shard::{Schedule, ShardPlan, ShardStore, Walk};
+
+use crate::adapter::AdapterState;
+use crate::optimizer::{self, OptimizerSettings, sum_over_ranks};
+use crate::schedule::LearningRate;
+use crate::{Result, TrainError};
+
+/// How a step computes, apart from what it computes on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepSettings {
+    pub keep: Keep,
+    pub lora_dropout: f32,
+    pub seed: u64,
+    pub optimizer: OptimizerSettings,
+    pub learning_rate: LearningRate,
+}
+
+/// A model with its weights, its adapter and its peers.
+pub struct Trainer {
+    pub model: Model,
+    pub plan: ShardPlan,
+    pub store: ShardStore,
+    pub adapter: AdapterState,
+    pub comm: Box<dyn Communicator>,
+    pub account: Account,
+    pub schedules: Schedules,
+    pub settings: StepSettings,
+}
+
+/// The order in which units are used: forward and back again, or forward alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schedules {
+    pub train: Schedule,
+    pub evaluate: Schedule,
+}
+
+/// What one update did, summed over all ranks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    pub loss: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    pub learning_rate: f64,
+    pub num_tokens: usize,
+}
+
+impl Schedules {
+    pub fn of(model: &Model) -> Schedules {
+        let mut forward = Schedule::default();
+        forward.push(&[model.embedding.unit]);
+        for block in &model.blocks {
+            forward.push(&block.forward_units());
+        }
+        forward.push(&[model.head.unit]);
+        let mut train = forward.clone();
+        for block in model.blocks.iter().rev() {
+            train.push(&block.backward_units());
+        }
+        Schedules { train, evaluate: forward }
+    }
+}
+
+impl Trainer {
+    /// One optimizer update from all its micro-batches. `step` counts from 0.
+    pub fn step(&mut self, micro_batches: &[Batch], step: usize) -> Result<StepReport> {
+        let lora = self.adapter.weights()?;
+        let mut gradients = LoraGradients::zeros(self.adapter.layout().clone());
+        let mut loss_sum = 0.0;
+        for batch in micro_batches {
+            let pass = self.pass(batch, &lora, Some(step));
+            loss_sum += self.forward_backward(&pass, &mut gradients, &mut NoTrace)?.weighted_sum;
+        }
+        let num_tokens: usize = micro_batches.iter().map(Batch::num_tokens).sum();
+        let [loss, num_tokens] = sum_over_ranks(&*self.comm, [loss_sum, num_tokens as f64])?;
+        if !loss.is_finite() {
+            return Err(TrainError::NotANumber { what: "loss", step });
+        }
+        let gradient = optimizer::reduce(gradients, &self.adapter, &*self.comm)?;
+        let learning_rate = self.settings.learning_rate.at(step);
+        let optimizer = &self.settings.optimizer;
+        optimizer::update(&mut self.adapter, &gradient, optimizer, learning_rate, step, &*self.comm)?;
+        Ok(StepReport { loss, grad_norm: gradient.norm, learning_rate, num_tokens: num_tokens as usize })
+    }
+
+    /// One pass through all blocks and back. Activation gradients are overwritten on the way; adapter gradients are
+    /// added to `gradients`, for only they live across micro-batches.
+    pub fn forward_backward(&self, pass: &Pass, gradients: &mut LoraGradients, trace: &mut dyn Trace) -> Result<Loss> {
+        let mut walk = self.walk(&self.schedules.train);
+        let embedding = &self.model.embedding;
+        let mut x = embedding.forward(&mut walk.gather(&[embedding.unit])?, pass.batch, trace)?;
+        let mut tape = Vec::with_capacity(self.model.blocks.len());
+        for block in &self.model.blocks {
+            let mut weights = walk.gather(&block.forward_units())?; // waits for these units, starts the next ones
+            let (y, saved) = block.forward(&mut weights, x, pass, trace)?;
+            tape.push(saved);
+            x = y;
+        } // weights go back here, every turn
+        let head = &self.model.head;
+        let (loss, mut dx) = head.loss_and_gradient(&mut walk.gather(&[head.unit])?, &x, pass.batch, trace)?;
+        drop(x);
+        for (block, saved) in self.model.blocks.iter().zip(tape).rev() {
+            if let Some(layer_index) = block.closes_layer()
+                && trace.is_on()
+            {
+                trace.record(&format!("grad_of.layer.{layer_index}.out"), &dx);
+            }
+            let mut weights = walk.gather(&block.backward_units())?;
+            dx = block.backward(&mut weights, dx, saved, pass, gradients)?;
+        }
+        Ok(loss)
+    }
+
+    /// The weighted loss over `batches` on all ranks, without gradients and without dropout.
+    pub fn evaluate(&self, batches: &[Batch]) -> Result<f64> {
+        let lora = self.adapter.weights()?;
+        let mut loss_sum = 0.0;
+        for batch in batches {
+            loss_sum += self.losses(&self.pass(batch, &lora, None))?.weighted_sum;
+        }
+        let [loss] = sum_over_ranks(&*self.comm, [loss_sum])?;
+        Ok(loss)
+    }
+
+    /// The losses of one batch on this rank.
+    pub fn losses(&self, pass: &Pass) -> Result<Loss> {
+        let mut walk = self.walk(&self.schedules.evaluate);
+        let x = self.forward(&mut walk, pass, &mut NoTrace)?;
+        let head = &self.model.head;
+        Ok(head.loss(&mut walk.gather(&[head.unit])?, &x, pass.batch)?)
+    }
+
+    /// Logits of every position, for comparisons.
+    pub fn logits(&self, pass: &Pass, trace: &mut dyn Trace) -> Result<Tensor> {
+        let mut walk = self.walk(&self.schedules.evaluate);
+        let x = self.forward(&mut walk, pass, trace)?;
+        let head = &self.model.head;
+        Ok(head.logits(&mut walk.gather(&[head.unit])?, &x, trace)?)
+    }
+
+    fn forward(&self, walk: &mut Walk, pass: &Pass, trace: &mut dyn Trace) -> Result<Tensor> {
+        let embedding = &self.model.embedding;
+        let mut x = embedding.forward(&mut walk.gather(&[embedding.unit])?, pass.batch, trace)?;
+        for block in &self.model.blocks {
+            let mut weights = walk.gather(&block.forward_units())?;
+            (x, _) = block.forward(&mut weights, x, pass, trace)?;
+        }
+        Ok(x)
+    }
+
+    /// A pass over `batch`; `step` is given while training, when dropout acts.
+    pub fn pass<'a>(&self, batch: &'a Batch, lora: &'a LoraWeights, step: Option<usize>) -> Pass<'a> {
+        let StepSettings { keep, lora_dropout: probability, seed, .. } = self.settings;
+        let dropout = step.filter(|_| probability > 0.0).map(|step| Dropout { probability, seed, step: step as u64 });
+        Pass { batch, lora, dropout, keep, routes: None::<&Routes> }
+    }
+
+    fn walk<'a>(&'a self, schedule: &'a Schedule) -> Walk<'a> {
+        Walk::new(&self.plan, &self.store, &*self.comm, &self.account, schedule)
+    }
+}
