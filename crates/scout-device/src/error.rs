@@ -8,6 +8,8 @@ pub enum DeviceError {
     Shape { what: &'static str, found: Shape, expected: String },
     #[error("{what}: found element type {found}, expected {expected}")]
     DType { what: &'static str, found: DType, expected: DType },
+    #[error("{what}: {problem}")]
+    Value { what: &'static str, problem: String },
     #[error("host arithmetic failed in {what}")]
     Host {
         what: &'static str,
@@ -26,7 +28,10 @@ pub enum DeviceError {
 impl DeviceError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            DeviceError::Shape { .. } | DeviceError::DType { .. } | DeviceError::Host { .. } => ExitCode::Internal,
+            DeviceError::Shape { .. }
+            | DeviceError::DType { .. }
+            | DeviceError::Value { .. }
+            | DeviceError::Host { .. } => ExitCode::Internal,
             // The chain below knows better: the program looks for the innermost code it understands.
             DeviceError::Gather(_) => ExitCode::PeerLost,
             DeviceError::Unavailable { .. } | DeviceError::OutOfMemory { .. } => ExitCode::DeviceUnavailable,

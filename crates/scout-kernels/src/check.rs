@@ -5,8 +5,8 @@ use scout_device::{DeviceError, Tensor};
 use crate::Result;
 
 /// A refusal of values, where shapes and element types are right.
-pub(crate) fn refusal(what: &'static str, message: String) -> DeviceError {
-    DeviceError::Host { what, cause: candle_core::Error::Msg(message) }
+pub(crate) fn refusal(what: &'static str, problem: String) -> DeviceError {
+    DeviceError::Value { what, problem }
 }
 
 /// Fails unless `offsets` begin at 0, never fall and end at `num_rows`.

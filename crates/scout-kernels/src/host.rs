@@ -55,20 +55,23 @@ const BLOCK: usize = 512;
 /// Σ a·b in a fixed order: short runs in f32 lanes that fit vector registers, the runs added up in f64.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
     debug_assert_eq!(a.len(), b.len());
+    if a.len() <= BLOCK {
+        return f64::from(dot_of_block(a, b));
+    }
     let blocks = a.chunks(BLOCK).zip(b.chunks(BLOCK));
     blocks.map(|(a, b)| f64::from(dot_of_block(a, b))).sum()
 }
 
 #[inline]
 fn dot_of_block(a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut lanes = [0.0f32; LANES];
-    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let tail: f32 = a_lanes.remainder().iter().zip(b_lanes.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a_lanes.zip(b_lanes) {
+    for (a, b) in a.iter().zip(b) {
         for lane in 0..LANES {
             lanes[lane] += a[lane] * b[lane];
         }
     }
+    let tail: f32 = a_tail.iter().zip(b_tail).map(|(a, b)| a * b).sum();
     add_lanes(lanes) + tail
 }
 
@@ -79,41 +82,35 @@ pub(crate) fn sum(a: &[f32]) -> f64 {
 
 #[inline]
 fn sum_of_block(a: &[f32]) -> f32 {
+    let (a, tail) = a.as_chunks::<LANES>();
     let mut lanes = [0.0f32; LANES];
-    let a_lanes = a.chunks_exact(LANES);
-    let tail: f32 = a_lanes.remainder().iter().sum();
-    for a in a_lanes {
+    for a in a {
         for lane in 0..LANES {
             lanes[lane] += a[lane];
         }
     }
-    add_lanes(lanes) + tail
+    add_lanes(lanes) + tail.iter().sum::<f32>()
 }
 
+/// In halves: 16 to 8 to 4 to 2 to 1.
 #[inline]
-fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+fn add_lanes(l: [f32; LANES]) -> f32 {
+    let l: [f32; 8] = std::array::from_fn(|i| l[i] + l[i + 8]);
+    let l: [f32; 4] = std::array::from_fn(|i| l[i] + l[i + 4]);
+    (l[0] + l[2]) + (l[1] + l[3])
 }
 
-/// The largest value; NaN where there is one, so that it is not lost on the way to the loss.
+/// The largest value; NaN is passed over, −∞ where there is nothing else.
 pub(crate) fn max(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let (chunks, tail) = values.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let larger = |a: f32, b: f32| if a > b || a.is_nan() { a } else { b };
-    let tail = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, |a, b| larger(b, a));
     for chunk in chunks {
         for lane in 0..LANES {
             lanes[lane] = larger(chunk[lane], lanes[lane]);
         }
     }
-    lanes.into_iter().fold(tail, |a, b| larger(b, a))
+    lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |largest, &value| larger(value, largest))
 }
 
 /// Lets `f` write to the elements of a fresh result. Nobody else may hold `tensor`: every look at it would change.

@@ -122,6 +122,17 @@ impl ModelConfig {
         }
     }
 
+    /// What is allowed and still most likely wrong: the frequency bands of launch day, which Meta corrected within a
+    /// week and which live on in old copies of the file.
+    pub fn warning(&self) -> Option<String> {
+        let bands = self.rope.bands?;
+        let is_launch_day = bands.factor == 8.0 && bands.high_freq_factor == 4.0;
+        is_launch_day.then(|| {
+            "`rope_scaling` says factor 8 and high_freq_factor 4, the numbers of launch day; Meta's corrected file says 16 and 1"
+                .to_string()
+        })
+    }
+
     pub fn num_params(&self) -> u64 {
         let [vocab, hidden, width, experts] =
             [self.vocab_size, self.hidden_size, self.intermediate_size, self.num_experts].map(|n| n as u64);

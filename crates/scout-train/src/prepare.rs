@@ -44,7 +44,7 @@ pub fn prepare(config: &RunConfig, world_size: usize) -> Result<Prepared> {
         Some(path) => Some(load::adapter(path, &source.config)?),
         None => None,
     };
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = source.config.warning().into_iter().collect();
     if let Some(start) = &start {
         let settings = &start.settings;
         notes.push(format!(

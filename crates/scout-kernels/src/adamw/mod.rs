@@ -1,6 +1,6 @@
-//! One step of AdamW over a flat run of numbers, in place: parameters and moments are overwritten. The order of operations
-//! is torch's single-tensor AdamW, each rounded to f32; scalars are computed in f64. Every element is on its own, so a
-//! shard of the run gives the same bits as the whole.
+//! One step of AdamW over a flat run of numbers, in place: parameters and moments are overwritten. The order of
+//! operations is torch's single-tensor AdamW, each rounded to f32; scalars are computed in f64. Every element is on its
+//! own, so a shard of the run gives the same bits as the whole.
 
 mod host;
 #[cfg(test)]

@@ -16,7 +16,7 @@ const TILE_TOKENS: usize = 64;
 /// Scores that one tile may have, before it takes fewer tokens.
 const TILE_SCORES: usize = 4 << 20;
 /// Up to here plain loops win over the fixed cost of matrix products.
-const SHORT_SEGMENT: usize = 12;
+const SHORT_SEGMENT: usize = 8;
 
 pub(super) fn forward([q, k, v]: [&Tensor; 3], segments: &[u32], heads: Heads) -> Result<Attended> {
     let num_tokens = q.dims()[0];

@@ -64,12 +64,21 @@ pub(super) fn dropout(x: &Tensor, tokens: &TokenKeys, key: DropoutKey, probabili
     filled([num_tokens, width], |y| {
         for_each_row(y, width, |token, y| {
             let row = mix(mix(module ^ tokens.samples[token]) ^ u64::from(tokens.positions[token]));
-            let x = &x[token * width..][..width];
-            for ((i, y), x) in (1u64..).zip(y.chunks_mut(2)).zip(x.chunks(2)) {
-                let hash = mix(row.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-                for ((y, &x), half) in y.iter_mut().zip(x).zip([hash as u32, (hash >> 32) as u32]) {
-                    *y = if half >= threshold { x * scale } else { 0.0 };
-                }
+            let keep = |half: u64, x: f32| if half as u32 >= threshold { x * scale } else { 0.0 };
+            let mut counter = row;
+            let mut next_hash = || {
+                counter = counter.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                mix(counter)
+            };
+            let (x, mut y) = (x[token * width..][..width].chunks_exact(2), y.chunks_exact_mut(2));
+            let last = x.remainder();
+            for (y, x) in (&mut y).zip(x) {
+                let hash = next_hash();
+                y[0] = keep(hash, x[0]);
+                y[1] = keep(hash >> 32, x[1]);
+            }
+            if let ([y], [x]) = (y.into_remainder(), last) {
+                *y = keep(next_hash(), *x);
             }
         });
     })

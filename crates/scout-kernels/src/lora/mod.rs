@@ -57,12 +57,12 @@ pub struct TokenKeys {
     pub positions: Vec<u32>,
 }
 
-/// Zeroes each element with `probability` and multiplies the others by `1/(1 − probability)`. Applied to a gradient it is
-/// its own backward pass. At probability 0 the result shares the memory of `x`.
+/// Zeroes each element with `probability` and multiplies the others by `1/(1 − probability)`. Applied to a gradient it
+/// is its own backward pass. At probability 0 the result shares the memory of `x`.
 ///
-/// The mask, to be repeated bit by bit on any device: with `mix` the finalizer of splitmix64,
-/// `row = mix(… mix(mix(seed) ^ step) … ^ module) ^ sample) ^ position)`, features `2i` and `2i + 1` take the low and the
-/// high half of `mix(row + (i + 1) · 0x9e3779b97f4a7c15)`, and an element is kept when its half is at least
+/// The mask, to be repeated bit by bit on any device: with `mix` the finalizer of splitmix64 and
+/// `row = mix(mix(mix(mix(mix(seed) ^ step) ^ module) ^ sample) ^ position)`, features `2i` and `2i + 1` take the low
+/// and the high half of `mix(row + (i + 1) · 0x9e3779b97f4a7c15)`, and an element is kept when its half is at least
 /// `probability · 2³²`, rounded.
 pub fn dropout(x_TD: &Tensor, tokens: &TokenKeys, key: DropoutKey, probability: f32) -> Result<Tensor> {
     const WHAT: &str = "dropout";

@@ -1,5 +1,5 @@
-//! Sums over flat runs of numbers: the square of a norm, and how many numbers are not finite. The run is cut into blocks
-//! of a fixed size whose sums are added in order, in f64, so the result is the same for any number of threads.
+//! Sums over flat runs of numbers: the square of a norm, and how many numbers are not finite. The run is cut into
+//! blocks of a fixed size whose sums are added in order, in f64, so the result is the same for any number of threads.
 
 mod host;
 #[cfg(test)]

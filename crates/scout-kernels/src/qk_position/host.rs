@@ -52,15 +52,15 @@ pub(super) fn backward_of_rotate_and_normalise(
         (&dy[..], &y[..], &inverse_rms[..], &positions[..], &frequencies[..]);
     filled([num_tokens, num_heads, head_size], |dx| {
         for_each_row(dx, width, |token, dx| {
-            let heads = dy[token * width..][..width].chunks_exact(head_size);
-            let heads = heads.zip(y[token * width..][..width].chunks_exact(head_size));
-            let through_norm: Vec<f32> = heads
-                .zip(&inverse_rms[token * num_heads..][..num_heads])
-                .flat_map(|((dy, y), &r)| {
-                    let mean = (dot(dy, y) / head_size as f64) as f32;
-                    dy.iter().zip(y).map(move |(&dy, &y)| r * (dy - y * mean))
-                })
-                .collect();
+            let mut through_norm = dy[token * width..][..width].to_vec();
+            let heads =
+                through_norm.chunks_exact_mut(head_size).zip(y[token * width..][..width].chunks_exact(head_size));
+            for ((gradient, y), &r) in heads.zip(&inverse_rms[token * num_heads..][..num_heads]) {
+                let mean = (dot(gradient, y) / head_size as f64) as f32;
+                for (gradient, &y) in gradient.iter_mut().zip(y) {
+                    *gradient = r * (*gradient - y * mean);
+                }
+            }
             turn(&through_norm, dx, positions[token], frequencies, Turn::Back);
         });
     })
@@ -80,15 +80,19 @@ pub(super) fn rotate(x: &Tensor, positions: &Tensor, frequencies: &Tensor, direc
 
 /// Turns all heads of one token.
 fn turn(x: &[f32], y: &mut [f32], position: u32, frequencies: &[f32], direction: Turn) {
+    let sines_and_cosines: Vec<(f32, f32)> = frequencies
+        .iter()
+        .map(|&frequency| {
+            let (sin, cos) = (position as f32 * frequency).sin_cos();
+            (if direction == Turn::Back { -sin } else { sin }, cos)
+        })
+        .collect();
     let head_size = 2 * frequencies.len();
-    for (pair, &frequency) in frequencies.iter().enumerate() {
-        let (sin, cos) = (position as f32 * frequency).sin_cos();
-        let sin = if direction == Turn::Back { -sin } else { sin };
-        let heads = x.chunks_exact(head_size).zip(y.chunks_exact_mut(head_size));
-        for (x, y) in heads {
-            let (a, b) = (x[2 * pair], x[2 * pair + 1]);
-            y[2 * pair] = a * cos - b * sin;
-            y[2 * pair + 1] = a * sin + b * cos;
+    for (x, y) in x.chunks_exact(head_size).zip(y.chunks_exact_mut(head_size)) {
+        let pairs = x.chunks_exact(2).zip(y.chunks_exact_mut(2));
+        for ((x, y), &(sin, cos)) in pairs.zip(&sines_and_cosines) {
+            y[0] = x[0] * cos - x[1] * sin;
+            y[1] = x[0] * sin + x[1] * cos;
         }
     }
 }
