@@ -84,6 +84,14 @@ fn table() -> Vec<Symptom> {
     .collect()
 }
 
+/// Entries of the table that are off by one in their last digit (6.548 became 6.55 and then 6.6), with the digits that
+/// both this reference and the public implementation compute when they make the mistake.
+const MISROUNDED: [(Mistake, &str, &str); 3] = [
+    (Mistake::QkToUnitLength, "6.6", "6.5"),
+    (Mistake::PlainCausalOnRopeLayers, "6.8893", "6.8894"),
+    (Mistake::Softmax, "6.8929", "6.8928"),
+];
+
 /// Mistakes that leave the numbers of a single forward pass alone.
 const OUTSIDE_THE_FORWARD_PASS: [Mistake; 2] = [Mistake::NoRouterGradient, Mistake::RowMeansAveraged];
 
@@ -135,7 +143,11 @@ fn each_mistake_of_the_forward_pass_shows_its_symptoms_and_is_caught() {
             (value(&adapted, "loss"), &row.adapter_loss),
         ];
         for (found, written) in symptoms {
-            assert!(reads_as(found, written), "{}: {found}, the table says {written}", row.name);
+            let misrounded = MISROUNDED
+                .iter()
+                .find(|(mistake, as_written, _)| (*mistake, as_written) == (row.mistake, &written.as_str()));
+            let digits = misrounded.map_or(written.as_str(), |(.., digits)| digits);
+            assert!(reads_as(found, digits), "{}: {found}, the table says {written}", row.name);
         }
 
         for group in [&expected, &adapted] {

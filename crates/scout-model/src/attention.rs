@@ -9,7 +9,8 @@ use scout_kernels::qk_position::{Placed, Position};
 use scout_kernels::{attention, qk_position, rms_norm, rows};
 
 use crate::Result;
-use crate::lora::{Linear, LoraGradients, Narrow};
+use crate::adapted::{Adapter, Linear, Narrow};
+use crate::lora::LoraGradients;
 use crate::pass::{Keep, Pass, Trace};
 use crate::units::attention_params as param;
 
@@ -145,7 +146,7 @@ impl AttentionBlock {
             param::V => Projection::V,
             _ => Projection::O,
         };
-        Ok(Linear { weight: unit.param(index)?, adapter: pass.lora.find(self.layer_index, projection) })
+        Ok(Linear { weight: unit.param(index)?, adapter: Adapter::find(pass.lora, self.layer_index, projection) })
     }
 
     fn segments<'a>(&self, pass: &Pass<'a>) -> &'a [u32] {

@@ -424,3 +424,7 @@ impl<'a> Fields<'a> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

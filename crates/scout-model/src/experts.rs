@@ -11,7 +11,8 @@ use scout_kernels::router::{RouterGradient, Routing};
 use scout_kernels::{grouped_matmul, matmul, rms_norm, router, rows, swiglu};
 
 use crate::Result;
-use crate::lora::{Adapter, ExpertsBackward, Linear, LinearBackward, LoraGradients, Narrow};
+use crate::adapted::{Adapter, ExpertsBackward, Linear, LinearBackward, Narrow};
+use crate::lora::LoraGradients;
 use crate::pass::{Keep, Pass, Trace};
 use crate::units::{LayerUnits, shared_params as param};
 
@@ -263,6 +264,6 @@ impl ExpertsBlock {
     }
 
     fn adapter<'a>(&self, projection: Projection, pass: &Pass<'a>) -> Option<Adapter<'a>> {
-        pass.lora.find(self.layer_index, projection)
+        Adapter::find(pass.lora, self.layer_index, projection)
     }
 }

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapted;
 pub mod attention;
 pub mod batch;
 pub mod config;

@@ -1,18 +1,14 @@
-//! LoRA: where the factors of every adapted projection lie in one flat run, and what they add to a projection's output
-//! and to its backward pass. Adapters are small, so every rank keeps all of them whole for arithmetic.
-#![expect(non_snake_case, reason = "shape suffixes: T tokens, I input, O output, R rank, E experts")]
+//! The trained numbers of LoRA: where the factors of every adapted projection lie in one flat run, as weights and as
+//! gradients. What they do to a projection is in `adapted.rs`. Adapters are small, so every rank keeps all of them whole.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use scout_core::{LoraModule, Projection};
 use scout_device::{Buffer, Tensor};
-use scout_kernels::lora::DropoutKey;
-use scout_kernels::{grouped_matmul, lora, matmul};
 
 use crate::Result;
 use crate::config::ModelConfig;
-use crate::pass::Pass;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraSettings {
@@ -43,7 +39,7 @@ pub struct LoraLayout {
     modules: Vec<LoraModule>,
     starts: Vec<usize>,
     num_elements: usize,
-    scale: f32,
+    pub(crate) scale: f32,
 }
 
 impl LoraLayout {
@@ -107,8 +103,9 @@ pub fn modules(config: &ModelConfig, settings: &LoraSettings) -> Vec<LoraModule>
 /// The adapter's numbers as tensors, for one forward and backward pass.
 #[derive(Debug)]
 pub struct LoraWeights {
-    layout: Arc<LoraLayout>,
-    factors: Vec<(Tensor, Tensor)>,
+    pub(crate) layout: Arc<LoraLayout>,
+    /// A and B of each module.
+    pub(crate) factors: Vec<(Tensor, Tensor)>,
 }
 
 impl LoraWeights {
@@ -123,13 +120,6 @@ impl LoraWeights {
             })
             .collect::<Result<_>>()?;
         Ok(LoraWeights { layout, factors })
-    }
-
-    /// The adapter of a projection, if it carries one.
-    pub fn find(&self, layer_index: usize, projection: Projection) -> Option<Adapter<'_>> {
-        let index = self.layout.find(layer_index, projection)?;
-        let (a, b) = &self.factors[index];
-        Some(Adapter { index, module: &self.layout.modules[index], a, b, scale: self.layout.scale })
     }
 }
 
@@ -146,7 +136,7 @@ impl LoraGradients {
         LoraGradients { layout, flat }
     }
 
-    fn add(&mut self, module_index: usize, factor: Factor, gradient: &Tensor, scale: f32) -> Result<()> {
+    pub(crate) fn add(&mut self, module_index: usize, factor: Factor, gradient: &Tensor, scale: f32) -> Result<()> {
         let range = self.layout.range(module_index, factor);
         let sums = &mut self.flat.f32s_mut()?[range];
         for (sum, value) in sums.iter_mut().zip(gradient.f32s()?.iter()) {
@@ -157,135 +147,5 @@ impl LoraGradients {
 
     pub fn into_flat(self) -> Buffer {
         self.flat
-    }
-}
-
-/// One adapted projection during a pass.
-#[derive(Debug, Clone, Copy)]
-pub struct Adapter<'a> {
-    index: usize,
-    module: &'a LoraModule,
-    a: &'a Tensor,
-    b: &'a Tensor,
-    scale: f32,
-}
-
-/// The narrow product between the two factors, kept for the backward pass.
-#[derive(Debug)]
-pub struct Narrow(Tensor);
-
-impl Adapter<'_> {
-    /// `y[:, column_start..] += scale · (x·Aᵀ)·Bᵀ`.
-    pub fn forward_linear(
-        &self,
-        y: Tensor,
-        column_start: usize,
-        x_TI: &Tensor,
-        pass: &Pass,
-    ) -> Result<(Tensor, Narrow)> {
-        let narrow_TR = match self.dropped(x_TI, pass)? {
-            Some(dropped_TI) => matmul::nt(&dropped_TI, self.a)?,
-            None => matmul::nt(x_TI, self.a)?,
-        };
-        let delta_TO = matmul::nt(&narrow_TR, self.b)?;
-        Ok((lora::add_delta(y, column_start, &delta_TO, self.scale)?, Narrow(narrow_TR)))
-    }
-
-    /// Adds to the factors' gradients and to `dx`, given the gradient of the projection's output.
-    pub fn backward_linear(&self, step: LinearBackward, pass: &Pass, gradients: &mut LoraGradients) -> Result<Tensor> {
-        let LinearBackward { dy, column_start, x: x_TI, narrow: Narrow(narrow_TR), dx } = step;
-        let is_whole = column_start == 0 && dy.dims()[1] == self.module.output;
-        let dy_TO = if is_whole { dy.clone() } else { lora::columns(dy, column_start, self.module.output)? };
-        gradients.add(self.index, Factor::B, &matmul::tn(&dy_TO, narrow_TR)?, self.scale)?;
-        let dnarrow_TR = matmul::nn(&dy_TO, self.b)?;
-        let dropped_TI = self.dropped(x_TI, pass)?;
-        let seen_TI = dropped_TI.as_ref().unwrap_or(x_TI);
-        gradients.add(self.index, Factor::A, &matmul::tn(&dnarrow_TR, seen_TI)?, self.scale)?;
-        let mut through_TI = matmul::nn(&dnarrow_TR, self.a)?;
-        if let Some(dropped) = self.dropped(&through_TI, pass)? {
-            through_TI = dropped;
-        }
-        Ok(lora::add_delta(dx, 0, &through_TI, self.scale)?)
-    }
-
-    /// The same for stacked experts, whose rows are sorted: `y += scale · (u·B_e)·A_e`.
-    pub fn forward_experts(&self, y: Tensor, u_TI: &Tensor, offsets: &[u32]) -> Result<(Tensor, Narrow)> {
-        let narrow_TR = grouped_matmul::nn(u_TI, self.b, offsets)?;
-        let delta_TO = grouped_matmul::nn(&narrow_TR, self.a, offsets)?;
-        Ok((lora::add_delta(y, 0, &delta_TO, self.scale)?, Narrow(narrow_TR)))
-    }
-
-    pub fn backward_experts(&self, step: ExpertsBackward, gradients: &mut LoraGradients) -> Result<Tensor> {
-        let ExpertsBackward { dy: dy_TO, u: u_TI, narrow: Narrow(narrow_TR), offsets, du } = step;
-        gradients.add(self.index, Factor::A, &grouped_matmul::tn(narrow_TR, dy_TO, offsets)?, self.scale)?;
-        let dnarrow_TR = grouped_matmul::nt(dy_TO, self.a, offsets)?;
-        gradients.add(self.index, Factor::B, &grouped_matmul::tn(u_TI, &dnarrow_TR, offsets)?, self.scale)?;
-        let through_TI = grouped_matmul::nt(&dnarrow_TR, self.b, offsets)?;
-        Ok(lora::add_delta(du, 0, &through_TI, self.scale)?)
-    }
-
-    /// `x` with this adapter's dropout, or `None` where nothing is dropped. The mask is a pure function of seed, step,
-    /// module, sample and position, so the backward pass makes it again instead of keeping it.
-    fn dropped(&self, x_TI: &Tensor, pass: &Pass) -> Result<Option<Tensor>> {
-        let Some(dropout) = pass.dropout else { return Ok(None) };
-        // Named by place, not by position in the list of targets: other targets change nothing here.
-        let module = (self.module.layer_index * Projection::ALL.len() + self.module.projection as usize) as u64;
-        let key = DropoutKey { seed: dropout.seed, step: dropout.step, module };
-        Ok(Some(lora::dropout(x_TI, &pass.batch.token_keys, key, dropout.probability)?))
-    }
-}
-
-/// What the backward pass of an adapted linear projection starts from.
-pub struct LinearBackward<'a> {
-    pub dy: &'a Tensor,
-    pub column_start: usize,
-    pub x: &'a Tensor,
-    pub narrow: &'a Narrow,
-    pub dx: Tensor,
-}
-
-pub struct ExpertsBackward<'a> {
-    pub dy: &'a Tensor,
-    pub u: &'a Tensor,
-    pub narrow: &'a Narrow,
-    pub offsets: &'a [u32],
-    pub du: Tensor,
-}
-
-/// A frozen linear projection with its adapter, if it has one.
-pub struct Linear<'a> {
-    pub weight: Tensor,
-    pub adapter: Option<Adapter<'a>>,
-}
-
-impl Linear<'_> {
-    pub fn forward(&self, x_TI: &Tensor, pass: &Pass) -> Result<(Tensor, Option<Narrow>)> {
-        let y_TO = matmul::nt(x_TI, &self.weight)?;
-        match &self.adapter {
-            None => Ok((y_TO, None)),
-            Some(adapter) => {
-                let (y_TO, narrow) = adapter.forward_linear(y_TO, 0, x_TI, pass)?;
-                Ok((y_TO, Some(narrow)))
-            }
-        }
-    }
-
-    /// The gradient of the input; the factors' gradients are added to `gradients`.
-    pub fn backward(
-        &self,
-        dy_TO: &Tensor,
-        x_TI: &Tensor,
-        narrow: Option<&Narrow>,
-        pass: &Pass,
-        gradients: &mut LoraGradients,
-    ) -> Result<Tensor> {
-        let dx = matmul::nn(dy_TO, &self.weight)?;
-        match (&self.adapter, narrow) {
-            (Some(adapter), Some(narrow)) => {
-                let step = LinearBackward { dy: dy_TO, column_start: 0, x: x_TI, narrow, dx };
-                adapter.backward_linear(step, pass, gradients)
-            }
-            _ => Ok(dx),
-        }
     }
 }

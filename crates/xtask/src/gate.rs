@@ -1,7 +1,7 @@
 //! The gate: every check in order, all of them even when one fails, and one line with the sum at the end.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 
@@ -17,9 +17,6 @@ pub enum Extent {
     /// Also installs what is missing, and checks the release binary.
     GateAndMachine,
 }
-
-/// No single command takes this long on a small machine unless it hangs.
-pub const KILL_TIME: Duration = Duration::from_secs(30 * 60);
 
 /// The variable by which tests find the program, as in `scout_core::env::TEST_BINARY`.
 const TEST_BINARY: &str = "SCOUT_DIST_BIN";
@@ -65,7 +62,7 @@ fn build_and_test(workspace: &Workspace, names: &[&str], report: &mut Report) ->
     let mut command = workspace.cargo(&arguments);
     command.env(TEST_BINARY, program(workspace));
     let mut tally = TestTally::default();
-    let succeeded = process::run(&mut command, KILL_TIME, &mut |line| tally.hear(line))?;
+    let succeeded = process::run(&mut command, process::KILL_TIME, &mut |line| tally.hear(line))?;
     report.close("tests", tally.end(succeeded));
     Ok(())
 }
@@ -75,7 +72,7 @@ fn program(workspace: &Workspace) -> PathBuf {
 }
 
 fn cargo(workspace: &Workspace, arguments: &[&str]) -> Result<bool> {
-    process::run(&mut workspace.cargo(arguments), KILL_TIME, &mut |_| {})
+    process::run(&mut workspace.cargo(arguments), process::KILL_TIME, &mut |_| {})
 }
 
 /// What was checked so far.

@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
 
+/// No single command takes this long on a small machine unless it hangs.
+pub const KILL_TIME: Duration = Duration::from_secs(30 * 60);
+
 /// After the command itself has ended, its last lines arrive within this time, or something still holds its pipes.
 const LEFTOVER: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::gate::KILL_TIME;
 use crate::process;
 use crate::workspace::Workspace;
 
@@ -16,7 +15,7 @@ const HELP_RUNS: usize = 5;
 
 pub fn check(workspace: &Workspace) -> Result<bool> {
     let mut build = workspace.cargo(&["build", "--release", "-p", "scout-cli"]);
-    if !process::run(&mut build, KILL_TIME, &mut |_| {})? {
+    if !process::run(&mut build, process::KILL_TIME, &mut |_| {})? {
         return Ok(false);
     }
     let program = workspace.target.join("release").join("scout-dist");
