@@ -1,6 +1,7 @@
 //! How an error leaves the program: one sentence with everything that caused it, a hint where there is something to do,
 //! and the exit code of the cause.
 
+use std::io::Write;
 use std::process::ExitCode as ProcessExitCode;
 
 use scout_config::ConfigError;
@@ -26,14 +27,26 @@ impl std::error::Error for Mistake {}
 /// Prints `error` to stderr and returns the code to leave with.
 pub fn report(error: &anyhow::Error) -> ProcessExitCode {
     // A mistake in the YAML is one line that begins with its place, as compilers write it.
-    match error.downcast_ref::<ConfigError>() {
-        Some(mistake) => eprintln!("{mistake}"),
-        None => eprintln!("error: {}", one_line(error)),
-    }
+    let mut text = match error.downcast_ref::<ConfigError>() {
+        Some(mistake) => format!("{mistake}\n"),
+        None => format!("error: {}\n", one_line(error)),
+    };
     if let Some(hint) = hint(error) {
-        eprintln!("hint: {hint}");
+        text.push_str(&format!("hint: {hint}\n"));
     }
+    // Where stderr is gone, the exit code still tells.
+    let _ = std::io::stderr().write_all(text.as_bytes());
     ProcessExitCode::from(exit_code(error).code())
+}
+
+/// Turns a panic into one sentence; the process then leaves with the code for a bug of ours.
+pub fn speak_plainly_of_bugs() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
+        let what = panic.payload_as_str().unwrap_or("no message");
+        let text = format!("error: a bug in scout-dist{place}: {what}\n");
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    }));
 }
 
 fn one_line(error: &anyhow::Error) -> String {

@@ -52,17 +52,22 @@ struct ConfigArguments {
 }
 
 fn main() -> ExitCode {
+    failure::speak_plainly_of_bugs();
     let arguments = Arguments::parse();
-    let done = match arguments.command {
+    match std::panic::catch_unwind(|| run(arguments.command)) {
+        Ok(Ok(code)) => ExitCode::from(code.code()),
+        Ok(Err(error)) => failure::report(&error),
+        Err(_) => ExitCode::from(scout_core::ExitCode::Internal.code()),
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<scout_core::ExitCode> {
+    match command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Synth(arguments) => synth::run(&arguments),
         Command::Preprocess(arguments) => preprocess::run(&arguments),
-    };
-    match done {
-        Ok(code) => ExitCode::from(code.code()),
-        Err(error) => failure::report(&error),
     }
 }

@@ -1,6 +1,7 @@
-//! The process's surroundings: environment variables and the terminal. The environment is read here and nowhere else.
+//! The process's surroundings: environment variables, the terminal, standard output. The environment is read here and
+//! nowhere else.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use scout_telemetry::Terminal;
 
@@ -22,5 +23,13 @@ pub fn terminal() -> Terminal {
         color: (is_tty || forced) && variable("NO_COLOR").is_none(),
         utf8: locale.contains("UTF-8") || locale.contains("UTF8"),
         width: variable("COLUMNS").and_then(|columns| columns.parse().ok()).unwrap_or(100),
+    }
+}
+
+/// Prints a line of results. Whoever reads them may stop reading, as `head` does: that is no error.
+pub fn print(line: &str) -> std::io::Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        done => done,
     }
 }

@@ -341,11 +341,11 @@ fn numbers_that_contradict_each_other_or_are_no_counts_are_refused() {
 fn absurd_sizes_are_refused_before_anything_is_made_of_them() {
     const LARGE: u64 = 1 << 31;
     for changes in [
-        // One list entry a layer would fill the memory before the plan could say so.
-        &[("num_hidden_layers", json!(LARGE))][..],
         // Their product is more than a machine counts.
-        &[("hidden_size", json!(LARGE)), ("intermediate_size", json!(LARGE)), ("num_local_experts", json!(LARGE))],
+        &[("hidden_size", json!(LARGE)), ("intermediate_size", json!(LARGE)), ("num_local_experts", json!(LARGE))][..],
         &[("num_attention_heads", json!(LARGE)), ("head_dim", json!(LARGE)), ("hidden_size", json!(LARGE))],
+        // One list entry a layer would fill the memory before the plan could say so.
+        &[("num_hidden_layers", json!(LARGE))],
     ] {
         let file = changed(changes);
         let error = parse(&file).map(|_| panic!("{changes:?} is a model")).unwrap_err();

@@ -14,7 +14,7 @@ use scout_train::{TrainError, load};
 
 use super::train;
 use crate::failure::Mistake;
-use crate::surroundings;
+use crate::surroundings::{self, print};
 
 /// The demo's configuration; `{folder}` is where it works.
 const CONFIG: &str = include_str!("demo.yaml");
@@ -44,27 +44,31 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let outcome = train::train(&loaded, &mut progress)?;
 
     let losses: Vec<f64> = outcome.losses.iter().map(|&loss| f64::from(loss)).collect();
-    println!("{}", terminal_plot(&losses, 72, 12, terminal.utf8));
+    print(&terminal_plot(&losses, 72, 12, terminal.utf8))?;
     let (first, last) = (losses[0], losses[losses.len() - 1]);
-    println!("loss {first:.3} -> {last:.3} in {} steps, {:.1} s", losses.len(), outcome.summary.train.train_runtime);
+    print(&format!(
+        "loss {first:.3} -> {last:.3} in {} steps, {:.1} s",
+        losses.len(),
+        outcome.summary.train.train_runtime
+    ))?;
     let proof = prove(&loaded.config, &outcome)?;
-    println!(
+    print(&format!(
         "adapter read back from {}: loss {:.4} with it, {:.4} without",
         outcome.output_dir.display(),
         proof.with,
         proof.without
-    );
+    ))?;
     if !(last < first / 2.0 && proof.with < proof.without / 2.0) {
-        println!("the loss did not fall by half: something is wrong on this machine");
+        print("the loss did not fall by half: something is wrong on this machine")?;
         return Ok(ExitCode::CheckFailed);
     }
-    println!("\nnext:");
-    println!("  look at {}", outcome.output_dir.join("training_loss.png").display());
-    println!(
+    print("\nnext:")?;
+    print(&format!("  look at {}", outcome.output_dir.join("training_loss.png").display()))?;
+    print(&format!(
         "  train again, changed:  scout-dist train {} learning_rate=1e-3 overwrite_output_dir=true",
         config_path.display()
-    );
-    println!("  plan a real run:       scout-dist plan configs/scout-lora-8xh200.yaml --world 8");
+    ))?;
+    print("  plan a real run:       scout-dist plan configs/scout-lora-8xh200.yaml --world 8")?;
     Ok(ExitCode::Success)
 }
 

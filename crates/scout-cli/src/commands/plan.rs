@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::load;
 use crate::ConfigArguments;
+use crate::surroundings::print;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -38,17 +39,17 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let loaded = load(&config_arguments)?;
     let (plan, unknown) = resolve(&loaded.config, usize::from(arguments.world))?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&as_json(&plan))?);
+        print(&serde_json::to_string_pretty(&as_json(&plan))?)?;
         return Ok(ExitCode::Success);
     }
     for note in &loaded.notes {
-        println!("note: {note}");
+        print(&format!("note: {note}"))?;
     }
     for line in summary(&plan).into_iter().chain(unit_table(&plan)) {
-        println!("{line}");
+        print(&line)?;
     }
     if let Some(reason) = unknown {
-        println!("steps      unknown: {reason}");
+        print(&format!("steps      unknown: {reason}"))?;
     }
     Ok(ExitCode::Success)
 }

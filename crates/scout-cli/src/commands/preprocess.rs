@@ -9,8 +9,9 @@ use scout_train::plan::ModelSource;
 use scout_train::prepare::{dataset, encoding, template};
 
 use super::load;
+use crate::ConfigArguments;
 use crate::failure::Mistake;
-use crate::{ConfigArguments, surroundings};
+use crate::surroundings::{self, print};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -38,7 +39,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let color = std::io::IsTerminal::is_terminal(&std::io::stdout()) && surroundings::terminal().color;
     for row in 0..examples.len().min(arguments.show) {
         let (tokens, targets) = (examples.length(row), examples.targets(row));
-        println!("row {}: {tokens} tokens, {targets} of them learned", row + 1);
+        print(&format!("row {}: {tokens} tokens, {targets} of them learned", row + 1))?;
         let labels: Vec<bool> = examples.labels(row).map(|label| label.is_some()).collect();
         let mut text = String::new();
         let ids = examples.ids(row);
@@ -48,10 +49,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             text.push_str(&marked(&piece, run[0], color));
             start += run.len();
         }
-        println!("{text}\n");
+        print(&format!("{text}\n"))?;
     }
     let statistics = examples.statistics();
-    println!(
+    print(&format!(
         "{} rows, {} tokens, {} learned, the longest row {}; {:.1} % of the rows cut at {}",
         grouped(statistics.rows as u64),
         grouped(statistics.tokens as u64),
@@ -59,7 +60,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         statistics.longest,
         100.0 * statistics.share_of_rows_cut(),
         config.data.cutoff_len
-    );
+    ))?;
     Ok(ExitCode::Success)
 }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use scout_core::{DType, ExitCode};
 use scout_train::synth::{SynthRequest, SynthShape, write_folder};
 
+use crate::surroundings::print;
+
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Size of the model
@@ -52,7 +54,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         seed: arguments.seed,
     };
     write_folder(&arguments.out, &request)?;
-    println!("wrote {}", arguments.out.display());
-    println!("train on it: scout-dist train {}", arguments.out.join("scout-dist.yaml").display());
+    print(&format!("wrote {}", arguments.out.display()))?;
+    print(&format!("train on it: scout-dist train {}", arguments.out.join("scout-dist.yaml").display()))?;
     Ok(ExitCode::Success)
 }

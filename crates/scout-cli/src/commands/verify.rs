@@ -10,6 +10,8 @@ use scout_train::TrainError;
 use scout_train::verify::{Row, Status, verify};
 use serde_json::json;
 
+use crate::surroundings::print;
+
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Folder with `manifest.json` and the recorded files
@@ -36,21 +38,21 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Device::choose(wish).map_err(TrainError::from)?;
     let rows = verify(&arguments.folder)?.all_rows();
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&rows.iter().map(as_json).collect::<Vec<_>>())?);
+        print(&serde_json::to_string_pretty(&rows.iter().map(as_json).collect::<Vec<_>>())?)?;
     } else {
-        print_table(&rows);
+        print_table(&rows)?;
     }
     let failed = rows.iter().any(|row| row.status == Status::Fail);
     Ok(if failed { ExitCode::CheckFailed } else { ExitCode::Success })
 }
 
-fn print_table(rows: &[Row]) {
-    println!("{:<22} {:<34} {:>6} {:>10} {:>10}  result", "from", "quantity", "rows", "error", "tolerance");
+fn print_table(rows: &[Row]) -> std::io::Result<()> {
+    print(&format!("{:<22} {:<34} {:>6} {:>10} {:>10}  result", "from", "quantity", "rows", "error", "tolerance"))?;
     for line in lines(rows) {
-        println!("{line}");
+        print(&line)?;
     }
     let count = |status| rows.iter().filter(|row| row.status == status).count();
-    println!("{} ok, {} failed, {} later", count(Status::Ok), count(Status::Fail), count(Status::Later));
+    print(&format!("{} ok, {} failed, {} later", count(Status::Ok), count(Status::Fail), count(Status::Later)))
 }
 
 /// Rows in order; those of one kind that do not fail share a line.

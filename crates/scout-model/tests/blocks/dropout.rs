@@ -32,7 +32,12 @@ fn square() -> ModelConfig {
     ModelConfig { hidden_size: WIDTH, intermediate_size: WIDTH, ..small() }
 }
 
-fn run_block(rig: &Rig, batch: &Batch, (layer, projection): (usize, Projection), dropout: Option<Dropout>) -> BlockOutcome {
+fn run_block(
+    rig: &Rig,
+    batch: &Batch,
+    (layer, projection): (usize, Projection),
+    dropout: Option<Dropout>,
+) -> BlockOutcome {
     let attends = matches!(projection, Projection::Q | Projection::K | Projection::V | Projection::O);
     let [x, dy] = [7, 8].map(|seed| rig.activations(seed, batch));
     rig.block(rig.block_index(layer, attends), &x, &dy, &Pass { dropout, ..rig.pass(batch) })
