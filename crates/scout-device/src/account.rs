@@ -15,11 +15,9 @@ pub enum Purpose {
     Gathered,
     /// Trained parameters, their gradients and the optimizer's moments.
     Trained,
-    /// What the forward pass keeps for the backward pass.
-    Activations,
 }
 
-pub const PURPOSES: [Purpose; 4] = [Purpose::Shard, Purpose::Gathered, Purpose::Trained, Purpose::Activations];
+pub const PURPOSES: [Purpose; 3] = [Purpose::Shard, Purpose::Gathered, Purpose::Trained];
 
 impl Purpose {
     pub fn name(self) -> &'static str {
@@ -27,7 +25,6 @@ impl Purpose {
             Purpose::Shard => "weight shard",
             Purpose::Gathered => "gathered units",
             Purpose::Trained => "adapter and optimizer",
-            Purpose::Activations => "activations",
         }
     }
 }

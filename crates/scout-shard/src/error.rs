@@ -6,8 +6,8 @@ use scout_device::DeviceError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
-    #[error("unit {found:?} was asked for where the schedule says {expected:?}")]
-    OutOfSchedule { found: UnitId, expected: Option<UnitId> },
+    #[error("units {found:?} were asked for where the schedule says {expected:?}")]
+    OutOfSchedule { found: Vec<UnitId>, expected: Vec<UnitId> },
     #[error("gather of {unit}")]
     Gather {
         unit: String,

@@ -2,7 +2,6 @@
 //! the guard hands them out one by one, and what it hands out gives its memory back when the last reader is gone.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use scout_comm::{Communicator, Pending};
 use scout_core::{DType, UnitId};
@@ -48,8 +47,7 @@ impl<'a> Walk<'a> {
         let order = self.schedule.order();
         let expected = order.get(self.next_taken..self.next_taken + units.len()).unwrap_or_default();
         if expected != units {
-            let found = units.iter().copied().find(|unit| !expected.contains(unit)).unwrap_or(UnitId(usize::MAX));
-            return Err(ShardError::OutOfSchedule { found, expected: order.get(self.next_taken).copied() });
+            return Err(ShardError::OutOfSchedule { found: units.to_vec(), expected: expected.to_vec() });
         }
         let end = (self.next_taken + units.len() + self.plan.lookahead()).min(order.len());
         while self.next_started < end {
@@ -83,7 +81,7 @@ impl<'a> Walk<'a> {
             Started::Resident(tensor) => UnitWeights::new(spec, tensor, None)?,
             Started::Gathering { pending, lease } => {
                 let full = pending.wait().map_err(|cause| self.failed(unit, cause))?;
-                UnitWeights::new(spec, full.into_tensor()?, Some(Arc::new(lease)))?
+                UnitWeights::new(spec, full.into_tensor()?, Some(lease))?
             }
         })
     }
@@ -104,8 +102,8 @@ impl UnitSource for Guard<'_, '_> {
         let expected = self.walk.schedule.order().get(self.walk.next_taken);
         if self.walk.next_taken == self.block_end || expected != Some(&unit) {
             return Err(DeviceError::Gather(Box::new(ShardError::OutOfSchedule {
-                found: unit,
-                expected: expected.copied(),
+                found: vec![unit],
+                expected: expected.copied().into_iter().collect(),
             })));
         }
         self.walk.finish().map_err(|cause| DeviceError::Gather(Box::new(cause)))
@@ -124,6 +122,8 @@ impl Drop for Guard<'_, '_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::plan::WeightsMode;
     use scout_comm::local_group;
