@@ -1,6 +1,8 @@
 //! The case table: what is broken, how the program is started, how it must end. Every rule that holds for all cases
 //! stands here once.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use scout_tests::{Ended, run_in};
 
 use crate::place::{Good, LIMIT, Place};
@@ -38,7 +40,9 @@ pub fn check(cases: &[Case]) {
 fn verdict(case: &Case, good: &Good) -> Option<String> {
     let place = good.copy();
     (case.damage)(&place);
-    let ended = run_in(place.folder(), case.command, LIMIT);
+    // A run over the limit is killed and panics here; the other cases still have something to say.
+    let ended = catch_unwind(AssertUnwindSafe(|| run_in(place.folder(), case.command, LIMIT)));
+    let Ok(ended) = ended else { return Some(format!("{}: did not end within {LIMIT:?}", case.name)) };
     let problems = problems(case, &ended, &place);
     let said = ended.stderr.trim_end();
     (!problems.is_empty()).then(|| format!("{}: {}\n{said}", case.name, problems.join("; ")))
@@ -64,6 +68,9 @@ fn problems(case: &Case, ended: &Ended, place: &Place) -> Vec<String> {
         problems.push(format!("unexpected line after the error: {line}"));
     }
     problems.extend(in_sentence(case, lines[at], &lines[at + 1..]));
+    if !is_usage && has_hole(lines[at]) {
+        problems.push("has a hole where a name should be".to_string());
+    }
     // What a panic, a backtrace or a `{:?}` of an error looks like.
     for trace in ["panicked", "RUST_BACKTRACE", "Err(", "Some(", "Error(", "Error {", "Os {", ".rs:"] {
         if ended.stderr.contains(trace) || ended.stdout.contains(trace) {
@@ -88,9 +95,6 @@ fn in_sentence(case: &Case, sentence: &str, below: &[&str]) -> Vec<String> {
     if length >= LONGEST {
         problems.push(format!("{length} characters, expected fewer than {LONGEST}"));
     }
-    if sentence.contains("``") || sentence.contains(": :") || sentence.ends_with(':') {
-        problems.push("has a hole where a name should be".to_string());
-    }
     if sentence.chars().chain(below.iter().flat_map(|line| line.chars())).any(char::is_control) {
         problems.push("has control characters that a terminal would obey".to_string());
     }
@@ -110,11 +114,15 @@ fn is_complaint(line: &str) -> bool {
         || begins_with_place(line)
 }
 
-pub fn begins_with_place(line: &str) -> bool {
+fn begins_with_place(line: &str) -> bool {
     let mut parts = line.splitn(4, ':');
     let path = parts.next().unwrap_or_default();
     let mut number = || parts.next().is_some_and(|part| part.parse::<u64>().is_ok_and(|number| number > 0));
     !path.is_empty() && !path.contains(' ') && number() && number()
+}
+
+fn has_hole(sentence: &str) -> bool {
+    sentence.contains("``") || sentence.contains(": :") || sentence.ends_with(':')
 }
 
 /// What a run says before anything went wrong: notes and the plan.

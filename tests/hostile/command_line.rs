@@ -16,7 +16,7 @@ fn a_command_line_that_cannot_be_meant_is_explained() {
         case("an unknown shape", 2, &["huge", "tiny"], |_| {}).on(&["synth", "--shape", "huge", "--out", "new"]),
         case("no folder to write to", 2, &["--out"], |_| {}).on(&["synth", "--shape", "tiny"]),
         case("no folder to verify", 2, &["FOLDER"], |_| {}).on(&["verify"]),
-        case("no rows to show", 2, &["--show"], |_| {}).on(&["preprocess", "run.yaml", "--show", "-1"]),
+        case("no rows to show", 2, &["--show", "few"], |_| {}).on(&["preprocess", "run.yaml", "--show", "few"]),
     ]);
 }
 

@@ -111,10 +111,10 @@ fn a_file_of_rows_that_is_damaged_is_one_clear_error() {
         case("a spreadsheet", 65, &["rows.csv", ".jsonl"], |p| {
             p.data("rows.csv", "instruction,output\nWhere?,Here.\n")
         }),
-        case("a folder without data", 65, &["model", ".jsonl"], |p| {
+        case("a folder without data", 65, &["rows", "holds no .json or .jsonl"], |p| {
             p.make_folder("rows");
-            p.set("dataset", "rows/../rows");
-            p.write("rows/model.bin", "");
+            p.set("dataset", "rows");
+            p.write("rows/notes.txt", "");
         }),
         planned("a plan for a bad row", &["row 2", "no answer"], |p| {
             second_row(p, r#"{"instruction": "Where?", "output": ""}"#);

@@ -13,7 +13,7 @@ fn a_configuration_that_is_no_yaml_of_a_run_is_one_clear_error() {
         yaml("nothing", &["run.yaml:1:1: ", "no keys"], ""),
         yaml("a list", &["run.yaml:1:1: ", "a list"], "- 1\n- 2\n"),
         yaml("tabs", &["run.yaml:2:", "tab", "indent with spaces"], "dataset:\n\t- toy\n"),
-        yaml("two documents", &["run.yaml:2:1: ", "second document"], "seed: 1\n---\nseed: 2\n"),
+        yaml("two documents", &["run.yaml:3:1: ", "second document"], "seed: 1\n---\nseed: 2\n"),
         yaml("a list that does not end", &["run.yaml:"], "dataset: [toy\nseed: 3\n"),
         yaml("a colon in a value", &["run.yaml:1:", "quotes"], "output_dir: a: b\n"),
         yaml("a key twice", &["run.yaml:2:1: ", "duplicate key seed", "run.yaml:1:1"], "seed: 1\nseed: 2\n"),
@@ -27,7 +27,7 @@ fn a_configuration_that_is_no_yaml_of_a_run_is_one_clear_error() {
             p.write("run.yaml", format!("k0: &k0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n{}", rounds.collect::<String>()));
         }),
         case("not UTF-8", 78, &["run.yaml:2:7: ", "0xff", "UTF-8"], |p| p.write("run.yaml", b"seed: 1\nstage:\xff\n")),
-        case("weights in place of a configuration", 78, &["model/model.safetensors:1:1: "], |_| {})
+        case("weights in place of a configuration", 78, &["model/model.safetensors:1:", "UTF-8"], |_| {})
             .on(&["train", "model/model.safetensors"]),
     ]);
 }

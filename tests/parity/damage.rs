@@ -132,14 +132,17 @@ fn damaged_texts_and_a_damaged_training_are_named() {
     let texts = ["tokenizer_cases all", "chat_cases all", "train_data all"];
     let spelling = "config_hub_style.json same model as config.json";
     for [first, second, third] in LOSSES {
-        // A text file that lost its last byte, a newline, is still whole; one that lost more is not.
-        let of_lines = |damage| if matches!(damage, CutOneByte) { CutInHalf } else { damage };
+        // Without its last byte, a newline, a file of lines is still whole.
+        let of_lines = match first() {
+            CutOneByte => CutInHalf,
+            other => other,
+        };
         let damage = [
-            ("training.json", of_lines(first())),
-            ("tokenizer_cases.json", of_lines(second())),
-            ("chat_cases.json", of_lines(third())),
-            ("train_data.jsonl", of_lines(first())),
-            ("config_hub_style.json", of_lines(second())),
+            ("training.json", first()),
+            ("tokenizer_cases.json", second()),
+            ("chat_cases.json", third()),
+            ("train_data.jsonl", of_lines),
+            ("config_hub_style.json", second()),
         ];
         let failing = [&NO_TRAINING[..], &[texts[0], texts[1], "train_data *", spelling]].concat();
         check(&Case { damage: &damage, failing: &failing });

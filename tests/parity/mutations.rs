@@ -93,7 +93,7 @@ fn every_recorded_tensor_but_the_inputs_has_a_row() {
 }
 
 #[test]
-fn a_single_changed_value_fails_its_row_and_no_other() {
+fn a_change_of_a_thousandth_in_any_recorded_number_fails_its_own_row_alone() {
     let mut num_changes = 0;
     for mut subject in subjects() {
         for name in subject.0.promised.clone() {

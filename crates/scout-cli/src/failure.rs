@@ -26,10 +26,10 @@ impl std::error::Error for Mistake {}
 
 /// Prints `error` to stderr and returns the code to leave with.
 pub fn report(error: &anyhow::Error) -> ProcessExitCode {
-    // A mistake in the YAML is one line that begins with its place, as compilers write it.
+    // A mistake in the YAML is one line that begins with its place, as compilers write it; a file that cannot be read has none.
     let mut text = match error.downcast_ref::<ConfigError>() {
-        Some(mistake) => format!("{mistake}\n"),
-        None => format!("error: {}\n", one_line(error)),
+        Some(mistake) if !matches!(mistake, ConfigError::Unreadable { .. }) => format!("{mistake}\n"),
+        _ => format!("error: {}\n", one_line(error)),
     };
     if let Some(hint) = hint(error) {
         text.push_str(&format!("hint: {hint}\n"));

@@ -140,7 +140,8 @@ fn syntax_error(error: &serde_saphyr::Error) -> YamlError {
     let (line, column) = error.location().map_or((1, 1), |place| (place.line().max(1), place.column().max(1)));
     let problem = match error {
         serde_saphyr::Error::MultipleDocuments { .. } => "found a second document, expected one".to_string(),
-        serde_saphyr::Error::Budget { .. } => {
+        // A budget that breaks while aliases are copied comes wrapped, and only its words tell.
+        error if error.to_string().contains("budget breached") => {
             format!("found more than {MAX_NODES} values or {MAX_DEPTH} levels, aliases counted out in full")
         }
         serde_saphyr::Error::MergeKeyNotAllowed { .. } => {

@@ -54,6 +54,10 @@ impl TrainError {
             TrainError::Config { .. } | TrainError::OutputExists { .. } => ExitCode::BadConfig,
             TrainError::DoesNotFit { .. } => ExitCode::DeviceUnavailable,
             TrainError::Input { code, .. } => *code,
+            TrainError::Io { act: "create", cause, .. } => match ExitCode::of_io(cause, ExitCode::CannotCreate) {
+                ExitCode::PermissionDenied => ExitCode::PermissionDenied,
+                _ => ExitCode::CannotCreate,
+            },
             TrainError::Io { cause, .. } => ExitCode::of_io(cause, ExitCode::InputOutput),
             TrainError::Device(cause) => cause.exit_code(),
             TrainError::Comm(cause) => cause.exit_code(),

@@ -31,7 +31,7 @@ impl Recorder {
     /// Refuses a folder that holds something, unless it may be overwritten.
     pub fn create(config: &RunConfig, folder: &Path, progress: &mut Progress) -> Result<Recorder> {
         let io = |act, cause| TrainError::Io { act, path: folder.display().to_string(), cause };
-        let is_used = folder.exists() && std::fs::read_dir(folder).map_err(|cause| io("read", cause))?.next().is_some();
+        let is_used = folder.is_dir() && std::fs::read_dir(folder).map_err(|cause| io("read", cause))?.next().is_some();
         if is_used && !config.output.overwrite_output_dir {
             return Err(TrainError::OutputExists { path: folder.display().to_string() });
         }

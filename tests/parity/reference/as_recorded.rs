@@ -8,6 +8,9 @@ use super::forward::{LayerPass, softmax};
 use super::lora::{Factors, norm};
 use super::{Adapter, Batch, Mistake, Pass, Reference, Rows};
 
+/// One quantity of a layer, for every token of a document.
+type OfLayer = fn(&LayerPass) -> Rows;
+
 impl Reference {
     /// Every tensor of `expected.safetensors`.
     pub fn expected(&self, batch: &Batch, mistake: Mistake) -> Numbered {
@@ -20,8 +23,8 @@ impl Reference {
             let layers: Vec<&LayerPass> = passes.iter().map(|pass| &pass.layers[layer_index]).collect();
             let name = |quantity: &str| format!("layer.{layer_index}.{quantity}");
             numbered.extend(of_layer(batch, &layers).into_iter().map(|(quantity, x)| (name(quantity), x)));
-            let heads: [(&str, fn(&LayerPass) -> &Rows); 3] =
-                [("q", |layer| &layer.q), ("k", |layer| &layer.k), ("v", |layer| &layer.v)];
+            let heads: [(&str, OfLayer); 3] =
+                [("q", |layer| layer.q.clone()), ("k", |layer| layer.k.clone()), ("v", |layer| layer.v.clone())];
             for (quantity, rows) in heads {
                 let rows = layers.iter().map(|layer| rows(layer));
                 numbered.insert(name(quantity), by_head(batch, rows, self.config.head_dim));
@@ -113,8 +116,8 @@ fn outputs(batch: &Batch, passes: &[Pass]) -> Numbered {
 }
 
 /// The floating-point tensors of one layer that do not come in heads; `layers` holds that layer of every document.
-fn of_layer<'a>(batch: &Batch, layers: &[&LayerPass]) -> Vec<(&'a str, Numbers)> {
-    let by_name: [(&str, fn(&LayerPass) -> Rows); 8] = [
+fn of_layer(batch: &Batch, layers: &[&LayerPass]) -> Vec<(&'static str, Numbers)> {
+    let by_name: [(&str, OfLayer); 8] = [
         ("attn_in", |layer| layer.attn_in.clone()),
         ("attn_ctx", |layer| layer.attn_ctx.clone()),
         ("attn_out", |layer| layer.attn_out.clone()),
@@ -124,7 +127,7 @@ fn of_layer<'a>(batch: &Batch, layers: &[&LayerPass]) -> Vec<(&'a str, Numbers)>
         ("router_logits", |layer| layer.tokens.iter().map(|token| token.router_logits.clone()).collect()),
         ("out", |layer| layer.out.clone()),
     ];
-    let of_quantity = |rows: fn(&LayerPass) -> Rows| by_token(batch, layers.iter().map(|layer| rows(layer)));
+    let of_quantity = |rows: OfLayer| by_token(batch, layers.iter().map(|layer| rows(layer)));
     let mut numbers: Vec<_> = by_name.into_iter().map(|(name, rows)| (name, of_quantity(rows))).collect();
     let scores = |layer: &LayerPass| layer.tokens.iter().map(|token| vec![token.score]).collect();
     let mut scores = by_token(batch, layers.iter().map(|layer| scores(layer)));
@@ -177,8 +180,8 @@ fn by_token(batch: &Batch, documents: impl Iterator<Item = Rows>) -> Numbers {
 }
 
 /// `[rows, heads, padded_len, head_dim]`, padding 0.
-fn by_head<'a>(batch: &Batch, documents: impl Iterator<Item = &'a Rows>, head_dim: usize) -> Numbers {
-    let documents: Vec<&Rows> = documents.collect();
+fn by_head(batch: &Batch, documents: impl Iterator<Item = Rows>, head_dim: usize) -> Numbers {
+    let documents: Vec<Rows> = documents.collect();
     let num_heads = documents[0][0].len() / head_dim;
     let mut values = vec![0.0; documents.len() * num_heads * batch.padded_len * head_dim];
     for (row, document) in documents.iter().enumerate() {

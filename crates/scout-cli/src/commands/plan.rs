@@ -67,7 +67,7 @@ fn resolve(config: &scout_config::RunConfig, world: usize) -> Result<(RunPlan, O
     }
     match prepare(config, world) {
         Ok(prepared) => Ok((prepared.plan, None)),
-        Err(error) if error.exit_code() == ExitCode::MissingInput => {
+        Err(error @ TrainError::Data(_)) if error.exit_code() == ExitCode::MissingInput => {
             Ok((RunPlan::resolve(config, source, world, None, None)?, Some(error.to_string())))
         }
         Err(error) => Err(error),

@@ -129,7 +129,7 @@ pub fn compare_all(
     promised
         .iter()
         .map(|name| match (recorded.get(name), computed.get(name)) {
-            (None, _) => Row::fail(group, name, "promised by manifest.json, missing or unreadable in the file"),
+            (None, _) => Row::fail(group, name, "promised by manifest.json, missing in the file"),
             (Some(Err(detail)), _) => Row::fail(group, name, detail),
             (_, None) => Row::fail(group, name, "was not computed"),
             (Some(Ok(recorded)), Some(computed)) => {

@@ -1,5 +1,6 @@
 //! `verify`: a folder of recorded reference numbers against what this program computes. Every promised quantity becomes
-//! a row; a file or tensor that cannot be read is a failed row, and nothing is skipped in silence.
+//! a row, and a file or tensor that cannot be read is a failed row. Where the model or the probe batch itself cannot be
+//! read, that row stands alone: there is nothing to compare with.
 
 pub mod compare;
 mod compute;
@@ -99,9 +100,10 @@ pub fn verify(folder: &Path) -> Result<Verdict> {
 
 fn verify_text_folder(folder: &Path, manifest: &Manifest, bench: &mut Bench, verdict: &mut Verdict) {
     let config = bench.config.clone();
-    let recorded = read(&folder.join("expected.safetensors"));
-    let probe = match padded(&recorded, "") {
-        Ok(probe) => probe,
+    let expected =
+        read(&folder.join("expected.safetensors")).and_then(|recorded| Ok((padded(&recorded, "")?, recorded)));
+    let (probe, recorded) = match expected {
+        Ok(read) => read,
         Err(error) => return verdict.rows.push(Row::fail("expected", "batch", chain(&error))),
     };
     verdict.attempt("expected", || {
@@ -117,7 +119,7 @@ fn verify_text_folder(folder: &Path, manifest: &Manifest, bench: &mut Bench, ver
             bench.wear(adapter)?;
             gradient_names = bench.adapter_tensors()?.into_keys().collect();
             let promised = manifest.adapter_names(&config, adapter, &gradient_names);
-            let recorded = read(&folder.join(format!("{name}.expected.safetensors")));
+            let recorded = read_promised(&folder.join(format!("{name}.expected.safetensors")), &promised);
             Ok(Group::new(&name, promised, recorded, bench.with_adapter(&probe)?))
         });
         match (&training, &batches) {
@@ -162,8 +164,9 @@ fn verify_training(
             group.add(quantity, rule, Ok(as_numbers(recorded)), as_numbers(&computed));
         }
         let path = folder.join(format!("adapter_{adapter}_trained")).join("adapter_model.safetensors");
-        let mut trained = read(&path);
-        for (tensor, computed) in bench.adapter_tensors()? {
+        let computed = bench.adapter_tensors()?;
+        let mut trained = read_promised(&path, &computed.keys().cloned().collect::<Vec<_>>());
+        for (tensor, computed) in computed {
             let recorded = trained.remove(&tensor).unwrap_or_else(|| Err(missing(&path)));
             group.add(&format!("trained.{tensor}"), compare::TRAINED_ADAPTER, recorded, computed);
         }
@@ -173,10 +176,10 @@ fn verify_training(
 
 /// What a folder of the multimodal class holds for the text model alone.
 fn verify_text_rows(folder: &Path, bench: &mut Bench, verdict: &mut Verdict) {
-    let mut recorded = read(&folder.join("expected.safetensors"));
-    match padded(&recorded, "text_only.") {
+    let expected = read(&folder.join("expected.safetensors"));
+    match expected.and_then(|recorded| Ok((padded(&recorded, "text_only.")?, recorded))) {
         Err(error) => verdict.rows.push(Row::fail("text_only", "batch", chain(&error))),
-        Ok(probe) => verdict.attempt("text_only", || {
+        Ok((probe, mut recorded)) => verdict.attempt("text_only", || {
             let names = ["logits", "loss"].map(String::from).to_vec();
             let of_text = |name: &String| Some((name.clone(), recorded.remove(&format!("text_only.{name}"))?));
             let recorded = names.iter().filter_map(of_text).collect();
@@ -196,13 +199,14 @@ fn verify_text_rows(folder: &Path, bench: &mut Bench, verdict: &mut Verdict) {
 /// The 4-bit file is read and must be whole; its numbers are compared once 4-bit weights are built.
 fn four_bit_rows(folder: &Path, manifest: &Manifest, config: &ModelConfig, gradients: &[String]) -> Vec<Row> {
     let path = folder.join("nf4.expected.safetensors");
-    let recorded = read(&path);
+    let promised = manifest.nf4_names(config, gradients);
+    let recorded = read_promised(&path, &promised);
     let row = |name: String| match recorded.get(&name) {
         Some(Ok(_)) => Row::later("nf4", &name, NO_FOUR_BIT),
         Some(Err(detail)) => Row::fail("nf4", &name, detail),
         None => Row::fail("nf4", &name, missing(&path)),
     };
-    manifest.nf4_names(config, gradients).into_iter().map(row).collect()
+    promised.into_iter().map(row).collect()
 }
 
 /// Both spellings of the configuration must mean the same model.
@@ -230,9 +234,9 @@ impl Group {
     }
 }
 
-/// Every tensor of a file. A file that cannot be opened holds nothing, so all that it promised fails.
-fn read(path: &Path) -> Recording {
-    let Ok(file) = TensorFile::open(path) else { return Recording::new() };
+/// Every tensor of a file, each with its own reason if it cannot be read; an error when the file itself cannot.
+fn read(path: &Path) -> Result<Recording> {
+    let file = TensorFile::open(path)?;
     let read_one = |name: &str, dtype| -> scout_checkpoint::Result<Numbers> {
         Ok(match dtype {
             Some(DType::I64) => {
@@ -250,12 +254,19 @@ fn read(path: &Path) -> Recording {
         })
     };
     let entries = file.entries().iter();
-    entries
-        .map(|entry| {
-            let read = read_one(&entry.name, entry.element_type.dtype()).map_err(|error| chain(&error.into()));
-            (entry.name.clone(), read)
-        })
-        .collect()
+    let read = entries.map(|entry| {
+        let read = read_one(&entry.name, entry.element_type.dtype()).map_err(|error| chain(&error.into()));
+        (entry.name.clone(), read)
+    });
+    Ok(read.collect())
+}
+
+/// The same for a file whose tensors are `promised`: one that cannot be opened fails each of them with its reason.
+fn read_promised(path: &Path, promised: &[String]) -> Recording {
+    read(path).unwrap_or_else(|error| {
+        let reason = chain(&error);
+        promised.iter().map(|name| (name.clone(), Err(reason.clone()))).collect()
+    })
 }
 
 /// The batch that a recording was made with; its ids may stand under a prefix, the rest is shared.
@@ -277,7 +288,7 @@ fn integers(recorded: &Recording, name: &str) -> Result<(Vec<usize>, Vec<i64>)> 
 }
 
 fn read_batches(folder: &Path, manifest: &Manifest) -> Result<Vec<Padded>> {
-    let recorded = read(&folder.join("train_batches.safetensors"));
+    let recorded = read(&folder.join("train_batches.safetensors"))?;
     let [(shape, ids), (_, labels), (_, mask)] = ["input_ids", "labels", "attention_mask"]
         .map(|name| integers(&recorded, name))
         .into_iter()

@@ -1,0 +1,184 @@
+//! Numbers of the plan against numbers worked out by hand: steps, warm-up, what is kept in a given memory.
+
+use scout_config::RunConfig;
+use scout_core::{ByteCount, ExitCode};
+use scout_data::{Dealing, SampleOrder, Shuffle, UpdateOrder};
+use scout_model::{Keep, NameStyle};
+use scout_train::plan::{DataCounts, MemoryPlan, ModelSource, RunPlan, activation_bytes};
+use scout_train::prepare::prepare;
+use scout_train::schedule::{Decay, LearningRate};
+use scout_train::synth::{self, SynthShape};
+use scout_train::{Result, TrainError};
+
+use crate::bench::Bench;
+
+fn config(overrides: &[&str]) -> RunConfig {
+    let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+    RunConfig::from_text("test.yaml", "random_weights: true\n", &overrides, &[]).unwrap().config
+}
+
+fn source() -> ModelSource {
+    ModelSource { config: synth::config(SynthShape::Tiny, None), style: NameStyle::Text, folder: None }
+}
+
+fn resolve(config: &RunConfig, world_size: usize, data: Option<DataCounts>) -> Result<RunPlan> {
+    RunPlan::resolve(config, source(), world_size, data, None)
+}
+
+/// Rows, ranks, overrides → updates an epoch, updates in all, warm-up.
+#[test]
+fn updates_and_warm_up_follow_from_rows_ranks_and_keys() {
+    const BATCH_16: &str = "per_device_train_batch_size=16";
+    const BATCH_1: &str = "per_device_train_batch_size=1";
+    const BATCH_4: &str = "per_device_train_batch_size=4";
+    const NO_ACCUMULATION: &str = "gradient_accumulation_steps=1";
+    for (rows, ranks, overrides, expected) in [
+        // The job of a thousand rows on eight ranks, three epochs.
+        (1000, 8, &[BATCH_16, NO_ACCUMULATION, "num_train_epochs=3"][..], (8, 24, 0)),
+        (1000, 8, &[BATCH_1, NO_ACCUMULATION, "num_train_epochs=3"], (125, 375, 0)),
+        // ceil(ceil(1000/128)/3) = 3.
+        (1000, 8, &[BATCH_16, "gradient_accumulation_steps=3", "num_train_epochs=2"], (3, 6, 0)),
+        // More than one epoch's rows in one update: it wraps.
+        (3, 2, &[BATCH_16, "gradient_accumulation_steps=8", "num_train_epochs=5"], (1, 5, 0)),
+        (10, 1, &[BATCH_4, NO_ACCUMULATION, "num_train_epochs=1"], (3, 3, 0)),
+        (12, 1, &[BATCH_4, NO_ACCUMULATION, "num_train_epochs=1"], (3, 3, 0)),
+        (13, 1, &[BATCH_4, NO_ACCUMULATION, "num_train_epochs=1"], (4, 4, 0)),
+        // Parts of epochs: 8 · 0.3 = 2.4, 8 · 1.5 = 12, 3 · 0.01 = 0.03.
+        (1000, 8, &[BATCH_16, NO_ACCUMULATION, "num_train_epochs=0.3"], (8, 3, 0)),
+        (1000, 8, &[BATCH_16, NO_ACCUMULATION, "num_train_epochs=1.5"], (8, 12, 0)),
+        (10, 1, &[BATCH_4, NO_ACCUMULATION, "num_train_epochs=0.01"], (3, 1, 0)),
+        // max_steps wins, in both directions.
+        (10, 1, &[BATCH_4, NO_ACCUMULATION, "num_train_epochs=1", "max_steps=1"], (3, 1, 0)),
+        (10, 1, &[BATCH_4, NO_ACCUMULATION, "num_train_epochs=1", "max_steps=100"], (3, 100, 0)),
+        (10, 1, &[BATCH_4, NO_ACCUMULATION, "num_train_epochs=2", "max_steps=-1"], (3, 6, 0)),
+        // Warm-up by share, rounded up: 24 · 0.03 = 0.72, 24 · 0.1 = 2.4, 24 · 0.5 = 12, 24 · 1.
+        (1000, 8, &[BATCH_16, NO_ACCUMULATION, "num_train_epochs=3", "warmup_ratio=0.03"], (8, 24, 1)),
+        (1000, 8, &[BATCH_16, NO_ACCUMULATION, "num_train_epochs=3", "warmup_ratio=0.1"], (8, 24, 3)),
+        (1000, 8, &[BATCH_16, NO_ACCUMULATION, "num_train_epochs=3", "warmup_ratio=0.5"], (8, 24, 12)),
+        (1000, 8, &[BATCH_16, NO_ACCUMULATION, "max_steps=10", "warmup_ratio=0.25"], (8, 10, 3)),
+        // Steps win over the share.
+        (1000, 8, &[BATCH_16, NO_ACCUMULATION, "warmup_ratio=0.5", "warmup_steps=7", "max_steps=24"], (8, 24, 7)),
+    ] {
+        let config = config(overrides);
+        let dealing = Dealing {
+            world: ranks,
+            batch: config.train.per_device_train_batch_size,
+            accumulation: config.train.gradient_accumulation_steps,
+        };
+        let order = SampleOrder::new(rows, dealing, Shuffle::Seeded(1)).unwrap();
+        let updates_per_epoch = order.updates_per_epoch() as usize;
+        let data = DataCounts { num_rows: rows, updates_per_epoch, most_tokens: 64 };
+        let steps = resolve(&config, ranks, Some(data)).unwrap().steps.unwrap();
+        let found = (steps.updates_per_epoch, steps.total_steps, steps.warmup_steps);
+        assert_eq!(found, expected, "{rows} rows, {ranks} ranks, {overrides:?}");
+        assert_eq!(steps.num_rows, rows);
+    }
+}
+
+#[test]
+fn real_data_gives_the_same_count_and_no_data_gives_none() {
+    let bench = Bench::new();
+    for (overrides, world_size, expected) in [
+        // 96 rows; 30; 30 without 7 held out.
+        (&["num_train_epochs=2"][..], 1, (96, 24, 48)),
+        (&["max_samples=30", "num_train_epochs=1"], 2, (30, 4, 4)),
+        (&["max_samples=30", "val_size=7", "eval_strategy=epoch", "gradient_accumulation_steps=2"], 2, (23, 2, 2)),
+    ] {
+        let steps = prepare(&bench.config(overrides), world_size).unwrap().plan.steps.unwrap();
+        assert_eq!((steps.num_rows, steps.updates_per_epoch, steps.total_steps), expected, "{overrides:?}");
+    }
+    assert_eq!(resolve(&config(&[]), 1, None).unwrap().steps, None);
+}
+
+#[test]
+fn the_recipe_reaches_the_optimizer_as_written() {
+    let data = Some(DataCounts { num_rows: 40, updates_per_epoch: 10, most_tokens: 64 });
+    let plan = |overrides: &[&str]| resolve(&config(overrides), 1, data).unwrap().settings;
+    let common = ["learning_rate=3.0e-4", "num_train_epochs=2", "warmup_ratio=0.2"];
+    for (name, decay) in
+        [("linear", Decay::Linear), ("cosine", Decay::Cosine), ("constant_with_warmup", Decay::Constant)]
+    {
+        let scheduler = format!("lr_scheduler_type={name}");
+        let found = plan(&[common[0], common[1], common[2], &scheduler]).learning_rate;
+        assert_eq!(found, LearningRate { peak: 3e-4, warmup_steps: 4, total_steps: 20, decay }, "{name}");
+    }
+    let found = plan(&["adam_beta1=0.8", "adam_beta2=0.95", "adam_epsilon=1.0e-7", "weight_decay=0.1"]).optimizer;
+    assert_eq!((found.beta1, found.beta2, found.epsilon, found.weight_decay), (0.8, 0.95, 1e-7, 0.1));
+    assert_eq!(plan(&["max_grad_norm=0.5"]).optimizer.max_grad_norm, Some(0.5));
+    assert_eq!(plan(&["max_grad_norm=0"]).optimizer.max_grad_norm, None, "0 clips nothing");
+    let found = plan(&["lora_dropout=0.25", "lora_target=all", "seed=99"]);
+    assert_eq!((found.lora_dropout, found.seed), (0.25, 99));
+}
+
+#[test]
+fn less_memory_keeps_less_and_too_little_is_refused() {
+    const TOKENS: usize = 5000;
+    let data = Some(DataCounts { num_rows: 40, updates_per_epoch: 10, most_tokens: TOKENS });
+    for world_size in [1, 4] {
+        let with_memory = |memory: Option<ByteCount>| {
+            let mut config = config(&[]);
+            config.device.device_memory = memory;
+            resolve(&config, world_size, data)
+        };
+        let free = with_memory(None).unwrap();
+        assert_eq!(free.settings.keep, Keep::Everything);
+        let total =
+            |keep| MemoryPlan { activations: activation_bytes(&source().config, TOKENS, keep), ..free.memory }.total();
+        let [most, some, least] = [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly].map(total);
+        assert!(most > some && some > least, "{most} {some} {least}");
+        for (memory, expected) in [
+            (most, Keep::Everything),
+            (ByteCount(most.0 - 1), Keep::AllButGateUp),
+            (some, Keep::AllButGateUp),
+            (ByteCount(some.0 - 1), Keep::InputOnly),
+            (least, Keep::InputOnly),
+        ] {
+            let plan = with_memory(Some(memory)).unwrap();
+            assert_eq!(plan.settings.keep, expected, "{memory} on {world_size}");
+            assert!(plan.memory.total() <= memory);
+            assert_eq!(plan.memory.budget, Some(memory));
+        }
+        let error = with_memory(Some(ByteCount(least.0 - 1))).unwrap_err();
+        assert!(matches!(error, TrainError::DoesNotFit { needed, tokens: TOKENS, .. } if needed == least), "{error}");
+        assert_eq!(error.exit_code(), ExitCode::DeviceUnavailable);
+        assert_eq!(error.exit_code().code(), 69);
+        assert!(error.hint().unwrap().contains("per_device_train_batch_size"));
+    }
+}
+
+#[test]
+fn a_plan_in_little_memory_trains_to_the_same_bits() {
+    let bench = Bench::new();
+    let train = |keep: Option<Keep>| {
+        let mut config = bench.config(&["max_steps=3"]);
+        let free = prepare(&config, 1).unwrap();
+        if let Some(keep) = keep {
+            let tokens = free.data.examples.lengths();
+            let mut longest = tokens.clone();
+            longest.sort_unstable_by(|a, b| b.cmp(a));
+            let tokens: usize = longest.iter().take(4).sum();
+            let activations = activation_bytes(&free.plan.source.config, tokens, keep);
+            config.device.device_memory = Some(MemoryPlan { activations, ..free.plan.memory }.total());
+            assert_eq!(prepare(&config, 1).unwrap().plan.settings.keep, keep);
+        }
+        crate::bench::train(&config, 3)
+    };
+    let free = train(None);
+    for keep in [Keep::AllButGateUp, Keep::InputOnly] {
+        let found = train(Some(keep));
+        assert_eq!(found.reports, free.reports, "{keep:?}");
+        assert!(crate::bench::bits(&found.adapter) == crate::bench::bits(&free.adapter), "{keep:?}");
+    }
+}
+
+#[test]
+fn a_model_that_is_not_there_is_a_missing_input_unless_its_shape_is_known_and_suffices() {
+    let named = |name: &str| config(&[&format!("model_name_or_path=/nowhere/{name}"), "random_weights=false"]);
+    let scout = named("Llama-4-Scout-17B-16E-Instruct");
+    assert_eq!(ModelSource::find(&scout, true).unwrap().config, scout_model::ModelConfig::scout());
+    for (config, shape_suffices) in [(&scout, false), (&named("Llama-4-Maverick-17B-128E"), true)] {
+        let error = ModelSource::find(config, shape_suffices).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::MissingInput, "{error}");
+        assert!(error.to_string().contains("/nowhere/"), "{error}");
+    }
+}

@@ -1,0 +1,126 @@
+//! Several ranks, as threads: sharding changes no bit, dealing rows to more ranks changes only the order of sums, and
+//! memory is what the plan said.
+
+use scout_core::ByteCount;
+use scout_telemetry::Progress;
+use scout_train::prepare::prepare;
+use scout_train::run;
+
+use crate::bench::{Bench, Trained, assert_all_near, assert_near, bits, on_every_rank, train, train_on_ranks};
+
+const STEPS: usize = 4;
+
+fn recipe(bench: &Bench, world_size: usize, more: &[&str]) -> scout_config::RunConfig {
+    // The product of ranks and rows is the same for all, and with it the rows of every update.
+    let batch = format!("per_device_train_batch_size={}", 8 / world_size);
+    let overrides: Vec<&str> =
+        [batch.as_str(), "adam_epsilon=1.0e-3"].into_iter().chain(more.iter().copied()).collect();
+    bench.config(&overrides)
+}
+
+fn assert_same_bits(what: &str, found: &Trained, expected: &Trained) {
+    for (step, (found, expected)) in found.reports.iter().zip(&expected.reports).enumerate() {
+        assert_eq!(found.loss.to_bits(), expected.loss.to_bits(), "{what}: loss of step {step}");
+        assert_eq!(found.grad_norm.to_bits(), expected.grad_norm.to_bits(), "{what}: norm of step {step}");
+    }
+    assert!(bits(&found.adapter) == bits(&expected.adapter), "{what}: adapters differ");
+}
+
+#[test]
+fn sharded_and_resident_weights_give_the_same_bits_at_equal_world_size() {
+    let bench = Bench::new();
+    for more in [&[][..], &["gradient_accumulation_steps=2", "lora_target=all", "lora_dropout=0.2"]] {
+        let alone = train(&recipe(&bench, 1, more), STEPS);
+        for world_size in [2, 4] {
+            let train_with = |weights: &str| {
+                let weights = format!("weights={weights}");
+                let more: Vec<&str> = more.iter().copied().chain([weights.as_str()]).collect();
+                train_on_ranks(&recipe(&bench, world_size, &more), world_size, STEPS)
+            };
+            let [sharded, resident] = ["zero3", "resident"].map(train_with);
+            for (rank, (sharded, resident)) in sharded.iter().zip(&resident).enumerate() {
+                let what = format!("rank {rank} of {world_size}, {more:?}");
+                assert_same_bits(&what, sharded, resident);
+            }
+            for trained in sharded.iter().chain(&resident) {
+                assert_same_bits(&format!("{world_size} ranks"), trained, &sharded[0]);
+            }
+            for (found, expected) in sharded[0].reports.iter().zip(&alone.reports) {
+                assert_near("loss beside one rank", found.loss, expected.loss, 1e-5);
+                assert_near("norm beside one rank", found.grad_norm, expected.grad_norm, 1e-5);
+                assert_eq!(found.num_tokens, expected.num_tokens);
+            }
+            assert_all_near("adapter beside one rank", &sharded[0].adapter, &alone.adapter, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn the_account_peaks_where_the_plan_says() {
+    let bench = Bench::new();
+    for (world_size, weights, gathers) in
+        [(1, "zero3", false), (2, "resident", false), (2, "zero3", true), (3, "zero3", true)]
+    {
+        let config = bench.config(&[&format!("weights={weights}")]);
+        let memory = prepare(&config, world_size).unwrap().plan.memory;
+        assert_eq!(memory.gathered > ByteCount(0), gathers, "{weights} on {world_size}");
+        for trained in train_on_ranks(&config, world_size, 2) {
+            let what = format!("{weights} on {world_size}");
+            assert_eq!(trained.peaks, [memory.shard, memory.gathered, memory.trained], "{what}");
+            assert_eq!(trained.left_gathered, ByteCount(0), "{what}");
+        }
+    }
+}
+
+#[test]
+fn ranks_keep_less_the_more_there_are() {
+    let bench = Bench::new();
+    let shards: Vec<ByteCount> =
+        [1, 2, 4, 8].map(|world_size| prepare(&bench.config(&[]), world_size).unwrap().plan.memory.shard).into();
+    for (index, pair) in shards.windows(2).enumerate() {
+        let share = pair[1].as_f64() / pair[0].as_f64();
+        // Units are padded to equal parts, which costs a few elements.
+        assert!((0.5..0.501).contains(&share), "{index}: {pair:?}");
+    }
+}
+
+#[test]
+fn a_rank_without_rows_of_its_own_walks_along() {
+    let bench = Bench::new();
+    // Held-out rows: five in batches of two for four ranks leave one rank with half a batch and one with none.
+    let overrides = ["val_size=5", "eval_strategy=steps", "eval_steps=1", "per_device_train_batch_size=2"];
+    let config = bench.config(&overrides);
+    let losses = on_every_rank(4, |comm| {
+        let prepared = prepare(&config, 4).unwrap();
+        let rank = comm.mesh().rank().0;
+        let chunk_size = prepared.plan.source.config.attention_chunk_size;
+        let batches = prepared.data.evaluation(2, 4, rank, chunk_size).unwrap();
+        let tokens: usize = batches.iter().map(scout_model::Batch::num_tokens).sum();
+        let trainer = run::build(&config, &prepared, comm).unwrap();
+        (tokens, batches.len(), trainer.evaluate(&batches).unwrap())
+    });
+    assert!(losses[3].0 == 0 && losses[0].0 > losses[2].0 && losses[2].0 > 0, "{losses:?}");
+    for (_, num_batches, loss) in &losses {
+        assert_eq!((*num_batches, loss.to_bits()), (1, losses[0].2.to_bits()));
+    }
+}
+
+#[test]
+fn whole_runs_on_ranks_agree_and_only_the_first_writes() {
+    let bench = Bench::new();
+    let run_with = |weights: &str| {
+        let output = bench.path(weights);
+        let config =
+            bench.config(&["max_steps=3", &format!("weights={weights}"), &format!("output_dir={}", output.display())]);
+        let outcomes = on_every_rank(2, |comm| {
+            run::run(&config, prepare(&config, 2).unwrap(), comm, &mut Progress::silent()).unwrap().losses
+        });
+        assert_eq!(bits(&outcomes[0]), bits(&outcomes[1]));
+        let log = std::fs::read_to_string(output.join("trainer_log.jsonl")).unwrap();
+        assert_eq!(log.lines().count(), 3, "one line a step, not one a step and rank");
+        (bits(&outcomes[0]), std::fs::read(output.join("adapter_model.safetensors")).unwrap())
+    };
+    let [sharded, resident] = ["zero3", "resident"].map(run_with);
+    assert_eq!(sharded.0, resident.0);
+    assert!(sharded.1 == resident.1, "adapter files differ");
+}
