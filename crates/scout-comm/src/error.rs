@@ -49,6 +49,14 @@ pub enum CommError {
     OutOfStep { sequence: u64, ours: Called, theirs: Called, theirs_rank: Rank },
     #[error("{op}: found {found} elements, expected {expected}")]
     Length { op: Op, found: usize, expected: usize },
+    #[error("rank {rank} was lost: {reason}")]
+    Lost { rank: Rank, reason: String },
+    #[error("the stream to rank {peer} cannot be used")]
+    Stream {
+        peer: Rank,
+        #[source]
+        cause: std::io::Error,
+    },
     #[error("the ranks were ended: {reason}")]
     Aborted { reason: String },
     #[error(transparent)]
@@ -58,7 +66,8 @@ pub enum CommError {
 impl CommError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            CommError::Timeout { .. } | CommError::Aborted { .. } => ExitCode::PeerLost,
+            CommError::Timeout { .. } | CommError::Aborted { .. } | CommError::Lost { .. } => ExitCode::PeerLost,
+            CommError::Stream { .. } => ExitCode::InputOutput,
             CommError::OutOfStep { .. } | CommError::Length { .. } => ExitCode::Internal,
             CommError::Device(cause) => cause.exit_code(),
         }

@@ -3,8 +3,12 @@
 
 #![forbid(unsafe_code)]
 
+mod board;
 pub mod error;
+mod finish;
 pub mod local;
+pub mod tcp;
+mod wire;
 
 use std::time::Duration;
 
@@ -13,6 +17,7 @@ use scout_device::Buffer;
 
 pub use error::{Called, CommError, Op};
 pub use local::{LocalCommunicator, local_group};
+pub use tcp::{PeerStream, TcpCommunicator};
 
 pub type Result<T> = std::result::Result<T, CommError>;
 
@@ -64,4 +69,8 @@ impl std::fmt::Debug for Pending {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pending").field("deadline", &self.deadline).finish_non_exhaustive()
     }
+}
+
+fn expect_len(op: Op, found: usize, expected: usize) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(CommError::Length { op, found, expected }) }
 }

@@ -1,6 +1,8 @@
 //! Owned, flat, writable memory of one element type: what shards, optimizer states and messages are made of.
 //! It has no shape; a [`Tensor`] is a shaped look at memory that nobody writes any more.
 
+use std::ops::Range;
+
 use half::bf16;
 use scout_core::{ByteCount, DType, Shape};
 
@@ -87,6 +89,31 @@ impl Buffer {
             Memory::U8(values) => Ok(values),
             _ => Err(self.not(DType::U8)),
         }
+    }
+
+    /// The memory of elements `range`, as it lies.
+    pub fn bytes_of(&self, range: Range<usize>) -> &[u8] {
+        match &self.memory {
+            Memory::F32(values) => bytemuck::cast_slice(&values[range]),
+            Memory::BF16(values) => bytemuck::cast_slice(&values[range]),
+            Memory::U8(values) => &values[range],
+        }
+    }
+
+    /// All of the memory, to be written as it lies: every pattern of bits is some value of these element types.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.memory {
+            Memory::F32(values) => bytemuck::cast_slice_mut(values),
+            Memory::BF16(values) => bytemuck::cast_slice_mut(values),
+            Memory::U8(values) => values,
+        }
+    }
+
+    /// A copy of elements `range`.
+    pub fn part(&self, range: Range<usize>) -> Result<Buffer> {
+        let mut part = Buffer::zeros(self.dtype(), range.len())?;
+        part.bytes_mut().copy_from_slice(self.bytes_of(range));
+        Ok(part)
     }
 
     /// Copies `source` into `start..start + source.len()`. Both must hold the same element type.
