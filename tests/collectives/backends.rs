@@ -38,12 +38,11 @@ fn tcp(size: usize, deadline: Duration) -> Group {
 /// A stream between any two of `size` ranks.
 fn connected(size: usize, deadline: Duration, mut pair: impl FnMut() -> (PeerStream, PeerStream)) -> Group {
     let mut streams: Vec<Vec<Option<PeerStream>>> = (0..size).map(|_| (0..size).map(|_| None).collect()).collect();
-    for a in 0..size {
-        for b in a + 1..size {
-            let (of_a, of_b) = pair();
-            streams[a][b] = Some(of_a);
-            streams[b][a] = Some(of_b);
-        }
+    let pairs = (0..size).flat_map(|a| (a + 1..size).map(move |b| (a, b)));
+    for (a, b) in pairs {
+        let (of_a, of_b) = pair();
+        streams[a][b] = Some(of_a);
+        streams[b][a] = Some(of_b);
     }
     let comm = |(rank, streams)| {
         let mesh = Mesh::new(Rank(rank), size).unwrap();
