@@ -2,6 +2,7 @@
 //! turn, so that whatever else the machine does slows both. Prints a table and writes nothing unless `--json FILE` is given.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
@@ -89,7 +90,7 @@ fn small_trainer(folder: &std::path::Path) -> Result<(Trainer, ModelConfig)> {
     let prepared = prepare(&loaded.config, 1)?;
     let comm = local_group(1, Duration::from_secs(600)).pop().ok_or("a group of one has one member")?;
     let config = prepared.plan.source.config.clone();
-    Ok((build(&loaded.config, &prepared, Box::new(comm))?, config))
+    Ok((build(&loaded.config, &prepared, Arc::new(comm))?, config))
 }
 
 /// Documents of equal length, every position scored.

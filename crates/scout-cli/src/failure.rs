@@ -26,7 +26,7 @@ impl std::error::Error for Mistake {}
 
 /// Prints `error` to stderr and returns the code to leave with.
 pub fn report(error: &anyhow::Error) -> ProcessExitCode {
-    // A mistake in the YAML is one line that begins with its place, as compilers write it; a file that cannot be read has none.
+    // A mistake in the YAML is one line that begins with its place, as compilers do; an unreadable file has none.
     let mut text = match error.downcast_ref::<ConfigError>() {
         Some(mistake) if !matches!(mistake, ConfigError::Unreadable { .. }) => format!("{mistake}\n"),
         _ => format!("error: {}\n", one_line(error)),

@@ -75,6 +75,12 @@ impl Batch {
         self.ids.num_elements()
     }
 
+    /// Pairs of positions that see each other, causal and inside documents.
+    pub fn num_attended_pairs(&self) -> u64 {
+        let lengths = self.documents.windows(2).map(|bound| u64::from(bound[1] - bound[0]));
+        lengths.map(|len| len * (len + 1) / 2).sum()
+    }
+
     pub fn num_targets(&self) -> usize {
         self.target_rows.num_elements()
     }

@@ -134,10 +134,17 @@ impl ModelConfig {
     }
 
     pub fn num_params(&self) -> u64 {
+        self.num_params_of_any_size() as u64
+    }
+
+    /// In 128 bits, which hold the product of any counts that a file may name.
+    fn num_params_of_any_size(&self) -> u128 {
         let [vocab, hidden, width, experts] =
-            [self.vocab_size, self.hidden_size, self.intermediate_size, self.num_experts].map(|n| n as u64);
-        let layer = self.attention_params() + (experts + 1) * 3 * hidden * width + experts * hidden + 2 * hidden;
-        self.num_layers as u64 * layer + 2 * vocab * hidden + hidden
+            [self.vocab_size, self.hidden_size, self.intermediate_size, self.num_experts].map(|n| n as u128);
+        let heads = 2 * (self.num_heads + self.num_kv_heads) as u128;
+        let attention = heads * self.head_dim as u128 * hidden;
+        let layer = attention + (experts + 1) * 3 * hidden * width + experts * hidden + 2 * hidden;
+        self.num_layers as u128 * layer + 2 * vocab * hidden + hidden
     }
 
     /// Parameters that a token is multiplied with: one expert instead of all, the head, no embedding, no norms.
@@ -164,16 +171,25 @@ impl ModelConfig {
         if !self.rms_norm_eps.is_finite() || self.rms_norm_eps <= 0.0 {
             return Err(text.wrong("rms_norm_eps", format!("is {}, expected a number above 0", self.rms_norm_eps)));
         }
+        if self.num_params_of_any_size() > MAX_PARAMS {
+            let problem =
+                format!("is {}, which with the other sizes makes more than 2^48 parameters", self.hidden_size);
+            return Err(text.wrong("hidden_size", problem));
+        }
         Ok(())
     }
 }
+
+/// Beyond any model that exists; larger counts are mistakes, and overflow or fill the memory further on.
+const MAX_PARAMS: u128 = 1 << 48;
+const MAX_LAYERS: usize = 4096;
 
 fn rope_layers_by_interval(num_layers: usize, interval: usize) -> Vec<bool> {
     (0..num_layers).map(|layer_index| !(layer_index + 1).is_multiple_of(interval)).collect()
 }
 
 fn text_config(text: &Fields, vision: Option<VisionConfig>) -> Result<ModelConfig> {
-    let num_layers = text.count("num_hidden_layers")?;
+    let num_layers = text.layers()?;
     let num_heads = text.count("num_attention_heads")?;
     let hidden_size = text.count("hidden_size")?;
     text.expect("hidden_act", "silu")?;
@@ -277,11 +293,13 @@ fn rope_config(text: &Fields) -> Result<RopeConfig> {
     let (place, theta) = match (text.get("rope_parameters"), text.get("rope_scaling")) {
         (Some(value @ Value::Object(_)), _) => {
             let place = text.nested("rope_parameters", value)?;
-            let theta = place.number("rope_theta")?;
+            let theta = place.positive("rope_theta")?;
             (Some(place), theta)
         }
-        (_, Some(value @ Value::Object(_))) => (Some(text.nested("rope_scaling", value)?), text.number("rope_theta")?),
-        _ => (None, text.number("rope_theta")?),
+        (_, Some(value @ Value::Object(_))) => {
+            (Some(text.nested("rope_scaling", value)?), text.positive("rope_theta")?)
+        }
+        _ => (None, text.positive("rope_theta")?),
     };
     let Some(place) = place else {
         return Ok(RopeConfig { theta, bands: None });
@@ -290,15 +308,14 @@ fn rope_config(text: &Fields) -> Result<RopeConfig> {
         "default" => Ok(RopeConfig { theta, bands: None }),
         "llama3" => {
             let bands = RopeBands {
-                factor: place.number("factor")?,
-                low_freq_factor: place.number("low_freq_factor")?,
-                high_freq_factor: place.number("high_freq_factor")?,
-                original_max_position: place.number("original_max_position_embeddings")?,
+                factor: place.positive("factor")?,
+                low_freq_factor: place.positive("low_freq_factor")?,
+                high_freq_factor: place.positive("high_freq_factor")?,
+                original_max_position: place.positive("original_max_position_embeddings")?,
             };
-            if bands.factor <= 0.0 || bands.low_freq_factor <= 0.0 || bands.high_freq_factor < bands.low_freq_factor {
-                return Err(
-                    place.wrong("high_freq_factor", "must be at least `low_freq_factor`, both above 0".to_string())
-                );
+            if bands.high_freq_factor < bands.low_freq_factor {
+                let (high, low) = (bands.high_freq_factor, bands.low_freq_factor);
+                return Err(place.wrong("high_freq_factor", format!("is {high}, below `low_freq_factor` {low}")));
             }
             Ok(RopeConfig { theta, bands: Some(bands) })
         }
@@ -307,18 +324,29 @@ fn rope_config(text: &Fields) -> Result<RopeConfig> {
 }
 
 fn vision_config(vision: &Fields) -> Result<VisionConfig> {
-    Ok(VisionConfig {
+    let config = VisionConfig {
         hidden_size: vision.count("hidden_size")?,
-        num_layers: vision.count("num_hidden_layers")?,
+        num_layers: vision.layers()?,
         intermediate_size: vision.count("intermediate_size")?,
         num_channels: vision.count("num_channels")?,
         image_size: vision.count("image_size")?,
         patch_size: vision.count("patch_size")?,
-        pixel_shuffle_ratio: vision.number("pixel_shuffle_ratio")?,
+        pixel_shuffle_ratio: vision.positive("pixel_shuffle_ratio")?,
         projector_input_dim: vision.count("projector_input_dim")?,
         projector_output_dim: vision.count("projector_output_dim")?,
         vision_output_dim: vision.count("vision_output_dim")?,
-    })
+    };
+    if config.patch_size > config.image_size {
+        let problem = format!("is {}, larger than a picture's {}", config.patch_size, config.image_size);
+        return Err(vision.wrong("patch_size", problem));
+    }
+    let patch = (config.num_channels as u128) * (config.patch_size as u128).pow(2);
+    let num_patches = ((config.image_size / config.patch_size) as u128).pow(2);
+    if patch.max(num_patches) * config.hidden_size as u128 > MAX_PARAMS {
+        let problem = format!("is {}, too large or too small for the other sizes", config.patch_size);
+        return Err(vision.wrong("patch_size", problem));
+    }
+    Ok(config)
 }
 
 /// A JSON object with the way to it, so that every complaint names file and key.
@@ -358,6 +386,20 @@ impl<'a> Fields<'a> {
     fn number(&self, key: &str) -> Result<f64> {
         let value = self.need(key)?;
         value.as_f64().ok_or_else(|| self.wrong(key, format!("is {value}, expected a number")))
+    }
+
+    fn positive(&self, key: &str) -> Result<f64> {
+        match self.number(key)? {
+            number if number > 0.0 => Ok(number),
+            other => Err(self.wrong(key, format!("is {other}, expected a number above 0"))),
+        }
+    }
+
+    fn layers(&self) -> Result<usize> {
+        match self.count("num_hidden_layers")? {
+            count if count <= MAX_LAYERS => Ok(count),
+            other => Err(self.wrong("num_hidden_layers", format!("is {other}, expected at most {MAX_LAYERS}"))),
+        }
     }
 
     fn optional_number(&self, key: &str) -> Result<Option<f64>> {

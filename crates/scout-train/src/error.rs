@@ -69,6 +69,20 @@ impl TrainError {
         }
     }
 
+    /// The error with everything that caused it, in one line. Transparent layers repeat what stands below them.
+    pub fn with_causes(&self) -> String {
+        let mut parts = vec![self.to_string()];
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if parts.last() != Some(&text) {
+                parts.push(text);
+            }
+            cause = error.source();
+        }
+        parts.join(": ")
+    }
+
     pub fn hint(&self) -> Option<String> {
         match self {
             TrainError::NotANumber { .. } => {

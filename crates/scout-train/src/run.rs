@@ -2,6 +2,7 @@
 //! writes files.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use scout_checkpoint::{AdapterSettings, ModelFolder, write_adapter};
@@ -31,11 +32,23 @@ pub struct Outcome {
     pub output_dir: PathBuf,
 }
 
-/// Trains as `prepared` says and leaves the run folder behind. `progress` is silent on all ranks but the first.
+/// Trains as `prepared` says and leaves the run folder behind. `progress` is silent on all ranks but the first. What
+/// ends one rank ends all of them, with the same reason.
 pub fn run(
     config: &RunConfig,
     prepared: Prepared,
-    comm: Box<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
+    progress: &mut Progress,
+) -> Result<Outcome> {
+    let rank = comm.mesh().rank();
+    run_on_this_rank(config, prepared, comm.clone(), progress)
+        .inspect_err(|error| comm.abort(&format!("rank {rank}: {}", error.with_causes())))
+}
+
+fn run_on_this_rank(
+    config: &RunConfig,
+    prepared: Prepared,
+    comm: Arc<dyn Communicator>,
     progress: &mut Progress,
 ) -> Result<Outcome> {
     let output_dir = config
@@ -79,7 +92,7 @@ pub fn run(
 }
 
 /// Reads this rank's weights and puts the trainer together.
-pub fn build(config: &RunConfig, prepared: &Prepared, comm: Box<dyn Communicator>) -> Result<Trainer> {
+pub fn build(config: &RunConfig, prepared: &Prepared, comm: Arc<dyn Communicator>) -> Result<Trainer> {
     let plan = &prepared.plan;
     let mesh = comm.mesh();
     let account = Account::new(config.device.device_memory);
@@ -96,7 +109,7 @@ pub fn build(config: &RunConfig, prepared: &Prepared, comm: Box<dyn Communicator
     let adapter = match &prepared.start {
         Some(start) => load::adapter_state(start, model_config, mesh, &account)?,
         None => {
-            let layout = std::sync::Arc::new(LoraLayout::new(model_config, &plan.lora));
+            let layout = Arc::new(LoraLayout::new(model_config, &plan.lora));
             let values = initial_values(&layout, config.train.seed);
             AdapterState::new(layout, values, mesh, &account)?
         }
@@ -208,9 +221,7 @@ impl<'a> Session<'a> {
         self.losses.push(report.loss as f32);
         self.tokens_since_line += report.num_tokens as u64;
         self.total_tokens += report.num_tokens as u64;
-        let pairs: u64 = batches.iter().map(attended_pairs).sum();
-        let own_tokens = batches.iter().map(scout_model::Batch::num_tokens).sum();
-        self.total_flops += useful_flops(model, own_tokens, pairs);
+        self.total_flops += useful_flops(model, report.num_tokens, report.num_attended_pairs);
         self.since_line.push(report);
         Ok(())
     }
@@ -294,9 +305,4 @@ impl<'a> Session<'a> {
             output_dir,
         }
     }
-}
-
-/// Pairs of positions that see each other, causal and inside documents.
-fn attended_pairs(batch: &scout_model::Batch) -> u64 {
-    batch.documents.windows(2).map(|bound| u64::from(bound[1] - bound[0])).map(|len| len * (len + 1) / 2).sum()
 }

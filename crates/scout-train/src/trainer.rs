@@ -1,6 +1,8 @@
 //! The trainer: one step readable on a page. Gather, compute, release, reduce and update are visible calls in this
 //! order; what is gathered when was decided by the plan before the first batch.
 
+use std::sync::Arc;
+
 use scout_comm::Communicator;
 use scout_device::{Account, Tensor};
 use scout_model::head::Loss;
@@ -29,7 +31,7 @@ pub struct Trainer {
     pub plan: ShardPlan,
     pub store: ShardStore,
     pub adapter: AdapterState,
-    pub comm: Box<dyn Communicator>,
+    pub comm: Arc<dyn Communicator>,
     pub account: Account,
     pub schedules: Schedules,
     pub settings: StepSettings,
@@ -50,6 +52,8 @@ pub struct StepReport {
     pub grad_norm: f64,
     pub learning_rate: f64,
     pub num_tokens: usize,
+    /// Pairs of positions that see each other, causal and inside documents.
+    pub num_attended_pairs: u64,
 }
 
 impl Schedules {
@@ -79,7 +83,9 @@ impl Trainer {
             loss_sum += self.forward_backward(&pass, &mut gradients, &mut NoTrace)?.weighted_sum;
         }
         let num_tokens: usize = micro_batches.iter().map(Batch::num_tokens).sum();
-        let [loss, num_tokens] = sum_over_ranks(&*self.comm, [loss_sum, num_tokens as f64])?;
+        let num_pairs: u64 = micro_batches.iter().map(Batch::num_attended_pairs).sum();
+        let [loss, num_tokens, num_pairs] =
+            sum_over_ranks(&*self.comm, [loss_sum, num_tokens as f64, num_pairs as f64])?;
         if !loss.is_finite() {
             return Err(TrainError::NotANumber { what: "loss", step });
         }
@@ -87,7 +93,13 @@ impl Trainer {
         let learning_rate = self.settings.learning_rate.at(step);
         let optimizer = &self.settings.optimizer;
         optimizer::update(&mut self.adapter, &gradient, optimizer, learning_rate, step, &*self.comm)?;
-        Ok(StepReport { loss, grad_norm: gradient.norm, learning_rate, num_tokens: num_tokens as usize })
+        Ok(StepReport {
+            loss,
+            grad_norm: gradient.norm,
+            learning_rate,
+            num_tokens: num_tokens as usize,
+            num_attended_pairs: num_pairs as u64,
+        })
     }
 
     /// One pass through all blocks and back. Activation gradients are overwritten on the way; adapter gradients are

@@ -1,5 +1,6 @@
 //! `train`: the main job. One process is one rank.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use scout_comm::{Communicator, local_group};
@@ -60,9 +61,9 @@ fn choose_device(kind: DeviceKind) -> Result<Device, TrainError> {
     Ok(Device::choose(wish)?)
 }
 
-pub fn alone() -> Box<dyn Communicator> {
+pub fn alone() -> Arc<dyn Communicator> {
     let mut group = local_group(1, ALONE_DEADLINE);
-    Box::new(group.pop().expect("a group of one has one member"))
+    Arc::new(group.pop().expect("a group of one has one member"))
 }
 
 /// The plan in a few lines, before training.

@@ -44,7 +44,7 @@ impl Bench {
         let store = load::weights(&files, &plan, Rank(0), &account)?;
         let model = Model::new(&config, &units)?;
         let schedules = Schedules::of(&model);
-        let comm = Box::new(local_group(1, Duration::from_secs(600)).remove(0));
+        let comm = Arc::new(local_group(1, Duration::from_secs(600)).remove(0));
         let adapter = without_adapter(&config, &account)?;
         let settings = Recipe::default().settings();
         let trainer = Trainer { model, plan, store, adapter, comm, account, schedules, settings };

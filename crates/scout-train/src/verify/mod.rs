@@ -66,7 +66,7 @@ impl Verdict {
     fn attempt(&mut self, name: &str, make: impl FnOnce() -> Result<Group>) {
         match make() {
             Ok(group) => self.groups.push(group),
-            Err(error) => self.rows.push(Row::fail(name, "all", chain(&error))),
+            Err(error) => self.rows.push(Row::fail(name, "all", error.with_causes())),
         }
     }
 }
@@ -78,7 +78,7 @@ pub fn verify(folder: &Path) -> Result<Verdict> {
     let config = match ModelConfig::read(&folder.join("config.json")) {
         Ok(config) => config,
         Err(error) => {
-            verdict.rows.push(Row::fail("config.json", "all", chain(&error.into())));
+            verdict.rows.push(Row::fail("config.json", "all", TrainError::from(error).with_causes()));
             return Ok(verdict);
         }
     };
@@ -86,7 +86,7 @@ pub fn verify(folder: &Path) -> Result<Verdict> {
     let mut bench = match Bench::open(folder, config.clone()) {
         Ok(bench) => bench,
         Err(error) => {
-            verdict.rows.push(Row::fail("model", "weights", chain(&error)));
+            verdict.rows.push(Row::fail("model", "weights", error.with_causes()));
             return Ok(verdict);
         }
     };
@@ -104,7 +104,7 @@ fn verify_text_folder(folder: &Path, manifest: &Manifest, bench: &mut Bench, ver
         read(&folder.join("expected.safetensors")).and_then(|recorded| Ok((padded(&recorded, "")?, recorded)));
     let (probe, recorded) = match expected {
         Ok(read) => read,
-        Err(error) => return verdict.rows.push(Row::fail("expected", "batch", chain(&error))),
+        Err(error) => return verdict.rows.push(Row::fail("expected", "batch", error.with_causes())),
     };
     verdict.attempt("expected", || {
         let computed = bench.forward(&probe)?;
@@ -127,7 +127,7 @@ fn verify_text_folder(folder: &Path, manifest: &Manifest, bench: &mut Bench, ver
                 verify_training(folder, adapter, (training, batches, &probe), bench, verdict);
             }
             (Err(error), _) | (_, Err(error)) => {
-                verdict.rows.push(Row::fail(&format!("training_{adapter}"), "all", chain(error)));
+                verdict.rows.push(Row::fail(&format!("training_{adapter}"), "all", error.with_causes()));
             }
         }
         if adapter == "all" && manifest.args.nf4 {
@@ -178,7 +178,7 @@ fn verify_training(
 fn verify_text_rows(folder: &Path, bench: &mut Bench, verdict: &mut Verdict) {
     let expected = read(&folder.join("expected.safetensors"));
     match expected.and_then(|recorded| Ok((padded(&recorded, "text_only.")?, recorded))) {
-        Err(error) => verdict.rows.push(Row::fail("text_only", "batch", chain(&error))),
+        Err(error) => verdict.rows.push(Row::fail("text_only", "batch", error.with_causes())),
         Ok((probe, mut recorded)) => verdict.attempt("text_only", || {
             let names = ["logits", "loss"].map(String::from).to_vec();
             let of_text = |name: &String| Some((name.clone(), recorded.remove(&format!("text_only.{name}"))?));
@@ -189,7 +189,7 @@ fn verify_text_rows(folder: &Path, bench: &mut Bench, verdict: &mut Verdict) {
     match bench.wear("all") {
         Ok(_) if bench.style == NameStyle::Conditional => verdict.rows.push(Row::ok("adapter_all", "names and shapes")),
         Ok(_) => verdict.rows.push(Row::fail("model", "names", "expected those of the multimodal class")),
-        Err(error) => verdict.rows.push(Row::fail("adapter_all", "names and shapes", chain(&error))),
+        Err(error) => verdict.rows.push(Row::fail("adapter_all", "names and shapes", error.with_causes())),
     }
     for group in ["expected", "adapter_all"] {
         verdict.rows.push(Row::later(group, "with pictures", NO_PICTURES));
@@ -217,7 +217,7 @@ fn hub_spelling(folder: &Path, config: &ModelConfig) -> Row {
         Ok(other) => {
             Row::fail("config_hub_style.json", quantity, format!("reads as {other:?}, config.json as {config:?}"))
         }
-        Err(error) => Row::fail("config_hub_style.json", quantity, chain(&error.into())),
+        Err(error) => Row::fail("config_hub_style.json", quantity, TrainError::from(error).with_causes()),
     }
 }
 
@@ -255,7 +255,8 @@ fn read(path: &Path) -> Result<Recording> {
     };
     let entries = file.entries().iter();
     let read = entries.map(|entry| {
-        let read = read_one(&entry.name, entry.element_type.dtype()).map_err(|error| chain(&error.into()));
+        let read =
+            read_one(&entry.name, entry.element_type.dtype()).map_err(|error| TrainError::from(error).with_causes());
         (entry.name.clone(), read)
     });
     Ok(read.collect())
@@ -264,7 +265,7 @@ fn read(path: &Path) -> Result<Recording> {
 /// The same for a file whose tensors are `promised`: one that cannot be opened fails each of them with its reason.
 fn read_promised(path: &Path, promised: &[String]) -> Recording {
     read(path).unwrap_or_else(|error| {
-        let reason = chain(&error);
+        let reason = error.with_causes();
         promised.iter().map(|name| (name.clone(), Err(reason.clone()))).collect()
     })
 }
@@ -318,15 +319,4 @@ fn as_numbers(values: &[f64]) -> Numbers {
 
 fn missing(path: &Path) -> String {
     format!("promised by manifest.json, missing in {}", path.file_name().unwrap_or_default().to_string_lossy())
-}
-
-/// An error with everything that caused it, in one line.
-fn chain(error: &TrainError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -11,7 +11,6 @@ use scout_data::{
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::chain;
 use super::compare::Row;
 use super::padded::Padded;
 use crate::{Result, TrainError};
@@ -57,7 +56,7 @@ pub fn rows(folder: &Path, probe: &Padded, batches: &[Padded]) -> Vec<Row> {
         .map(|(name, wrong)| match wrong {
             Ok(wrong) if wrong.is_empty() => Row::ok(name, "all equal"),
             Ok(wrong) => Row::fail(name, &wrong[0], format!("{} differences, the first in {}", wrong.len(), wrong[0])),
-            Err(error) => Row::fail(name, "all", chain(&error)),
+            Err(error) => Row::fail(name, "all", error.with_causes()),
         })
         .collect()
 }

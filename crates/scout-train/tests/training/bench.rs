@@ -2,6 +2,7 @@
 //! they succeed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use scout_comm::{Communicator, local_group};
@@ -62,8 +63,8 @@ pub struct Trained {
     pub left_gathered: ByteCount,
 }
 
-pub fn alone() -> Box<dyn Communicator> {
-    Box::new(local_group(1, DEADLINE).remove(0))
+pub fn alone() -> Arc<dyn Communicator> {
+    Arc::new(local_group(1, DEADLINE).remove(0))
 }
 
 pub fn trainer(config: &RunConfig) -> (Prepared, Trainer) {
@@ -86,7 +87,7 @@ pub fn train_on_ranks(config: &RunConfig, world_size: usize, num_steps: usize) -
 fn train_rank(
     config: &RunConfig,
     prepared: &Prepared,
-    comm: Box<dyn Communicator>,
+    comm: Arc<dyn Communicator>,
     num_steps: usize,
 ) -> Result<Trained> {
     let rank = comm.mesh().rank().0;
@@ -105,11 +106,11 @@ fn train_rank(
     })
 }
 
-pub fn on_every_rank<R: Send>(world_size: usize, body: impl Fn(Box<dyn Communicator>) -> R + Sync) -> Vec<R> {
+pub fn on_every_rank<R: Send>(world_size: usize, body: impl Fn(Arc<dyn Communicator>) -> R + Sync) -> Vec<R> {
     std::thread::scope(|scope| {
         let group = local_group(world_size, DEADLINE);
         let body = &body;
-        let ranks: Vec<_> = group.into_iter().map(|comm| scope.spawn(move || body(Box::new(comm)))).collect();
+        let ranks: Vec<_> = group.into_iter().map(|comm| scope.spawn(move || body(Arc::new(comm)))).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
 }

@@ -3,9 +3,12 @@
 use std::path::Path;
 
 use scout_core::ExitCode;
+use scout_telemetry::Progress;
+use scout_train::prepare::prepare;
+use scout_train::run;
 use serde_json::Value;
 
-use crate::bench::{Bench, run_alone};
+use crate::bench::{Bench, on_every_rank, run_alone};
 
 fn lines(folder: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(folder.join("trainer_log.jsonl")).unwrap();
@@ -151,4 +154,22 @@ fn a_folder_that_holds_something_is_refused_unless_it_may_be_overwritten() {
     run_alone(&bench.config(&["max_steps=1", "overwrite_output_dir=true", "seed=5"])).unwrap();
     assert_eq!(lines(&run).len(), 1, "the log of a fresh run starts empty");
     assert!(std::fs::read(run.join("adapter_model.safetensors")).unwrap() != before);
+}
+
+#[test]
+fn what_ends_one_rank_ends_the_others_with_its_reason() {
+    let bench = Bench::new();
+    let config = bench.config(&[]);
+    std::fs::create_dir_all(bench.path("run")).unwrap();
+    std::fs::write(bench.path("run").join("something"), "in the way").unwrap();
+    let begun = std::time::Instant::now();
+    let errors = on_every_rank(3, |comm| {
+        let prepared = prepare(&config, 3).unwrap();
+        run::run(&config, prepared, comm, &mut Progress::silent()).unwrap_err().with_causes()
+    });
+    assert!(errors[0].ends_with("is not empty"), "{}", errors[0]);
+    for error in &errors[1..] {
+        assert!(error.contains("the ranks were ended: rank 0: ") && error.ends_with("is not empty"), "{error}");
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30), "nobody waits for the deadline");
 }
