@@ -49,6 +49,12 @@ fn an_adapter_that_cannot_be_the_start_is_one_clear_error() {
                 file.add("vision_model.q", "F32", &[1], &[0; 4]);
             });
         }),
+    ]);
+}
+
+#[test]
+fn settings_of_an_adapter_that_cannot_be_met_are_one_clear_error() {
+    check(&[
         from("another rank than the factors have", 65, &["misshapen"], |p| set(p, "r", json!(4))),
         from("another kind of adapter", 65, &["`peft_type`", "LOHA"], |p| set(p, "peft_type", json!("LOHA"))),
         from("DoRA", 65, &["`use_dora`", "DoRA"], |p| set(p, "use_dora", json!(true))),

@@ -14,7 +14,7 @@ fn a_model_folder_that_is_none_is_one_clear_error() {
             p.set("model_name_or_path", "nowhere")
         }),
         case("a file in place of the folder", 66, &["model/config.json"], |p| p.set("model_name_or_path", FILE)),
-        case("an empty folder", 66, &["empty/config.json"], |p| {
+        case("an empty folder", 66, &["empty", "config.json"], |p| {
             p.make_folder("empty");
             p.set("model_name_or_path", "empty");
         }),

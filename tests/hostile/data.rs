@@ -104,6 +104,12 @@ fn a_file_of_rows_that_is_damaged_is_one_clear_error() {
             let bytes: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
             p.data("rows.jsonl", bytes);
         }),
+    ]);
+}
+
+#[test]
+fn a_file_that_cannot_hold_rows_is_one_clear_error() {
+    check(&[
         case("a pipe that nobody writes to", 65, &["rows.jsonl", "regular file"], |p| {
             p.data("rows.jsonl", ROW);
             p.make_pipe_of_file("rows.jsonl");

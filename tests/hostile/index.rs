@@ -52,6 +52,12 @@ fn an_index_that_does_not_tell_the_truth_is_one_clear_error() {
             shard(p);
             edit(&p.path("model").join(SECOND), |file| file.add(HEAD, "F32", &[1], &[0; 4]));
         }),
+    ]);
+}
+
+#[test]
+fn an_index_that_is_no_index_is_one_clear_error() {
+    check(&[
         case("a total that is not the sum", 65, &["total_size", "12"], |p| {
             shard(p);
             p.set_json(INDEX, "metadata", json!({"total_size": 12}));

@@ -167,8 +167,6 @@ fn key(name: &'static str, says: &'static [&'static str], lines: &'static str) -
     })
 }
 
-/// Permissions are not tested: the superuser, as whom tests often run, may read and write everything, and a case that
-/// passes by not running is worse than none. The codes of such failures have unit tests of their own.
 #[test]
 fn the_good_original_trains_so_that_every_case_fails_for_its_own_reason() {
     let place: Place = crate::place::Good::make().copy();

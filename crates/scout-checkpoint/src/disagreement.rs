@@ -5,6 +5,9 @@ use std::fmt;
 /// More names than this of one kind are counted, not listed: a wrong model folder disagrees in a thousand places.
 const LISTED: usize = 3;
 
+/// A phrase with found and expected is three times as long as a name.
+const PHRASES: usize = 2;
+
 /// Tensors that are not as expected, by kind. The last two carry a whole phrase each, with found and expected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Disagreement {
@@ -23,7 +26,7 @@ impl Disagreement {
 impl fmt::Display for Disagreement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let quoted = |names: &[String]| names.iter().take(LISTED).map(|name| format!("`{name}`")).collect::<Vec<_>>();
-        let phrases = |phrases: &[String]| phrases.iter().take(LISTED).cloned().collect::<Vec<_>>();
+        let phrases = |phrases: &[String]| phrases.iter().take(PHRASES).cloned().collect::<Vec<_>>();
         let kinds = [
             ("missing", self.missing.len(), quoted(&self.missing)),
             ("unexpected", self.unexpected.len(), quoted(&self.unexpected)),
@@ -32,7 +35,7 @@ impl fmt::Display for Disagreement {
         ];
         let mut separator = "";
         for (kind, count, listed) in kinds.into_iter().filter(|(_, count, _)| *count > 0) {
-            let more = if count > LISTED { ", …" } else { "" };
+            let more = if count > listed.len() { ", …" } else { "" };
             write!(f, "{separator}{count} {kind} ({}{more})", listed.join(", "))?;
             separator = "; ";
         }

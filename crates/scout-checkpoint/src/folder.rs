@@ -89,6 +89,27 @@ impl Folder {
     }
 }
 
+/// Fails unless the file `name` of a model folder is a regular file of its own, or is not there at all.
+pub fn check_model_file(folder: &Path, name: &str) -> Result<()> {
+    Folder::open(folder, "model")?.file(name).map(drop)
+}
+
+/// The text of the file `name` of a model folder: one JSON object in which no key stands twice.
+///
+/// Fails where [`check_model_file`] does, and on a file that is missing, too long or no such text.
+pub fn read_model_json(folder: &Path, name: &'static str) -> Result<String> {
+    let folder = Folder::open(folder, "model")?;
+    let Some(real) = folder.file(name)? else {
+        return Err(CheckpointError::Empty { what: "model", path: folder.given, expected: name });
+    };
+    let bad = |problem: &str| CheckpointError::File { path: folder.given.join(name), problem: problem.to_string() };
+    if !read_json(&real)?.is_object() {
+        return Err(bad("is not a JSON object"));
+    }
+    let bytes = fs::read(&real).map_err(|cause| CheckpointError::Read { path: folder.given.join(name), cause })?;
+    String::from_utf8(bytes).map_err(|_| bad("is not UTF-8"))
+}
+
 /// Reads a small JSON file whose objects may not name a key twice.
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let failed = |cause| CheckpointError::Read { path: path.to_path_buf(), cause };

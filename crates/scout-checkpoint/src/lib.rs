@@ -18,6 +18,7 @@ mod unique_json;
 pub use adapter::{AdapterLayout, AdapterSettings, LoadedAdapter, read_adapter, write_adapter};
 pub use disagreement::Disagreement;
 pub use error::{CheckpointError, Result};
+pub use folder::{check_model_file, read_model_json};
 pub use model_folder::ModelFolder;
 pub use model_writer::write_model;
 pub use safetensors::{ElementType, TensorEntry, TensorFile, TensorWriter};

@@ -69,6 +69,11 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// Rows an embedding table must have for every id: ids may leave holes, so this can be more than there are tokens.
+    pub fn num_ids(&self) -> usize {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |largest| largest as usize + 1)
+    }
+
     /// The beginning of a text.
     pub fn bos(&self) -> u32 {
         self.bos
@@ -90,6 +95,9 @@ pub(crate) fn read_config(folder: &Path) -> Result<Option<Json>> {
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) if cause.kind() == std::io::ErrorKind::InvalidData => {
+            return Err(DataError::File { path, problem: "is not UTF-8".to_string() });
+        }
         Err(cause) => return Err(DataError::Read { path, cause }),
     };
     Json::parse(&text).map(Some).map_err(|cause| DataError::Tokenizer { path, cause: Box::new(cause) })

@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 
 use crate::{ModelError, Result};
 
+/// Of a message about one key.
+const MAX_PROBLEM_CHARS: usize = 200;
+
 /// The numbers of the text model, resolved.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -371,6 +374,9 @@ impl<'a> Fields<'a> {
     }
 
     fn wrong(&self, key: &str, problem: String) -> ModelError {
+        // The problem quotes the file, and no file may break our line in two, speak to the terminal or flood it.
+        let shown = problem.chars().take(MAX_PROBLEM_CHARS);
+        let problem = shown.flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect();
         ModelError::Config { path: self.path.clone(), key: format!("{}{key}", self.prefix), problem }
     }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use scout_checkpoint::{AdapterLayout, LoadedAdapter, ModelFolder};
+use scout_checkpoint::{AdapterLayout, CheckpointError, LoadedAdapter, ModelFolder, read_model_json};
 use scout_config::{self as written, RunConfig};
 use scout_core::{ByteCount, DType, ExitCode, Projection};
 use scout_model::{Keep, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
@@ -87,14 +87,26 @@ impl ModelSource {
                 code: ExitCode::MissingInput,
             });
         }
-        let model = ModelConfig::read(&path.join("config.json"))?;
+        let model = ModelConfig::parse(&path.join("config.json"), &read_model_json(path, "config.json")?)?;
         // Random weights need shapes and names, not files; the text class is what they imitate.
         let style = match config.model.random_weights {
             true => NameStyle::Text,
-            false => NameStyle::of_names(ModelFolder::open(path)?.names()),
+            false => match (ModelFolder::open(path), shape_suffices) {
+                // Where only shapes are asked for, weights may still be on their way.
+                (Err(CheckpointError::Empty { .. }), true) if model.vision.is_some() => NameStyle::Conditional,
+                (Err(CheckpointError::Empty { .. }), true) => NameStyle::Text,
+                (opened, _) => checked_style(&opened?, &model)?,
+            },
         };
         Ok(ModelSource { config: model, style, folder: Some(path.clone()) })
     }
+}
+
+/// The style of the names, once the folder is seen to hold exactly the tensors of the model.
+fn checked_style(files: &ModelFolder, model: &ModelConfig) -> Result<NameStyle> {
+    let style = NameStyle::of_names(files.names());
+    files.check(&UnitPlan::new(model, style).checkpoint_params(model, style), &UnitPlan::STORED_AS)?;
+    Ok(style)
 }
 
 impl RunPlan {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use scout_checkpoint::LoadedAdapter;
+use scout_checkpoint::{LoadedAdapter, check_model_file};
 use scout_config::{self as written, EvalStrategy, RunConfig};
 use scout_core::ExitCode;
 use scout_data::{
@@ -35,7 +35,11 @@ pub struct Prepared {
 
 /// Reads and checks everything but weights, for `world_size` ranks.
 pub fn prepare(config: &RunConfig, world_size: usize) -> Result<Prepared> {
-    let source = ModelSource::find(config, false)?;
+    prepare_model(config, ModelSource::find(config, false)?, world_size)
+}
+
+/// The same for a model that was found already.
+pub fn prepare_model(config: &RunConfig, source: ModelSource, world_size: usize) -> Result<Prepared> {
     let folder = source.folder.clone().ok_or_else(|| TrainError::Config {
         key: "model_name_or_path",
         problem: "is not given; training needs a folder with config.json and a tokenizer".to_string(),
@@ -73,6 +77,9 @@ pub fn prepare(config: &RunConfig, world_size: usize) -> Result<Prepared> {
 /// The template that a configuration means, over the tokenizer of `folder`.
 pub fn template(config: &RunConfig, folder: &Path) -> Result<Template> {
     let name = config.data.template.as_deref().unwrap_or("llama4");
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        check_model_file(folder, file)?;
+    }
     Ok(Template::by_name(name, Tokenizer::load(folder)?, Date::now())?)
 }
 
@@ -95,13 +102,11 @@ pub fn encoding(config: &RunConfig) -> Result<Encoding> {
 
 fn read_data(config: &RunConfig, folder: &Path, vocab_size: usize, world_size: usize) -> Result<RunData> {
     let template = template(config, folder)?;
-    if template.tokenizer().vocab_size() > vocab_size {
+    let num_ids = template.tokenizer().num_ids();
+    if num_ids > vocab_size {
         return Err(TrainError::Input {
             path: folder.join("tokenizer.json").display().to_string(),
-            problem: format!(
-                "has {} tokens, more than the model's vocabulary of {vocab_size}",
-                template.tokenizer().vocab_size()
-            ),
+            problem: format!("has ids below {num_ids}, more than the model's vocabulary of {vocab_size}"),
             code: ExitCode::BadData,
         });
     }

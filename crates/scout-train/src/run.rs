@@ -98,12 +98,7 @@ pub fn build(config: &RunConfig, prepared: &Prepared, comm: Arc<dyn Communicator
     let account = Account::new(config.device.device_memory);
     let model_config = &plan.source.config;
     let store = match (&plan.source.folder, config.model.random_weights) {
-        (Some(folder), false) => {
-            let files = ModelFolder::open(folder)?;
-            let expected = plan.units.checkpoint_params(model_config, plan.source.style);
-            files.check(&expected, &scout_model::UnitPlan::STORED_AS)?;
-            load::weights(&files, &plan.shards, mesh.rank(), &account)?
-        }
+        (Some(folder), false) => load::weights(&ModelFolder::open(folder)?, &plan.shards, mesh.rank(), &account)?,
         _ => random_weights(plan, config.train.seed, mesh.rank(), &account)?,
     };
     let adapter = match &prepared.start {

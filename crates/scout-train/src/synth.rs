@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use scout_checkpoint::write_model;
+use scout_checkpoint::{CheckpointError, write_model};
 use scout_core::{ByteCount, DType, ExitCode, ParamSpec};
 use scout_data::{Tokenizer, alpaca_json, openai_jsonl, toy_conversations, toy_tokenizer_json};
 use scout_model::config::{RopeBands, RopeConfig, Temperature};
@@ -80,6 +80,12 @@ fn rope_with_original_length(original_max_position: f64) -> RopeConfig {
 
 /// Writes a whole folder: `config.json`, weights, tokenizer, `data/` and a `scout-dist.yaml` that trains on them.
 pub fn write_folder(folder: &Path, request: &SynthRequest) -> Result<()> {
+    // Asked before anything is written: half of a new model over half of an old one would be neither.
+    for file in ["model.safetensors.index.json", "model.safetensors", "config.json"] {
+        if folder.join(file).exists() {
+            return Err(CheckpointError::AlreadyThere { path: folder.to_path_buf(), file }.into());
+        }
+    }
     let config = config(request.shape, request.num_layers);
     let data = folder.join("data");
     std::fs::create_dir_all(&data).map_err(|cause| TrainError::Io {

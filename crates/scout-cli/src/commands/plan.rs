@@ -5,7 +5,7 @@ use scout_model::Keep;
 use scout_telemetry::grouped;
 use scout_train::TrainError;
 use scout_train::plan::{ModelSource, RunPlan};
-use scout_train::prepare::prepare;
+use scout_train::prepare::prepare_model;
 use serde_json::json;
 
 use super::load;
@@ -65,7 +65,7 @@ fn resolve(config: &scout_config::RunConfig, world: usize) -> Result<(RunPlan, O
         let reason = "the model folder with its tokenizer is not here".to_string();
         return Ok((RunPlan::resolve(config, source, world, None, None)?, Some(reason)));
     }
-    match prepare(config, world) {
+    match prepare_model(config, source.clone(), world) {
         Ok(prepared) => Ok((prepared.plan, None)),
         Err(error @ TrainError::Data(_)) if error.exit_code() == ExitCode::MissingInput => {
             Ok((RunPlan::resolve(config, source, world, None, None)?, Some(error.to_string())))

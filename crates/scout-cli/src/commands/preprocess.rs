@@ -29,7 +29,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         let message = "`dataset` is not given, so there are no rows to show".to_string();
         return Err(Mistake { message, code: ExitCode::BadConfig, hint: None }.into());
     }
-    let source = ModelSource::find(config, false)?;
+    // The tokenizer is needed, the weights are not.
+    let source = ModelSource::find(config, true)?;
     let Some(folder) = source.folder else {
         let message = "`model_name_or_path` is not given, so there is no tokenizer".to_string();
         return Err(Mistake { message, code: ExitCode::BadConfig, hint: None }.into());

@@ -18,8 +18,7 @@ fn each_id_becomes_its_row() {
 fn an_id_outside_of_the_vocabulary_is_an_error() {
     let weight = tensor(1, [5, 3]);
     let refused = forward(&index_tensor(&[0, 5]), &weight).unwrap_err();
-    let cause = std::error::Error::source(&refused).unwrap().to_string();
-    assert_eq!(cause, "found index 5 at position 1, expected one below 5");
+    assert!(refused.to_string().ends_with(": found index 5 at position 1, expected one below 5"), "{refused}");
     assert!(forward(&tensor(1, [2]), &weight).is_err());
     assert!(forward(&index_tensor(&[0, 1]).reshape([1, 2]).unwrap(), &weight).is_err());
     assert!(forward(&index_tensor(&[0]), &tensor(1, [5])).is_err());

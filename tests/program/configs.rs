@@ -1,0 +1,56 @@
+//! The configurations that are shipped, and the commands that the README shows: all of them must work as they stand.
+
+use std::path::{Path, PathBuf};
+
+use crate::folder::Folder;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+#[test]
+fn every_shipped_configuration_is_planned_for_eight_ranks() {
+    // The toy that the smallest of them names.
+    let folder = Folder::with_toy();
+    let mut planned = 0;
+    for entry in std::fs::read_dir(root().join("configs")).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(path.extension().and_then(|ending| ending.to_str()), Some("yaml"), "{}", path.display());
+        let name = path.to_str().unwrap();
+        let said = folder.succeed(&["plan", name, "--world", "8"]).stdout;
+        assert!(said.contains("ranks      8\n"), "{name}\n{said}");
+        let json = folder.succeed(&["plan", name, "--world", "8", "--json"]).stdout;
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["world"], 8, "{name}");
+        planned += 1;
+    }
+    assert!(planned > 0, "configs/ is empty");
+}
+
+#[test]
+fn the_commands_of_the_readme_work_in_their_order() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let folder = Folder::empty();
+    for name in ["tests", "configs"] {
+        std::os::unix::fs::symlink(root().join(name), folder.path(name)).unwrap();
+    }
+    let mut in_block = false;
+    let mut started = Vec::new();
+    for line in readme.lines() {
+        if line.starts_with("```") {
+            in_block = line == "```sh";
+            continue;
+        }
+        let command = line.split('#').next().unwrap_or_default();
+        let Some(arguments) = command.strip_prefix("scout-dist ").filter(|_| in_block) else { continue };
+        let mut arguments: Vec<&str> = arguments.split_whitespace().collect();
+        if arguments[0] == "train" {
+            // That it learns is tested elsewhere; here it is to start as written.
+            arguments.push("max_steps=2");
+        }
+        folder.succeed(&arguments);
+        started.push(arguments[0].to_string());
+    }
+    for command in ["synth", "preprocess", "plan", "train", "verify"] {
+        assert!(started.iter().any(|name| name == command), "the README shows no `{command}`: {started:?}");
+    }
+}

@@ -1,0 +1,112 @@
+//! What `plan` tells before anything is read or computed, and what it does not need for that.
+
+use serde_json::Value;
+
+use crate::folder::Folder;
+
+#[test]
+fn a_plan_names_the_model_what_is_trained_memory_and_steps() {
+    let folder = Folder::with_toy();
+    let said = folder.succeed(&["plan", "run.yaml", "max_steps=null", "num_train_epochs=2"]).stdout;
+    for phrase in [
+        "155,072 parameters, 1 layers of width 64, 4 experts",
+        "LoRA rank 4, alpha 8, on q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        "ranks      1",
+        "steps      48 (96 rows, 24 updates an epoch, 0 of warm-up)",
+        "embedding",
+        "layers.0.gate_up",
+        "head",
+    ] {
+        assert!(said.contains(phrase), "{phrase}\n{said}");
+    }
+    assert!(!folder.path("run").exists(), "a plan writes nothing");
+}
+
+#[test]
+fn a_plan_as_json_holds_the_same_numbers() {
+    let folder = Folder::with_toy();
+    let plan = json(&folder, &["plan", "run.yaml", "--json", "--world", "4", "num_train_epochs=2", "max_steps=-1"]);
+    assert_eq!((&plan["world"], &plan["parameters"]), (&Value::from(4), &Value::from(155_072)));
+    // A and B of rank 4 on seven matrices of width 64, 32 or 80.
+    assert_eq!(plan["trained_parameters"], 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 80)));
+    assert_eq!(plan["steps"], serde_json::json!({"rows": 96, "updates_per_epoch": 6, "total": 12, "warmup": 0}));
+    let units = plan["units"].as_array().unwrap();
+    let parameters: u64 = units.iter().map(|unit| unit["parameters"].as_u64().unwrap()).sum();
+    assert_eq!(parameters, 155_072, "every parameter travels in one unit");
+    for unit in units {
+        let [parameters, kept] = ["parameters", "kept_elements"].map(|key| unit[key].as_u64().unwrap());
+        assert_eq!(kept, parameters.div_ceil(4), "{unit}");
+    }
+    let memory = &plan["memory"];
+    let parts = ["shard", "gathered", "trained", "activations", "head"].map(|key| memory[key].as_u64().unwrap());
+    assert_eq!(memory["total"], parts.iter().sum::<u64>());
+}
+
+#[test]
+fn scout_is_planned_by_its_name_alone() {
+    let folder = Folder::empty();
+    folder.write(
+        "scout.yaml",
+        "model_name_or_path: meta-llama/Llama-4-Scout-17B-16E-Instruct\ndataset: identity,alpaca_en_demo\n\
+         template: llama4\nlora_target: all\noutput_dir: run\nper_device_train_batch_size: 1\n",
+    );
+    // Scout's shape, matrix by matrix.
+    let (vocab, hidden, width, heads, kv_heads, head, experts) = (202_048_u64, 5120, 8192, 40, 8, 128, 16);
+    let attention = hidden * head * (2 * heads + 2 * kv_heads);
+    let layer = attention + (experts + 1) * 3 * hidden * width + experts * hidden + 2 * hidden;
+    let parameters = 48 * layer + 2 * vocab * hidden + hidden;
+    let plan = json(&folder, &["plan", "scout.yaml", "--world", "8", "--device-memory", "80GiB", "--json"]);
+    assert_eq!((&plan["parameters"], &plan["steps"]), (&Value::from(parameters), &Value::Null));
+    assert_eq!((&plan["world"], &plan["memory"]["budget"]), (&Value::from(8), &Value::from(80_u64 << 30)));
+    let total = plan["memory"]["total"].as_u64().unwrap();
+    assert!(total > parameters * 4 / 8 && total <= 80 << 30, "{total}");
+    let said = folder.succeed(&["plan", "scout.yaml", "--world", "8"]).stdout;
+    assert!(said.contains("107,769,861,120 parameters, 48 layers of width 5120, 16 experts"), "{said}");
+    assert!(said.contains("steps      unknown: "), "{said}");
+    // What trains must be there.
+    assert_eq!(folder.run(&["train", "scout.yaml"]).code, Some(66));
+}
+
+#[test]
+fn a_plan_needs_no_data_and_says_what_it_misses() {
+    let folder = Folder::with_toy();
+    for (change, phrase) in [("dataset=nowhere", "`nowhere`"), ("dataset=null", "no `dataset`")] {
+        let said = folder.succeed(&["plan", "run.yaml", change]).stdout;
+        let line = said.lines().find(|line| line.starts_with("steps ")).unwrap();
+        assert!(line.starts_with("steps      unknown: ") && line.contains(phrase), "{line}");
+        assert_eq!(json(&folder, &["plan", "run.yaml", change, "--json"])["steps"], Value::Null);
+    }
+}
+
+#[test]
+fn a_plan_needs_no_weights() {
+    let folder = Folder::with_toy();
+    let whole = folder.succeed(&["plan", "run.yaml"]).stdout;
+    std::fs::remove_file(folder.path("toy/model.safetensors")).unwrap();
+    assert_eq!(folder.succeed(&["plan", "run.yaml"]).stdout, whole);
+}
+
+#[test]
+fn less_memory_is_met_by_computing_again_and_changes_no_bit() {
+    let folder = Folder::with_toy();
+    let batch = "per_device_train_batch_size=16";
+    let plan = |memory: &str| json(&folder, &["plan", "run.yaml", batch, "--json", "--device-memory", memory]);
+    let whole = plan("1GiB");
+    assert_eq!(whole["keeps"], "all kept");
+    // Just less than all, in bytes, until blocks are computed again.
+    let total = whole["memory"]["total"].as_u64().unwrap();
+    let choices: Vec<u64> = (1..=40).map(|cut| total - cut * 20_000).collect();
+    let fitting = choices.into_iter().map_while(|bytes| {
+        let ended = folder.run(&["plan", "run.yaml", batch, "--json", "--device-memory", &bytes.to_string()]);
+        (ended.code == Some(0)).then(|| (bytes, serde_json::from_str::<Value>(&ended.stdout).unwrap()["keeps"].clone()))
+    });
+    let (least, keeps) = fitting.last().expect("a little less still fits");
+    assert_ne!(keeps, "all kept");
+    folder.succeed(&["train", "run.yaml", batch, "output_dir=whole"]);
+    folder.succeed(&["train", "run.yaml", batch, "output_dir=least", &format!("device_memory={least}")]);
+    assert_eq!(folder.bits("least"), folder.bits("whole"), "{keeps}");
+}
+
+fn json(folder: &Folder, arguments: &[&str]) -> Value {
+    serde_json::from_str(&folder.succeed(arguments).stdout).unwrap()
+}
