@@ -12,6 +12,7 @@ use scout_config::RunConfig;
 use scout_core::DType;
 use scout_model::{Batch, Document, LoraGradients, ModelConfig, NoTrace, Target};
 use scout_train::Trainer;
+use scout_train::plan::useful_flops;
 use scout_train::prepare::prepare;
 use scout_train::run::build;
 use scout_train::synth::{SynthRequest, SynthShape, write_folder};
@@ -63,14 +64,24 @@ fn main() -> Result<()> {
     println!("share of the step in matrix products: {:.1} %", 100.0 * ratio.median);
     if let Some(path) = json_path() {
         let of = |values: Spread| json!([values.min, values.median, values.max]);
+        let useful_tflops = useful_flops(&config, num_tokens, batch.num_attended_pairs()) / step.median / 1e12;
         let result = json!({
-            "benchmark": "host_step", "parameters": config.num_params(), "tokens": num_tokens, "rounds": ROUNDS,
-            "step_s": of(step), "products_s": of(bare), "ratio": of(ratio), "gflop": gflop,
-            "threads": candle_core::utils::get_num_threads(),
+            "benchmark": "host_step", "layers": config.num_layers, "gpus": 0, "batch": NUM_DOCUMENTS,
+            "seq": DOCUMENT_LEN, "tok_s_gpu": num_tokens as f64 / step.median, "useful_tflops": useful_tflops,
+            "step_s": step.median, "commit": commit(), "command": "cargo bench -p scout-benches -- --json FILE",
+            "parameters": config.num_params(), "rounds": ROUNDS, "threads": candle_core::utils::get_num_threads(),
+            "product_gflop": gflop, "step_s_spread": of(step), "products_s_spread": of(bare), "ratio_spread": of(ratio),
         });
         std::fs::write(path, serde_json::to_string_pretty(&result)?)?;
     }
     Ok(())
+}
+
+/// The commit that was built, as far as git can tell.
+fn commit() -> String {
+    let told = std::process::Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    let name = told.ok().filter(|told| told.status.success()).and_then(|told| String::from_utf8(told.stdout).ok());
+    name.map_or("unknown".to_string(), |name| name.trim().to_string())
 }
 
 fn json_path() -> Option<String> {
