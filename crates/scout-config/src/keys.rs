@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use crate::error::or_list;
 use crate::values::words;
 
 /// One key of the YAML file.
@@ -229,15 +230,6 @@ pub fn key_table() -> String {
             .expect("writing to a string never fails");
     }
     table
-}
-
-/// `a`, `a or b`, `a, b or c`.
-pub(crate) fn or_list(words: &[&str]) -> String {
-    match words {
-        [] => String::new(),
-        [only] => (*only).to_string(),
-        [init @ .., last] => format!("{} or {last}", init.join(", ")),
-    }
 }
 
 #[cfg(test)]

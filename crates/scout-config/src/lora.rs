@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use crate::error::or_list;
 use crate::error::{ConfigError, one_line};
-use crate::keys::or_list;
 use crate::settings::Settings;
 use crate::values::{ABOVE_ZERO, BELOW_ONE, words};
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use scout_core::env::KEY_PREFIX;
 
-use crate::error::{ConfigError, Origin, one_line};
-use crate::keys::{self, Accepts, KEYS, Key, Treatment, or_list};
+use crate::error::{ConfigError, Origin, one_line, or_list};
+use crate::keys::{self, Accepts, KEYS, Key, Treatment};
 use crate::values;
 use crate::yaml::{self, Node, Value};
 

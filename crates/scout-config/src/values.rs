@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use scout_core::ByteCount;
 
-use crate::error::{ConfigError, one_line};
-use crate::keys::or_list;
+use crate::error::{ConfigError, one_line, or_list};
 use crate::settings::Settings;
 use crate::yaml::{self, Node, Value};
 

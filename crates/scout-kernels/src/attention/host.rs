@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 use scout_device::Tensor;
 
+use super::segment::{Saved, Segment};
 use super::{Attended, Heads, QkvGradients, host_short};
 use crate::Result;
 use crate::exp::exp;
@@ -88,21 +89,6 @@ pub(super) fn backward(
         dk: Tensor::from_f32(dk, kv_shape.clone())?,
         dv: Tensor::from_f32(dv, kv_shape)?,
     })
-}
-
-/// The rows of one segment.
-pub(super) struct Segment<'a> {
-    pub q: &'a [f32],
-    pub k: &'a [f32],
-    pub v: &'a [f32],
-    pub heads: Heads,
-}
-
-/// What a segment's backward pass starts from, laid out like its queries.
-pub(super) struct Saved<'a> {
-    pub dcontext: &'a [f32],
-    pub context: &'a [f32],
-    pub log_sum_exp: &'a [f32],
 }
 
 fn tokens_and_segment<'a>(

@@ -1,6 +1,6 @@
 //! Segments of a few tokens: plain loops over the pairs of tokens, with no memory beyond one row of scores.
 
-use super::host::{Saved, Segment};
+use super::segment::{Saved, Segment};
 use crate::exp::exp;
 use crate::host::{dot, max, sum};
 

@@ -8,6 +8,7 @@ mod host;
 mod host_short;
 #[cfg(test)]
 mod reference;
+mod segment;
 #[cfg(test)]
 mod tests;
 
