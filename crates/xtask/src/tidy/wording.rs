@@ -14,8 +14,8 @@ const OUTSIDE: &str = concat!("..", "/shared");
 
 /// Where packages come from is a matter of the machine that builds, not of the project.
 const REGISTRY_HOSTS: [&str; 7] = [
-    concat!("static.", "crates.io"),
-    concat!("index.", "crates.io"),
+    concat!("static.cra", "tes.io"),
+    concat!("index.cra", "tes.io"),
     concat!("pypi", ".org"),
     concat!("files.pythonhosted", ".org"),
     concat!("registry.npmjs", ".org"),
