@@ -6,6 +6,7 @@ use std::process::ExitCode as ProcessExitCode;
 
 use scout_config::ConfigError;
 use scout_core::ExitCode;
+use scout_core::causes::with_causes;
 use scout_train::TrainError;
 
 /// A mistake on the command line that clap cannot see.
@@ -29,7 +30,7 @@ pub fn report(error: &anyhow::Error) -> ProcessExitCode {
     // A mistake in the YAML is one line that begins with its place, as compilers do; an unreadable file has none.
     let mut text = match error.downcast_ref::<ConfigError>() {
         Some(mistake) if !matches!(mistake, ConfigError::Unreadable { .. }) => format!("{mistake}\n"),
-        _ => format!("error: {}\n", one_line(error)),
+        _ => format!("error: {}\n", with_causes(error.as_ref())),
     };
     if let Some(hint) = hint(error) {
         text.push_str(&format!("hint: {hint}\n"));
@@ -47,18 +48,6 @@ pub fn speak_plainly_of_bugs() {
         let text = format!("error: a bug in scout-dist{place}: {what}\n");
         let _ = std::io::stderr().write_all(text.as_bytes());
     }));
-}
-
-fn one_line(error: &anyhow::Error) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    for cause in error.chain() {
-        let text = cause.to_string();
-        // Transparent layers repeat the sentence below them.
-        if parts.last() != Some(&text) {
-            parts.push(text);
-        }
-    }
-    parts.join(": ")
 }
 
 fn exit_code(error: &anyhow::Error) -> ExitCode {

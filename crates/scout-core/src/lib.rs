@@ -5,6 +5,7 @@
 
 pub mod adapter;
 pub mod bytes;
+pub mod causes;
 pub mod env;
 pub mod exit;
 pub mod mesh;

@@ -37,10 +37,6 @@ impl Buffer {
         Buffer { memory: Memory::F32(values) }
     }
 
-    pub fn from_bf16(values: Vec<bf16>) -> Buffer {
-        Buffer { memory: Memory::BF16(values) }
-    }
-
     pub fn from_u8(values: Vec<u8>) -> Buffer {
         Buffer { memory: Memory::U8(values) }
     }

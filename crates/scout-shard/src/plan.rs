@@ -73,10 +73,6 @@ impl ShardPlan {
         &self.units[id.0]
     }
 
-    pub fn world_size(&self) -> usize {
-        self.world_size
-    }
-
     pub fn lookahead(&self) -> usize {
         self.lookahead
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use scout_core::{ByteCount, DType, Rank, UnitId, UnitSpec};
+use scout_core::{Rank, UnitId, UnitSpec};
 use scout_device::{Account, Buffer, DeviceError, Lease, Purpose, Tensor};
 
 use crate::plan::{Placement, ShardPlan};
@@ -47,17 +47,5 @@ impl ShardStore {
 
     pub(crate) fn unit(&self, id: UnitId) -> &Kept {
         &self.kept[id.0]
-    }
-
-    pub fn bytes(&self) -> ByteCount {
-        let elements: usize = self
-            .kept
-            .iter()
-            .map(|kept| match kept {
-                Kept::Whole(tensor) => tensor.num_elements(),
-                Kept::Part(buffer) => buffer.len(),
-            })
-            .sum();
-        DType::F32.size() * elements as u64
     }
 }

@@ -53,11 +53,6 @@ impl AdapterState {
         Ok(LoraWeights::from_flat(self.layout.clone(), &self.flat)?)
     }
 
-    /// Factor `factor` of module `module_index`.
-    pub fn factor(&self, module_index: usize, factor: Factor) -> Result<&[f32]> {
-        Ok(&self.flat.f32s()?[self.layout.range(module_index, factor)])
-    }
-
     pub fn flat(&self) -> &Buffer {
         &self.flat
     }

@@ -69,18 +69,9 @@ impl TrainError {
         }
     }
 
-    /// The error with everything that caused it, in one line. Transparent layers repeat what stands below them.
+    /// The error with everything that caused it, in one line.
     pub fn with_causes(&self) -> String {
-        let mut parts = vec![self.to_string()];
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if parts.last() != Some(&text) {
-                parts.push(text);
-            }
-            cause = error.source();
-        }
-        parts.join(": ")
+        scout_core::causes::with_causes(self)
     }
 
     pub fn hint(&self) -> Option<String> {

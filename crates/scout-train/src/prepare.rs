@@ -49,6 +49,10 @@ pub fn prepare_model(config: &RunConfig, source: ModelSource, world_size: usize)
         None => None,
     };
     let mut notes: Vec<String> = source.config.warning().into_iter().collect();
+    if config.device.resident_layers != written::ResidentLayers::Auto {
+        let effect = "a rank alone holds every layer, and plans for more ranks do not use it yet";
+        notes.push(format!("`resident_layers` has no effect: {effect}"));
+    }
     if let Some(start) = &start {
         let settings = &start.settings;
         notes.push(format!(

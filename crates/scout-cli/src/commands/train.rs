@@ -18,7 +18,7 @@ use super::{load, plan};
 use crate::{ConfigArguments, surroundings};
 
 /// A rank alone waits for nobody; a deadline is set all the same, because every wait has one.
-const ALONE_DEADLINE: Duration = Duration::from_secs(120);
+pub const ALONE_DEADLINE: Duration = Duration::from_secs(120);
 
 pub fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
     let loaded = load(arguments)?;
@@ -36,7 +36,7 @@ pub fn train(loaded: &Loaded, progress: &mut Progress) -> anyhow::Result<Outcome
     let begun = Instant::now();
     let config = &loaded.config;
     choose_device(config.device.device)?;
-    let comm = alone();
+    let comm = alone(config.device.hang_limit.unwrap_or(ALONE_DEADLINE));
     for note in &loaded.notes {
         progress.say(&format!("note: {note}"))?;
     }
@@ -61,8 +61,8 @@ fn choose_device(kind: DeviceKind) -> Result<Device, TrainError> {
     Ok(Device::choose(wish)?)
 }
 
-pub fn alone() -> Arc<dyn Communicator> {
-    let mut group = local_group(1, ALONE_DEADLINE);
+pub fn alone(deadline: Duration) -> Arc<dyn Communicator> {
+    let mut group = local_group(1, deadline);
     Arc::new(group.pop().expect("a group of one has one member"))
 }
 
