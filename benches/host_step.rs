@@ -2,12 +2,11 @@
 //! turn, so that whatever else the machine does slows both. Prints a table and writes nothing unless `--json FILE` is given.
 
 use std::error::Error;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use scout_benches::Spread;
-use scout_comm::local_group;
+use scout_comm::Job;
 use scout_config::RunConfig;
 use scout_core::DType;
 use scout_model::{Batch, Document, LoraGradients, ModelConfig, NoTrace, Target};
@@ -99,9 +98,8 @@ fn small_trainer(folder: &std::path::Path) -> Result<(Trainer, ModelConfig)> {
     );
     let loaded = RunConfig::from_text("bench.yaml", &text, &[], &[])?;
     let prepared = prepare(&loaded.config, 1)?;
-    let comm = local_group(1, Duration::from_secs(600)).pop().ok_or("a group of one has one member")?;
     let config = prepared.plan.source.config.clone();
-    Ok((build(&loaded.config, &prepared, Arc::new(comm))?, config))
+    Ok((build(&loaded.config, &prepared, &Job::alone(Duration::from_secs(600)))?, config))
 }
 
 /// Documents of equal length, every position scored.

@@ -6,6 +6,7 @@
 mod board;
 pub mod error;
 mod finish;
+pub mod job;
 pub mod local;
 pub mod tcp;
 mod wire;
@@ -16,6 +17,7 @@ use scout_core::{Mesh, Rank};
 use scout_device::Buffer;
 
 pub use error::{Called, CommError, Op};
+pub use job::Job;
 pub use local::{LocalCommunicator, local_group};
 pub use tcp::{PeerStream, TcpCommunicator};
 

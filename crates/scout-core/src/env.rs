@@ -6,6 +6,14 @@ pub const RANK: &str = "SCOUT_DIST_RANK";
 pub const WORLD_SIZE: &str = "SCOUT_DIST_WORLD_SIZE";
 /// Position of this worker on its host, from 0.
 pub const LOCAL_RANK: &str = "SCOUT_DIST_LOCAL_RANK";
+/// Folder of one job on one host, made by the launcher: where ranks meet and where each leaves its whereabouts.
+pub const JOB_FOLDER: &str = "SCOUT_DIST_JOB_FOLDER";
+/// The job's secret, 64 hexadecimal digits, handed by the launcher to its ranks. Never printed.
+pub const TOKEN: &str = "SCOUT_DIST_TOKEN";
+/// File that holds the job's secret, readable by its owner alone.
+pub const TOKEN_FILE: &str = "SCOUT_DIST_TOKEN_FILE";
+/// Process number of the launcher: a rank whose parent is another process has been left alone.
+pub const LAUNCHER_PID: &str = "SCOUT_DIST_LAUNCHER_PID";
 /// Path of the program under test; set by `cargo xtask test`, read by whole-program tests only.
 pub const TEST_BINARY: &str = "SCOUT_DIST_BIN";
 /// Folders to search for the CUDA libraries, separated by `:`.

@@ -10,9 +10,11 @@ pub mod env;
 pub mod exit;
 pub mod mesh;
 pub mod param;
+pub mod whereabouts;
 
 pub use adapter::{LoraModule, Projection};
 pub use bytes::ByteCount;
 pub use exit::ExitCode;
 pub use mesh::{Mesh, Rank};
 pub use param::{DType, ParamSpec, Shape, UnitId, UnitSpec};
+pub use whereabouts::{Phase, Place, Whereabouts};

@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-use scout_comm::{Communicator, Pending};
-use scout_core::{DType, UnitId};
+use scout_comm::{Job, Pending};
+use scout_core::{DType, Phase, UnitId};
 use scout_device::{Account, Buffer, DeviceError, Lease, Purpose, Tensor, UnitSource, UnitWeights};
 
 use crate::plan::{Schedule, ShardPlan};
@@ -15,7 +15,7 @@ use crate::{Result, ShardError};
 pub struct Walk<'a> {
     plan: &'a ShardPlan,
     store: &'a ShardStore,
-    comm: &'a dyn Communicator,
+    job: &'a Job,
     account: &'a Account,
     schedule: &'a Schedule,
     // Invariant: `schedule.order()[next_taken..next_started]` are exactly the units in `started`, in this order.
@@ -34,11 +34,11 @@ impl<'a> Walk<'a> {
     pub fn new(
         plan: &'a ShardPlan,
         store: &'a ShardStore,
-        comm: &'a dyn Communicator,
+        job: &'a Job,
         account: &'a Account,
         schedule: &'a Schedule,
     ) -> Walk<'a> {
-        Walk { plan, store, comm, account, schedule, next_taken: 0, next_started: 0, started: VecDeque::new() }
+        Walk { plan, store, job, account, schedule, next_taken: 0, next_started: 0, started: VecDeque::new() }
     }
 
     /// Starts what is still missing of `units` and of those that come after them, and returns the guard that hands
@@ -66,7 +66,7 @@ impl<'a> Walk<'a> {
                 let gathered_len = self.plan.gathered_len(unit);
                 let lease = self.account.lease(Purpose::Gathered, DType::F32.size() * gathered_len as u64)?;
                 let full = Buffer::zeros(DType::F32, gathered_len)?;
-                let pending = self.comm.all_gather(shard, full).map_err(|cause| self.failed(unit, cause))?;
+                let pending = self.job.comm.all_gather(shard, full).map_err(|cause| self.failed(unit, cause))?;
                 Ok(Started::Gathering { pending, lease })
             }
         }
@@ -80,7 +80,11 @@ impl<'a> Walk<'a> {
         Ok(match started {
             Started::Resident(tensor) => UnitWeights::new(spec, tensor, None)?,
             Started::Gathering { pending, lease } => {
+                // Only a wait that is felt is a phase of its own.
+                let before = self.job.whereabouts.place().phase;
+                self.job.whereabouts.enter(Phase::Gather);
                 let full = pending.wait().map_err(|cause| self.failed(unit, cause))?;
+                self.job.whereabouts.enter(before);
                 UnitWeights::new(spec, full.into_tensor()?, Some(lease))?
             }
         })
@@ -162,13 +166,14 @@ mod tests {
                     for comm in local_group(world_size, Duration::from_secs(5)) {
                         let (plan, schedule) = (&plan, &schedule);
                         scope.spawn(move || {
+                            let job = Job::over(comm);
                             let account = Account::new(None);
                             let mut read = |spec: &UnitSpec, range: std::ops::Range<usize>, out: &mut [f32]| {
                                 out.iter_mut().zip(range).for_each(|(out, element)| *out = value(spec.id.0, element));
                                 Ok::<(), DeviceError>(())
                             };
-                            let store = ShardStore::load(plan, comm.mesh().rank(), &account, &mut read).unwrap();
-                            let mut walk = Walk::new(plan, &store, &comm, &account, schedule);
+                            let store = ShardStore::load(plan, job.mesh().rank(), &account, &mut read).unwrap();
+                            let mut walk = Walk::new(plan, &store, &job, &account, schedule);
                             for step in schedule.steps() {
                                 let units = &schedule.order()[step];
                                 let mut guard = walk.gather(units).unwrap();
@@ -195,8 +200,8 @@ mod tests {
         let account = Account::new(None);
         let mut read = |_: &UnitSpec, _: std::ops::Range<usize>, _: &mut [f32]| Ok::<(), DeviceError>(());
         let store = ShardStore::load(&plan, scout_core::Rank(0), &account, &mut read).unwrap();
-        let comm = local_group(1, Duration::from_secs(1)).remove(0);
-        let mut walk = Walk::new(&plan, &store, &comm, &account, &schedule);
+        let job = Job::alone(Duration::from_secs(1));
+        let mut walk = Walk::new(&plan, &store, &job, &account, &schedule);
         assert!(walk.gather(&[UnitId(1)]).is_err());
         let mut guard = walk.gather(&[UnitId(0)]).unwrap();
         assert!(guard.take(UnitId(1)).is_err());

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use scout_checkpoint::{AdapterSettings, ModelFolder, write_adapter};
-use scout_comm::Communicator;
+use scout_comm::Job;
 use scout_config::RunConfig;
-use scout_core::{ByteCount, UnitSpec};
+use scout_core::{ByteCount, Phase, UnitSpec};
 use scout_device::Account;
 use scout_model::lora::Factor;
 use scout_model::{LoraLayout, Model};
@@ -34,34 +34,25 @@ pub struct Outcome {
 
 /// Trains as `prepared` says and leaves the run folder behind. `progress` is silent on all ranks but the first. What
 /// ends one rank ends all of them, with the same reason.
-pub fn run(
-    config: &RunConfig,
-    prepared: Prepared,
-    comm: Arc<dyn Communicator>,
-    progress: &mut Progress,
-) -> Result<Outcome> {
-    let rank = comm.mesh().rank();
-    run_on_this_rank(config, prepared, comm.clone(), progress)
-        .inspect_err(|error| comm.abort(&format!("rank {rank}: {}", error.with_causes())))
+pub fn run(config: &RunConfig, prepared: Prepared, job: &Job, progress: &mut Progress) -> Result<Outcome> {
+    let rank = job.mesh().rank();
+    run_on_this_rank(config, prepared, job, progress)
+        .inspect_err(|error| job.comm.abort(&format!("rank {rank}: {}", error.with_causes())))
 }
 
-fn run_on_this_rank(
-    config: &RunConfig,
-    prepared: Prepared,
-    comm: Arc<dyn Communicator>,
-    progress: &mut Progress,
-) -> Result<Outcome> {
+fn run_on_this_rank(config: &RunConfig, prepared: Prepared, job: &Job, progress: &mut Progress) -> Result<Outcome> {
     let output_dir = config
         .output
         .output_dir
         .clone()
         .ok_or_else(|| TrainError::Config { key: "output_dir", problem: "is not given".to_string() })?;
-    let is_first = comm.mesh().is_first();
+    let is_first = job.mesh().is_first();
     let mut recorder = match is_first {
         true => Some(Recorder::create(config, &output_dir, progress)?),
         false => None,
     };
-    let mut trainer = build(config, &prepared, comm)?;
+    job.whereabouts.enter(Phase::Load);
+    let mut trainer = build(config, &prepared, job)?;
     let steps = prepared.plan.steps.expect("a prepared run knows its steps");
     let mut session = Session::begin(config, &prepared, steps, &trainer)?;
     progress.begin(0, steps.total_steps as u64);
@@ -74,6 +65,7 @@ fn run_on_this_rank(
             }
         }
         if session.evaluates_after(step) {
+            job.whereabouts.enter(Phase::Evaluate);
             let (record, results) = session.evaluate(step, &trainer)?;
             if let Some(recorder) = &mut recorder {
                 recorder.evaluated(&record, results, progress)?;
@@ -83,18 +75,19 @@ fn run_on_this_rank(
     }
     progress.finish();
     let outcome = session.finish(output_dir);
+    job.whereabouts.enter(Phase::Save);
     if let Some(recorder) = recorder {
         save_adapter(config, &prepared, &trainer, &outcome.output_dir)?;
         recorder.finish(config, &outcome.summary)?;
     }
-    trainer.comm.barrier()?; // nobody leaves before the adapter is on disk
+    job.comm.barrier()?; // nobody leaves before the adapter is on disk
     Ok(outcome)
 }
 
 /// Reads this rank's weights and puts the trainer together.
-pub fn build(config: &RunConfig, prepared: &Prepared, comm: Arc<dyn Communicator>) -> Result<Trainer> {
+pub fn build(config: &RunConfig, prepared: &Prepared, job: &Job) -> Result<Trainer> {
     let plan = &prepared.plan;
-    let mesh = comm.mesh();
+    let mesh = job.mesh();
     let account = Account::new(config.device.device_memory);
     let model_config = &plan.source.config;
     let store = match (&plan.source.folder, config.model.random_weights) {
@@ -110,8 +103,8 @@ pub fn build(config: &RunConfig, prepared: &Prepared, comm: Arc<dyn Communicator
         }
     };
     let model = Model::new(model_config, &plan.units)?;
-    let (plan_shards, schedules) = (plan.shards.clone(), plan.schedules.clone());
-    Ok(Trainer { model, plan: plan_shards, store, adapter, comm, account, schedules, settings: plan.settings })
+    let (plan_shards, schedules, job) = (plan.shards.clone(), plan.schedules.clone(), job.clone());
+    Ok(Trainer { model, plan: plan_shards, store, adapter, job, account, schedules, settings: plan.settings })
 }
 
 fn random_weights(plan: &RunPlan, seed: u64, rank: scout_core::Rank, account: &Account) -> Result<ShardStore> {
@@ -180,7 +173,7 @@ impl<'a> Session<'a> {
         trainer: &Trainer,
     ) -> Result<Session<'a>> {
         let evaluates_every = evaluation_interval(config, steps.updates_per_epoch);
-        let mesh = trainer.comm.mesh();
+        let mesh = trainer.job.mesh();
         let evaluation = match evaluates_every {
             None => Vec::new(),
             Some(_) => prepared.data.evaluation(
@@ -210,7 +203,7 @@ impl<'a> Session<'a> {
 
     fn step(&mut self, trainer: &mut Trainer, step: usize) -> Result<()> {
         let model = &self.prepared.plan.source.config;
-        let rank = trainer.comm.mesh().rank().0;
+        let rank = trainer.job.mesh().rank().0;
         let (batches, _) = self.prepared.data.update(step, rank, model.attention_chunk_size)?;
         let report = trainer.step(&batches, step)?;
         self.losses.push(report.loss as f32);
@@ -241,7 +234,7 @@ impl<'a> Session<'a> {
             lr: last.map(|report| report.learning_rate),
             tokens: Some(self.tokens_since_line),
             step_time: Some(seconds / num_steps),
-            tok_s_gpu: Some(self.tokens_since_line as f64 / seconds / trainer.comm.mesh().size() as f64),
+            tok_s_gpu: Some(self.tokens_since_line as f64 / seconds / trainer.job.mesh().size() as f64),
             mem_peak: scout_device::host::peak_resident(),
             ..self.record(step)
         };

@@ -1,9 +1,8 @@
 //! The trainer: one step readable on a page. Gather, compute, release, reduce and update are visible calls in this
 //! order; what is gathered when was decided by the plan before the first batch.
 
-use std::sync::Arc;
-
-use scout_comm::Communicator;
+use scout_comm::Job;
+use scout_core::Phase;
 use scout_device::{Account, Tensor};
 use scout_model::head::Loss;
 use scout_model::pass::Dropout;
@@ -25,13 +24,13 @@ pub struct StepSettings {
     pub learning_rate: LearningRate,
 }
 
-/// A model with its weights, its adapter and its peers.
+/// A model with its weights, its adapter and its seat among the ranks.
 pub struct Trainer {
     pub model: Model,
     pub plan: ShardPlan,
     pub store: ShardStore,
     pub adapter: AdapterState,
-    pub comm: Arc<dyn Communicator>,
+    pub job: Job,
     pub account: Account,
     pub schedules: Schedules,
     pub settings: StepSettings,
@@ -75,24 +74,27 @@ impl Schedules {
 impl Trainer {
     /// One optimizer update from all its micro-batches. `step` counts from 0.
     pub fn step(&mut self, micro_batches: &[Batch], step: usize) -> Result<StepReport> {
+        let comm = &*self.job.comm;
         let lora = self.adapter.weights()?;
         let mut gradients = LoraGradients::zeros(self.adapter.layout().clone());
         let mut loss_sum = 0.0;
         for batch in micro_batches {
+            self.job.whereabouts.enter_step(Phase::Forward, step as u64 + 1);
             let pass = self.pass(batch, &lora, Some(step));
             loss_sum += self.forward_backward(&pass, &mut gradients, &mut NoTrace)?.weighted_sum;
         }
         let num_tokens: usize = micro_batches.iter().map(Batch::num_tokens).sum();
         let num_pairs: u64 = micro_batches.iter().map(Batch::num_attended_pairs).sum();
-        let [loss, num_tokens, num_pairs] =
-            sum_over_ranks(&*self.comm, [loss_sum, num_tokens as f64, num_pairs as f64])?;
+        self.job.whereabouts.enter_step(Phase::Reduce, step as u64 + 1);
+        let [loss, num_tokens, num_pairs] = sum_over_ranks(comm, [loss_sum, num_tokens as f64, num_pairs as f64])?;
         if !loss.is_finite() {
             return Err(TrainError::NotANumber { what: "loss", step });
         }
-        let gradient = optimizer::reduce(gradients, &self.adapter, &*self.comm)?;
+        let gradient = optimizer::reduce(gradients, &self.adapter, comm)?;
+        self.job.whereabouts.enter(Phase::Update);
         let learning_rate = self.settings.learning_rate.at(step);
         let optimizer = &self.settings.optimizer;
-        optimizer::update(&mut self.adapter, &gradient, optimizer, learning_rate, step, &*self.comm)?;
+        optimizer::update(&mut self.adapter, &gradient, optimizer, learning_rate, step, comm)?;
         Ok(StepReport {
             loss,
             grad_norm: gradient.norm,
@@ -115,9 +117,11 @@ impl Trainer {
             tape.push(saved);
             x = y;
         } // weights go back here, every turn
+        self.job.whereabouts.enter(Phase::Loss);
         let head = &self.model.head;
         let (loss, mut dx) = head.loss_and_gradient(&mut walk.gather(&[head.unit])?, &x, pass.batch, trace)?;
         drop(x);
+        self.job.whereabouts.enter(Phase::Backward);
         for (block, saved) in self.model.blocks.iter().zip(tape).rev() {
             if let Some(layer_index) = block.closes_layer()
                 && trace.is_on()
@@ -137,7 +141,7 @@ impl Trainer {
         for batch in batches {
             loss_sum += self.losses(&self.pass(batch, &lora, None))?.weighted_sum;
         }
-        let [loss] = sum_over_ranks(&*self.comm, [loss_sum])?;
+        let [loss] = sum_over_ranks(&*self.job.comm, [loss_sum])?;
         Ok(loss)
     }
 
@@ -175,6 +179,6 @@ impl Trainer {
     }
 
     fn walk<'a>(&'a self, schedule: &'a Schedule) -> Walk<'a> {
-        Walk::new(&self.plan, &self.store, &*self.comm, &self.account, schedule)
+        Walk::new(&self.plan, &self.store, &self.job, &self.account, schedule)
     }
 }

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use scout_comm::Job;
 use scout_config::RunConfig;
 use scout_core::{DType, ExitCode, Mesh};
 use scout_device::Account;
@@ -99,7 +100,7 @@ struct Proof {
 fn prove(config: &RunConfig, outcome: &Outcome) -> Result<Proof, TrainError> {
     let prepared = prepare(config, 1)?;
     let model = prepared.plan.source.config.clone();
-    let mut trainer = build(config, &prepared, train::alone(train::ALONE_DEADLINE))?;
+    let mut trainer = build(config, &prepared, &Job::alone(train::ALONE_DEADLINE))?;
     let rows = prepared.data.all_rows(config.train.per_device_train_batch_size, model.attention_chunk_size)?;
     let without = trainer.evaluate(&rows)?;
     let loaded = load::adapter(&outcome.output_dir, &model)?;

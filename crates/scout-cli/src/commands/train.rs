@@ -1,9 +1,8 @@
 //! `train`: the main job. One process is one rank.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use scout_comm::{Communicator, local_group};
+use scout_comm::Job;
 use scout_config::{DeviceKind, Loaded};
 use scout_core::ExitCode;
 use scout_device::Device;
@@ -36,18 +35,18 @@ pub fn train(loaded: &Loaded, progress: &mut Progress) -> anyhow::Result<Outcome
     let begun = Instant::now();
     let config = &loaded.config;
     choose_device(config.device.device)?;
-    let comm = alone(config.device.hang_limit.unwrap_or(ALONE_DEADLINE));
+    let job = Job::alone(config.device.hang_limit.unwrap_or(ALONE_DEADLINE));
     for note in &loaded.notes {
         progress.say(&format!("note: {note}"))?;
     }
-    let prepared = prepare(config, comm.mesh().size()).map_err(anyhow::Error::from)?;
+    let prepared = prepare(config, job.mesh().size()).map_err(anyhow::Error::from)?;
     for note in &prepared.notes {
         progress.say(&format!("note: {note}"))?;
     }
     for line in opening_lines(&prepared.plan) {
         progress.say(&line)?;
     }
-    let outcome = run::run(config, prepared, comm, progress)?;
+    let outcome = run::run(config, prepared, &job, progress)?;
     progress.say(&format!("done in {:.1} s", begun.elapsed().as_secs_f64()))?;
     Ok(outcome)
 }
@@ -59,11 +58,6 @@ fn choose_device(kind: DeviceKind) -> Result<Device, TrainError> {
         DeviceKind::Cuda => DeviceWish::Cuda,
     };
     Ok(Device::choose(wish)?)
-}
-
-pub fn alone(deadline: Duration) -> Arc<dyn Communicator> {
-    let mut group = local_group(1, deadline);
-    Arc::new(group.pop().expect("a group of one has one member"))
 }
 
 /// The plan in a few lines, before training.

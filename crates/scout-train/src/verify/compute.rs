@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use scout_checkpoint::{AdapterLayout, LoadedAdapter, ModelFolder, adapter};
-use scout_comm::local_group;
+use scout_comm::Job;
 use scout_core::{Mesh, Rank};
 use scout_device::{Account, Tensor};
 use scout_model::lora::Factor;
@@ -44,10 +44,10 @@ impl Bench {
         let store = load::weights(&files, &plan, Rank(0), &account)?;
         let model = Model::new(&config, &units)?;
         let schedules = Schedules::of(&model);
-        let comm = Arc::new(local_group(1, Duration::from_secs(600)).remove(0));
+        let job = Job::alone(Duration::from_secs(600));
         let adapter = without_adapter(&config, &account)?;
         let settings = Recipe::default().settings();
-        let trainer = Trainer { model, plan, store, adapter, comm, account, schedules, settings };
+        let trainer = Trainer { model, plan, store, adapter, job, account, schedules, settings };
         Ok(Bench { config, style, folder: folder.to_path_buf(), trainer, modules: Vec::new() })
     }
 

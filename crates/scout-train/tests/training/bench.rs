@@ -2,10 +2,9 @@
 //! they succeed.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::{Communicator, local_group};
+use scout_comm::{Job, local_group};
 use scout_config::RunConfig;
 use scout_core::{ByteCount, DType};
 use scout_device::Purpose;
@@ -63,13 +62,13 @@ pub struct Trained {
     pub left_gathered: ByteCount,
 }
 
-pub fn alone() -> Arc<dyn Communicator> {
-    Arc::new(local_group(1, DEADLINE).remove(0))
+pub fn alone() -> Job {
+    Job::alone(DEADLINE)
 }
 
 pub fn trainer(config: &RunConfig) -> (Prepared, Trainer) {
     let prepared = prepare(config, 1).unwrap();
-    let trainer = run::build(config, &prepared, alone()).unwrap();
+    let trainer = run::build(config, &prepared, &alone()).unwrap();
     (prepared, trainer)
 }
 
@@ -81,17 +80,12 @@ pub fn train(config: &RunConfig, num_steps: usize) -> Trained {
 /// The first `num_steps` updates on `world_size` ranks that are threads.
 pub fn train_on_ranks(config: &RunConfig, world_size: usize, num_steps: usize) -> Vec<Trained> {
     let prepared = prepare(config, world_size).unwrap();
-    on_every_rank(world_size, |comm| train_rank(config, &prepared, comm, num_steps).unwrap())
+    on_every_rank(world_size, |job| train_rank(config, &prepared, &job, num_steps).unwrap())
 }
 
-fn train_rank(
-    config: &RunConfig,
-    prepared: &Prepared,
-    comm: Arc<dyn Communicator>,
-    num_steps: usize,
-) -> Result<Trained> {
-    let rank = comm.mesh().rank().0;
-    let mut trainer = run::build(config, prepared, comm)?;
+fn train_rank(config: &RunConfig, prepared: &Prepared, job: &Job, num_steps: usize) -> Result<Trained> {
+    let rank = job.mesh().rank().0;
+    let mut trainer = run::build(config, prepared, job)?;
     let mut reports = Vec::new();
     for step in 0..num_steps {
         let (batches, _) = prepared.data.update(step, rank, prepared.plan.source.config.attention_chunk_size)?;
@@ -106,18 +100,18 @@ fn train_rank(
     })
 }
 
-pub fn on_every_rank<R: Send>(world_size: usize, body: impl Fn(Arc<dyn Communicator>) -> R + Sync) -> Vec<R> {
+pub fn on_every_rank<R: Send>(world_size: usize, body: impl Fn(Job) -> R + Sync) -> Vec<R> {
     std::thread::scope(|scope| {
         let group = local_group(world_size, DEADLINE);
         let body = &body;
-        let ranks: Vec<_> = group.into_iter().map(|comm| scope.spawn(move || body(Arc::new(comm)))).collect();
+        let ranks: Vec<_> = group.into_iter().map(|comm| scope.spawn(move || body(Job::over(comm)))).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
 }
 
 /// A whole run on one rank, with its folder.
 pub fn run_alone(config: &RunConfig) -> Result<Outcome> {
-    run::run(config, prepare(config, 1)?, alone(), &mut Progress::silent())
+    run::run(config, prepare(config, 1)?, &alone(), &mut Progress::silent())
 }
 
 pub fn adapter_of(trainer: &Trainer) -> Vec<f32> {

@@ -56,11 +56,11 @@ fn the_evaluation_loss_does_not_depend_on_the_number_of_ranks() {
     };
     for world_size in [2, 3] {
         for rows_per_batch in [1, 2, 4] {
-            let found = on_every_rank(world_size, |comm| {
-                let rank = comm.mesh().rank().0;
+            let found = on_every_rank(world_size, |job| {
+                let rank = job.mesh().rank().0;
                 let prepared = prepare(&config, world_size).unwrap();
                 let batches = prepared.data.evaluation(rows_per_batch, world_size, rank, 32).unwrap();
-                run::build(&config, &prepared, comm).unwrap().evaluate(&batches).unwrap()
+                run::build(&config, &prepared, &job).unwrap().evaluate(&batches).unwrap()
             });
             for loss in found {
                 assert_near(&format!("{rows_per_batch} rows on {world_size} ranks"), loss, expected, 1e-6);
@@ -103,7 +103,7 @@ fn a_run_goes_on_from_an_adapter_exactly_where_it_ended() {
     assert_eq!(prepared.plan.lora.rank, 4);
     assert_eq!(prepared.plan.lora.projections.len(), 9);
     assert!(prepared.notes.iter().any(|note| note.contains("rank 4")), "{:?}", prepared.notes);
-    let mut trainer = run::build(&second, &prepared, alone()).unwrap();
+    let mut trainer = run::build(&second, &prepared, &alone()).unwrap();
     let batches = prepared.data.evaluation(4, 1, 0, 32).unwrap();
     assert_eq!(trainer.evaluate(&batches).unwrap().to_bits(), last_loss.to_bits());
 

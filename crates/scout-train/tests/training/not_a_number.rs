@@ -55,9 +55,9 @@ fn what_one_rank_meets_ends_all_at_the_same_step() {
     let config = bench.config(&["max_steps=8"]);
     for (weight, what) in [(f32::NAN, "loss"), (OVERFLOWS_BACKWARD, "gradient norm")] {
         let prepared = prepare(&config, 3).unwrap();
-        let adapters = on_every_rank(3, |comm| {
-            let rank = comm.mesh().rank().0;
-            let mut trainer = run::build(&config, &prepared, comm).unwrap();
+        let adapters = on_every_rank(3, |job| {
+            let rank = job.mesh().rank().0;
+            let mut trainer = run::build(&config, &prepared, &job).unwrap();
             let before = adapter_of(&trainer);
             let own = if rank == 1 { batch(weight) } else { batch(GOOD) };
             expect_not_a_number(&trainer.step(&[own], 0).unwrap_err(), what, 0);

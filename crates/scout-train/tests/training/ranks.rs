@@ -90,13 +90,13 @@ fn a_rank_without_rows_of_its_own_walks_along() {
     // Held-out rows: five in batches of two for four ranks leave one rank with half a batch and one with none.
     let overrides = ["val_size=5", "eval_strategy=steps", "eval_steps=1", "per_device_train_batch_size=2"];
     let config = bench.config(&overrides);
-    let losses = on_every_rank(4, |comm| {
+    let losses = on_every_rank(4, |job| {
         let prepared = prepare(&config, 4).unwrap();
-        let rank = comm.mesh().rank().0;
+        let rank = job.mesh().rank().0;
         let chunk_size = prepared.plan.source.config.attention_chunk_size;
         let batches = prepared.data.evaluation(2, 4, rank, chunk_size).unwrap();
         let tokens: usize = batches.iter().map(scout_model::Batch::num_tokens).sum();
-        let trainer = run::build(&config, &prepared, comm).unwrap();
+        let trainer = run::build(&config, &prepared, &job).unwrap();
         (tokens, batches.len(), trainer.evaluate(&batches).unwrap())
     });
     assert!(losses[3].0 == 0 && losses[0].0 > losses[2].0 && losses[2].0 > 0, "{losses:?}");
@@ -112,8 +112,8 @@ fn whole_runs_on_ranks_agree_and_only_the_first_writes() {
         let output = bench.path(weights);
         let config =
             bench.config(&["max_steps=3", &format!("weights={weights}"), &format!("output_dir={}", output.display())]);
-        let outcomes = on_every_rank(2, |comm| {
-            run::run(&config, prepare(&config, 2).unwrap(), comm, &mut Progress::silent()).unwrap().losses
+        let outcomes = on_every_rank(2, |job| {
+            run::run(&config, prepare(&config, 2).unwrap(), &job, &mut Progress::silent()).unwrap().losses
         });
         assert_eq!(bits(&outcomes[0]), bits(&outcomes[1]));
         let log = std::fs::read_to_string(output.join("trainer_log.jsonl")).unwrap();

@@ -163,9 +163,9 @@ fn what_ends_one_rank_ends_the_others_with_its_reason() {
     std::fs::create_dir_all(bench.path("run")).unwrap();
     std::fs::write(bench.path("run").join("something"), "in the way").unwrap();
     let begun = std::time::Instant::now();
-    let errors = on_every_rank(3, |comm| {
+    let errors = on_every_rank(3, |job| {
         let prepared = prepare(&config, 3).unwrap();
-        run::run(&config, prepared, comm, &mut Progress::silent()).unwrap_err().with_causes()
+        run::run(&config, prepared, &job, &mut Progress::silent()).unwrap_err().with_causes()
     });
     assert!(errors[0].ends_with("is not empty"), "{}", errors[0]);
     for error in &errors[1..] {
