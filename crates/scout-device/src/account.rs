@@ -24,7 +24,7 @@ impl Purpose {
         match self {
             Purpose::Shard => "weight shard",
             Purpose::Gathered => "gathered units",
-            Purpose::Trained => "adapter and optimizer",
+            Purpose::Trained => "what is trained and its optimizer",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One module for each command; what they share is how a configuration is found.
 
 pub mod demo;
+pub mod launch;
 pub mod plan;
 pub mod preprocess;
 pub mod synth;
