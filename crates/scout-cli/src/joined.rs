@@ -6,14 +6,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::{Control, Ending, Introduction, Job, Limits, PeerName, Verdict, meet};
+use scout_comm::{Control, Ending, Introduction, Job, Limits, MeetingPlace, PeerName, Verdict};
 use scout_core::causes::with_causes;
 use scout_core::{ExitCode, Mesh, Whereabouts};
 use scout_telemetry::Progress;
 use scout_train::TrainError;
 
 use crate::failure;
-use crate::ranks::Ranks;
+use crate::ranks::{Launcher, Ranks};
 
 /// A rank alone waits for nobody; a deadline is set all the same, because every wait has one.
 pub const ALONE_DEADLINE: Duration = Duration::from_secs(120);
@@ -68,15 +68,12 @@ impl Joined {
             host: scout_device::host::name(),
             pid: std::process::id(),
         };
-        let limits = Limits {
-            init_timeout: waits.init_timeout,
-            hang_limit: waits.hang_limit,
-            ending: Ending::of_the_process(),
-        };
+        let limits =
+            Limits { init_timeout: waits.init_timeout, hang_limit: waits.hang_limit, ending: Ending::of_the_process() };
         // A launcher that cannot tell where a dead rank was tells the rest all the same.
         let place_file = ranks.place_file.as_ref().and_then(|path| File::create(path).ok());
         let whereabouts = Arc::new(Whereabouts::new(place_file));
-        let seat = meet(&place, mesh, introduction, limits, whereabouts)?;
+        let seat = way_to_meet(ranks.seat.launcher, progress)?(&place, mesh, introduction, limits, whereabouts)?;
         if let Some(address) = &seat.listening_at {
             progress.say(&format!("meeting at {address}"))?;
         }
@@ -107,6 +104,23 @@ impl Joined {
     }
 }
 
+type Meet = fn(&MeetingPlace, Mesh, Introduction, Limits, Arc<Whereabouts>) -> scout_comm::Result<scout_comm::Seat>;
+
+/// With MPI in this program and MPI around it, collectives go through MPI.
+#[cfg(feature = "mpi")]
+fn way_to_meet(launcher: Launcher, progress: &mut Progress) -> anyhow::Result<Meet> {
+    if !matches!(launcher, Launcher::OpenMpi | Launcher::Pmi) {
+        return Ok(scout_comm::meet);
+    }
+    progress.say(&format!("collectives through {}", scout_comm::mpi::library()))?;
+    Ok(scout_comm::meet_over_mpi)
+}
+
+#[cfg(not(feature = "mpi"))]
+fn way_to_meet(_: Launcher, _: &mut Progress) -> anyhow::Result<Meet> {
+    Ok(scout_comm::meet)
+}
+
 impl Others {
     /// Finds out whose failure counts: this rank's own, or that of another of which `error` is only the echo.
     fn settle(&self, job: &Job, error: anyhow::Error) -> anyhow::Error {
@@ -127,7 +141,6 @@ impl Others {
         format!("rank {rank} of {} ({}), {}: {what}", self.mesh.size(), self.peers[rank.0], job.whereabouts.place())
     }
 }
-
 
 /// The end of a job on one of its ranks.
 #[derive(Debug)]

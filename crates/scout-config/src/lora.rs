@@ -92,7 +92,8 @@ impl LoraConfig {
         let written: Vec<&str> = unused.into_iter().filter(|key| settings.is_written(key)).collect();
         let mut notes = Vec::new();
         if !written.is_empty() {
-            notes.push(without_effect(&written.join("`, `"), &format!("`finetuning_type` is {}", self.finetuning_type)));
+            notes
+                .push(without_effect(&written.join("`, `"), &format!("`finetuning_type` is {}", self.finetuning_type)));
         }
         if self.finetuning_type == FinetuningType::Freeze {
             notes.extend(self.freeze.notes());

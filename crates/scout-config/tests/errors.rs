@@ -135,7 +135,8 @@ fn modules_that_freeze_does_not_know_are_answered_with_those_it_knows() {
 #[test]
 fn an_adapter_to_start_from_belongs_to_lora() {
     for kind in ["full", "freeze"] {
-        let message = error_of("random_weights: true\nadapter_name_or_path: a", &[&format!("finetuning_type={kind}")], &[]);
+        let message =
+            error_of("random_weights: true\nadapter_name_or_path: a", &[&format!("finetuning_type={kind}")], &[]);
         let expected = format!(
             "run.yaml:2:23: adapter_name_or_path: found \"a\" with finetuning_type \"{kind}\", expected finetuning_type lora"
         );

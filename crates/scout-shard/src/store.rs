@@ -108,7 +108,9 @@ mod tests {
         let specs = [Arc::new(spec)];
         let mut schedule = Schedule::default();
         schedule.push(&[UnitId(0)]);
-        for (world_size, mode) in [1, 2, 3, 4, 9].into_iter().flat_map(|n| [(n, WeightsMode::Zero3), (n, WeightsMode::Resident)]) {
+        for (world_size, mode) in
+            [1, 2, 3, 4, 9].into_iter().flat_map(|n| [(n, WeightsMode::Zero3), (n, WeightsMode::Resident)])
+        {
             let plan = ShardPlan::new(&specs, world_size, mode, 1);
             std::thread::scope(|scope| {
                 for comm in local_group(world_size, Duration::from_secs(5)) {

@@ -175,7 +175,19 @@ impl RunPlan {
             },
         };
         let weights = Arc::new(weights);
-        Ok(RunPlan { source, world_size, units, shards, schedules, lora, weights, adapter_layout, memory, steps, settings })
+        Ok(RunPlan {
+            source,
+            world_size,
+            units,
+            shards,
+            schedules,
+            lora,
+            weights,
+            adapter_layout,
+            memory,
+            steps,
+            settings,
+        })
     }
 
     pub fn num_trained(&self) -> usize {

@@ -5,9 +5,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
-use scout_checkpoint::{
-    AdapterSettings, ModelFolder, remove_model, write_adapter, write_typed_model, written_order,
-};
+use scout_checkpoint::{AdapterSettings, ModelFolder, remove_model, write_adapter, write_typed_model, written_order};
 use scout_config::RunConfig;
 use scout_core::{DType, ParamSpec, UnitId};
 use scout_device::{UnitSource, UnitWeights};
@@ -24,8 +22,13 @@ use crate::{Result, TrainError};
 const TOKENIZER_FILES: [&str; 4] =
     ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
 /// What makes weights a model; the last three come with models that see.
-const MODEL_FILES: [&str; 5] =
-    ["config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.json"];
+const MODEL_FILES: [&str; 5] = [
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+];
 /// Left from an earlier run, they would make loaders put an adapter on the model.
 const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 

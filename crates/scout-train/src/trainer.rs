@@ -135,12 +135,7 @@ impl Trainer {
 
     /// One pass through all blocks and back. Activation gradients are overwritten on the way; those of what is trained are
     /// added to `gradients`, for only they live across micro-batches.
-    pub fn forward_backward(
-        &self,
-        pass: &Pass,
-        gradients: &mut StepGradients,
-        trace: &mut dyn Trace,
-    ) -> Result<Loss> {
+    pub fn forward_backward(&self, pass: &Pass, gradients: &mut StepGradients, trace: &mut dyn Trace) -> Result<Loss> {
         let first_backward = self.schedules.first_backward;
         let mut walk = self.walk(&self.schedules.train);
         let embedding = &self.model.embedding;

@@ -144,7 +144,10 @@ mod tests {
         let set = WeightSet::chosen(&units, |param| is_chosen(freeze, 4, &param.name));
         let of_unit = |id: UnitId| {
             let params = units.unit(id).params.iter().enumerate();
-            params.filter(|(index, _)| set.contains(id, *index)).map(|(_, param)| param.name.clone()).collect::<Vec<_>>()
+            params
+                .filter(|(index, _)| set.contains(id, *index))
+                .map(|(_, param)| param.name.clone())
+                .collect::<Vec<_>>()
         };
         set.units().flat_map(of_unit).collect()
     }
@@ -152,11 +155,21 @@ mod tests {
     #[test]
     fn names_choose_what_llama_factory_would_choose() {
         for (layers, modules, extra, expected) in [
-            (1, "self_attn", "", &["layers.3.self_attn.q_proj", "3.self_attn.k_proj", "3.self_attn.v_proj", "o_proj"][..]),
+            (
+                1,
+                "self_attn",
+                "",
+                &["layers.3.self_attn.q_proj", "3.self_attn.k_proj", "3.self_attn.v_proj", "o_proj"][..],
+            ),
             (-1, "input_layernorm", "", &["layers.0.input_layernorm.weight"]),
             (-2, "post_attention_layernorm", "", &["layers.0.post_attention", "layers.1.post_attention"]),
             (0, "all", "lm_head embed_tokens", &["embed_tokens.weight", "lm_head.weight"]),
-            (99, "router", "", &["layers.0.feed", "layers.1.feed", "layers.2.feed", "layers.3.feed_forward.router.weight"]),
+            (
+                99,
+                "router",
+                "",
+                &["layers.0.feed", "layers.1.feed", "layers.2.feed", "layers.3.feed_forward.router.weight"],
+            ),
             (1, "experts q_proj", "", &["layers.3.self_attn.q_proj", "experts.gate_up_proj", "experts.down_proj"]),
             (1, "shared_expert", "", &["gate_proj", "up_proj", "shared_expert.down_proj"]),
         ] {

@@ -93,7 +93,8 @@ fn logged_losses(output_dir: &Path) -> anyhow::Result<Vec<f64>> {
         cause,
     })?;
     let lines = text.lines().map(serde_json::from_str::<serde_json::Value>);
-    let losses: Vec<f64> = lines.filter_map(|line| line.map(|line| line["loss"].as_f64()).transpose()).collect::<Result<_, _>>()?;
+    let losses: Vec<f64> =
+        lines.filter_map(|line| line.map(|line| line["loss"].as_f64()).transpose()).collect::<Result<_, _>>()?;
     anyhow::ensure!(!losses.is_empty(), "`{}` holds no loss", path.display());
     Ok(losses)
 }
