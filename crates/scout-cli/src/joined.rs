@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::{Control, Ending, Introduction, Job, Limits, MeetingPlace, PeerName, Verdict};
+use scout_comm::{CommError, Control, Ending, Introduction, Job, Limits, MeetingPlace, PeerName, Verdict};
 use scout_core::causes::with_causes;
 use scout_core::{ExitCode, Mesh, Whereabouts};
 use scout_telemetry::Progress;
@@ -73,7 +73,8 @@ impl Joined {
         // A launcher that cannot tell where a dead rank was tells the rest all the same.
         let place_file = ranks.place_file.as_ref().and_then(|path| File::create(path).ok());
         let whereabouts = Arc::new(Whereabouts::new(place_file));
-        let seat = way_to_meet(ranks.seat.launcher, progress)?(&place, mesh, introduction, limits, whereabouts)?;
+        let seat = way_to_meet(ranks.seat.launcher, progress)?(&place, mesh, introduction, limits, whereabouts)
+            .map_err(|error| during_the_meeting(error, mesh))?;
         if let Some(address) = &seat.listening_at {
             progress.say(&format!("meeting at {address}"))?;
         }
@@ -91,6 +92,8 @@ impl Joined {
         let done = catch_unwind(AssertUnwindSafe(|| work(&job)));
         let error = match done {
             Ok(Ok(value)) => {
+                // Collectives say their own goodbyes first: an end of a stream before ours would be a death.
+                drop(job);
                 others.control.leave();
                 return Ok(value);
             }
@@ -139,6 +142,17 @@ impl Others {
     fn sentence(&self, job: &Job, what: &str) -> String {
         let rank = self.mesh.rank();
         format!("rank {rank} of {} ({}), {}: {what}", self.mesh.size(), self.peers[rank.0], job.whereabouts.place())
+    }
+}
+
+/// A rank that ended while the ranks met ends them all, and one of them tells.
+fn during_the_meeting(error: CommError, mesh: Mesh) -> anyhow::Error {
+    match error {
+        CommError::Ended { verdict } => {
+            let speaks = verdict.speaker == mesh.rank();
+            JobEnded { verdict, speaks, hint: None }.into()
+        }
+        error => error.into(),
     }
 }
 

@@ -62,7 +62,10 @@ impl Board {
         let mut state = self.lock();
         let round = state.rounds.entry(sequence).or_insert_with(|| Round { given: vec![None; size], num_taken: 0 });
         round.given[rank.0] = Some(given);
-        self.changed.notify_all();
+        // A wait that would only go on is not worth waking a thread.
+        if round.missing().next().is_none() || !round.agrees() {
+            self.changed.notify_all();
+        }
     }
 
     /// Waits until every rank has given its part of operation `sequence`, checks that all mean the same, and takes it.
@@ -178,6 +181,12 @@ impl State {
 impl Round {
     fn called_by(&self, rank: Rank) -> Called {
         self.given[rank.0].as_ref().expect("a rank takes only what it has given to").called
+    }
+
+    /// Whether all parts laid down so far belong to the same operation.
+    fn agrees(&self) -> bool {
+        let mut called = self.given.iter().flatten().map(|given| given.called);
+        called.next().is_none_or(|first| called.all(|other| other == first))
     }
 
     fn missing(&self) -> impl Iterator<Item = Rank> {

@@ -5,6 +5,8 @@ use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 /// What a rank is doing. The names are those of the code, the logs and the messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,7 +58,18 @@ pub struct Whereabouts {
     changes: AtomicU64,
     /// Outlives the process, however it dies.
     file: Option<File>,
+    steps: Mutex<Steps>,
 }
+
+/// How long steps take, between their own phases alone: saving or scoring in between is nobody's step.
+#[derive(Debug, Default)]
+struct Steps {
+    begun: Option<Instant>,
+    ended: Vec<Duration>,
+}
+
+/// Times that nobody asks for are not kept.
+const MOST_STEPS_KEPT: usize = 256;
 
 /// Bytes of a place in a file: one line of fixed length, so that each write replaces the last one whole.
 const LINE_LEN: usize = 32;
@@ -64,7 +77,8 @@ const LINE_LEN: usize = 32;
 impl Whereabouts {
     /// In `Phase::Start`. With `file`, every change is also written there, at its beginning.
     pub fn new(file: Option<File>) -> Whereabouts {
-        let whereabouts = Whereabouts { place: AtomicU64::new(0), changes: AtomicU64::new(0), file };
+        let whereabouts =
+            Whereabouts { place: AtomicU64::new(0), changes: AtomicU64::new(0), file, steps: Mutex::default() };
         whereabouts.put(Place { phase: Phase::Start, step: 0 });
         whereabouts
     }
@@ -87,7 +101,35 @@ impl Whereabouts {
         self.changes.load(Ordering::Relaxed)
     }
 
+    /// The times of the steps that have ended since this was last asked.
+    pub fn take_step_times(&self) -> Vec<Duration> {
+        std::mem::take(&mut self.steps().ended)
+    }
+
+    fn note_step(&self, from: Place, to: Place) {
+        let goes_on = from.step == to.step && to.phase.is_of_a_step();
+        if goes_on {
+            return;
+        }
+        let now = Instant::now();
+        let mut steps = self.steps();
+        if let Some(begun) = steps.begun.take()
+            && steps.ended.len() < MOST_STEPS_KEPT
+        {
+            steps.ended.push(now - begun);
+        }
+        if to.phase.is_of_a_step() {
+            steps.begun = Some(now);
+        }
+    }
+
+    fn steps(&self) -> MutexGuard<'_, Steps> {
+        // Every change is whole before the lock is given back.
+        self.steps.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     fn put(&self, place: Place) {
+        self.note_step(self.place(), place);
         self.place.store(place.to_bits(), Ordering::Relaxed);
         self.changes.fetch_add(1, Ordering::Relaxed);
         if let Some(file) = &self.file {
@@ -179,6 +221,27 @@ mod tests {
         for broken in ["", "backward", "backward x", "sleep 3"] {
             assert_eq!(Place::from_line(broken), None, "{broken:?}");
         }
+    }
+
+    #[test]
+    fn the_time_of_a_step_is_the_time_in_its_own_phases() {
+        let whereabouts = Whereabouts::new(None);
+        whereabouts.enter(Phase::Load);
+        let begun = Instant::now();
+        whereabouts.enter_step(Phase::Forward, 1);
+        whereabouts.enter(Phase::Backward);
+        assert_eq!(whereabouts.take_step_times(), [], "the first step goes on");
+        std::thread::sleep(Duration::from_millis(2));
+        whereabouts.enter_step(Phase::Forward, 2);
+        let first = whereabouts.take_step_times();
+        assert!(first.len() == 1 && first[0] >= Duration::from_millis(2) && first[0] <= begun.elapsed(), "{first:?}");
+        whereabouts.enter(Phase::Evaluate); // ends the second
+        std::thread::sleep(Duration::from_millis(20));
+        let resumed = Instant::now();
+        whereabouts.enter_step(Phase::Forward, 3); // after an evaluation that belongs to no step
+        whereabouts.enter(Phase::Save);
+        let later = whereabouts.take_step_times();
+        assert!(later.len() == 2 && later[1] <= resumed.elapsed(), "{later:?}");
     }
 
     #[test]

@@ -95,11 +95,6 @@ impl Control {
         Control { shared, events, watch: Some(watch), door }
     }
 
-    /// Says how long a step took: the hang limit follows the slowest ones.
-    pub fn step_took(&self, step: Duration) {
-        self.shared.step_took(step);
-    }
-
     /// This rank has failed. Returns the verdict that counts, which is another one when somebody failed before; waits at
     /// most a second for it, and then this failure counts.
     pub fn fail(&self, code: ExitCode, sentence: &str) -> Verdict {

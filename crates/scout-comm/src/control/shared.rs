@@ -57,6 +57,7 @@ impl Shared {
         }
     }
 
+    /// The hang limit follows the slowest steps.
     pub fn step_took(&self, step: Duration) {
         let mut state = self.lock();
         if state.steps.len() == NUM_STEPS {

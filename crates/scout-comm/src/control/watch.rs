@@ -112,6 +112,7 @@ impl Running {
     /// Tells the others where this rank is, and asks the judge.
     fn beat(&mut self, now: Duration) {
         let me = self.watch.shared.mesh.rank();
+        self.watch.whereabouts.take_step_times().into_iter().for_each(|step| self.watch.shared.step_took(step));
         let beat = self.watch.present();
         self.watch.tell_all(&Message::Beat(beat));
         if self.watch.shared.verdict().is_some() {
