@@ -64,7 +64,7 @@ fn damage_one_number(toy: &Toy) -> String {
 }
 
 #[test]
-fn a_rank_that_dies_under_mpirun_or_srun_is_named_by_the_others_with_its_place() {
+fn a_rank_that_dies_under_mpirun_or_srun_is_named_and_the_others_end_in_time() {
     let _turn = turn();
     let toy = Toy::new();
     let slurm = Slurm::start();
@@ -86,6 +86,7 @@ fn a_rank_that_dies_under_mpirun_or_srun_is_named_by_the_others_with_its_place()
             let ended = job.end_within(LIMIT);
             // mpirun and srun answer with the signal of the victim or with the code of the others.
             assert!(matches!(ended.code(), Some(76 | 137)), "{name}\n{ended}");
+            // mpirun asks the others to end at once; one of them speaks all the same.
             expect_survivors_word(&ended, victim, 4, ranks[&victim].pid);
         }
     }

@@ -7,7 +7,7 @@ use scout_tests::program;
 
 use crate::elastic::Agent;
 use crate::slurm::Slurm;
-use crate::started::{LIMIT, Started, turn};
+use crate::started::{Ended, LIMIT, Started, turn};
 use crate::toy::Toy;
 
 const STEPS: usize = 20;
@@ -41,10 +41,11 @@ impl Reference {
         command
     }
 
-    fn check_command(&self, run: &str, command: Command) {
+    fn check_command(&self, run: &str, command: Command) -> Ended {
         let ended = Started::one(command).end_within(LIMIT);
         ended.expect_success();
         assert_eq!(self.toy.loss_bits(run), self.expected, "{run}\n{ended}");
+        ended
     }
 }
 
@@ -130,5 +131,6 @@ fn the_program_with_mpi_in_it_runs_the_same_job_through_mpi() {
         .unwrap_or_else(|| panic!("{TEST_MPI_BINARY} is not set: run the tests with `cargo xtask test`"));
     let reference = Reference::new();
     let command = reference.started_by(&OPEN_MPI, std::path::Path::new(&program), "through-mpi");
-    reference.check_command("through-mpi", command);
+    let ended = reference.check_command("through-mpi", command);
+    assert!(ended.stderr.contains("collectives through Open MPI"), "{ended}");
 }

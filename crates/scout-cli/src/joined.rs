@@ -2,15 +2,19 @@
 //! whatever ends one rank ends all of them, with one sentence and one exit code.
 
 use std::fs::File;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use scout_comm::{CommError, Control, Ending, Introduction, Job, Limits, MeetingPlace, PeerName, Verdict};
+use scout_comm::{CommError, Control, Ending, Introduction, Job, Limits, MeetingPlace, PeerName, Verdict, Verdicts};
 use scout_core::causes::with_causes;
 use scout_core::{ExitCode, Mesh, Whereabouts};
 use scout_telemetry::Progress;
 use scout_train::TrainError;
+use signal_hook::consts::SIGTERM;
+use signal_hook::iterator::Signals;
 
 use crate::failure;
 use crate::ranks::{Launcher, Ranks};
@@ -19,6 +23,9 @@ use crate::ranks::{Launcher, Ranks};
 pub const ALONE_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a rank whose collective failed waits to be told why.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a rank that is asked to end waits to be told why: longer than a death takes to be known, shorter than anybody's
+/// patience.
+const LAST_WORD: Duration = Duration::from_millis(300);
 
 /// What all ranks of a job must have in common.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +82,7 @@ impl Joined {
         let whereabouts = Arc::new(Whereabouts::new(place_file));
         let seat = way_to_meet(ranks.seat.launcher, progress)?(&place, mesh, introduction, limits, whereabouts)
             .map_err(|error| during_the_meeting(error, mesh))?;
+        speak_before_the_end(seat.control.verdicts())?;
         if let Some(address) = &seat.listening_at {
             progress.say(&format!("meeting at {address}"))?;
         }
@@ -108,6 +116,27 @@ impl Joined {
 }
 
 type Meet = fn(&MeetingPlace, Mesh, Introduction, Limits, Arc<Whereabouts>) -> scout_comm::Result<scout_comm::Seat>;
+
+/// Whoever asks this rank to end may do so because another rank died, as `mpirun` does at once: then this is the last
+/// chance to say which, where and when.
+fn speak_before_the_end(verdicts: Verdicts) -> io::Result<()> {
+    let mut asked = Signals::new([SIGTERM])?;
+    let wait = move || {
+        asked.forever().next();
+        let code = match verdicts.wait_for_verdict(LAST_WORD) {
+            Some(verdict) => {
+                if verdicts.may_speak() {
+                    eprintln!("error: {}", verdict.sentence);
+                }
+                verdict.code.code().into()
+            }
+            None => 128 + SIGTERM,
+        };
+        std::process::exit(code);
+    };
+    thread::Builder::new().name("last-word".to_string()).spawn(wait)?;
+    Ok(())
+}
 
 /// With MPI in this program and MPI around it, collectives go through MPI.
 #[cfg(feature = "mpi")]

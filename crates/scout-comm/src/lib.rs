@@ -21,7 +21,7 @@ use std::time::Duration;
 use scout_core::{Mesh, Rank};
 use scout_device::Buffer;
 
-pub use control::{Control, Ending, Limits, Verdict};
+pub use control::{Control, Ending, Limits, Verdict, Verdicts};
 pub use error::{Called, CommError, Op};
 pub use job::Job;
 pub use local::{LocalCommunicator, local_group};

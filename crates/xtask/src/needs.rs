@@ -21,7 +21,7 @@ enum Source {
     RustComponent(&'static str),
 }
 
-const NEEDS: [Need; 9] = [
+const NEEDS: [Need; 10] = [
     // This program was linked, but perhaps by another linker than the one that build scripts call.
     Need {
         probe: &["cc", "--version"],
@@ -68,6 +68,11 @@ const NEEDS: [Need; 9] = [
         probe: &["munged", "--version"],
         why: "the parts of Slurm know each other by it",
         source: Source::DebianPackage("munge"),
+    },
+    Need {
+        probe: &["strace", "--version"],
+        why: "one thread of a rank is held still, to be found",
+        source: Source::DebianPackage("strace"),
     },
 ];
 

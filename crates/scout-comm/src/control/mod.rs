@@ -106,6 +106,11 @@ impl Control {
         })
     }
 
+    /// For threads beside the one that works: they may ask, and speak, but not leave.
+    pub fn verdicts(&self) -> Verdicts {
+        Verdicts(self.shared.clone())
+    }
+
     pub fn verdict(&self) -> Option<Verdict> {
         self.shared.verdict()
     }
@@ -140,6 +145,22 @@ impl Control {
     #[cfg(test)]
     pub(crate) fn pause(&self, pause: Duration) {
         self.events.send(Event::Pause(pause)).unwrap();
+    }
+}
+
+/// What any thread of a rank may ask of its control plane.
+#[derive(Clone)]
+pub struct Verdicts(Arc<Shared>);
+
+impl Verdicts {
+    /// See [`Control::wait_for_verdict`].
+    pub fn wait_for_verdict(&self, patience: Duration) -> Option<Verdict> {
+        self.0.wait_for_verdict(patience)
+    }
+
+    /// See [`Control::may_speak`].
+    pub fn may_speak(&self) -> bool {
+        self.0.may_speak()
     }
 }
 

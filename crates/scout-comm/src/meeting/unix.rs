@@ -2,9 +2,10 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use scout_core::Rank;
 
@@ -38,6 +39,7 @@ pub(crate) fn secure_folder(socket: &Path) -> Result<()> {
 /// Listens at `socket`, and takes the place of a dead job's socket there.
 pub(crate) fn listen(socket: &Path) -> Result<Listener> {
     secure_folder(socket)?;
+    remove_abandoned(socket);
     let place = || socket.display().to_string();
     match UnixStream::connect(socket) {
         Ok(_) => return Err(CommError::InUse { address: place() }),
@@ -53,6 +55,26 @@ pub(crate) fn listen(socket: &Path) -> Result<Listener> {
         Err(cause) => Err(CommError::Place { act: "listen at", place: place(), cause }),
     }
 }
+
+/// Removes the sockets beside `socket` that killed jobs have left: nobody listens there, and nobody has lately begun to.
+/// What cannot be removed is left for the next job.
+fn remove_abandoned(socket: &Path) {
+    let folder = socket.parent().map(fs::read_dir).into_iter().flatten().flatten().flatten();
+    for entry in folder {
+        let is_old = entry.metadata().is_ok_and(|about| {
+            about.file_type().is_socket()
+                && about.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > SURELY_BOUND))
+        });
+        let is_dead =
+            || UnixStream::connect(entry.path()).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+        if is_old && is_dead() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Between making a socket and listening at it nobody can tell it from an abandoned one.
+const SURELY_BOUND: Duration = Duration::from_secs(60);
 
 /// Where `rank` takes the streams of the ranks above it.
 pub(crate) fn socket_of(socket: &Path, rank: Rank) -> PathBuf {
@@ -107,6 +129,32 @@ mod tests {
         let link = root.path().join("link");
         std::os::unix::fs::symlink(root.path().join("700"), &link).unwrap();
         assert!(secure_folder(&link.join("meet.sock")).unwrap_err().to_string().contains("is not a folder"));
+    }
+
+    #[test]
+    fn old_sockets_at_which_nobody_listens_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("user");
+        secure_folder(&folder.join("meet.sock")).unwrap();
+        let long_ago = std::time::SystemTime::now() - 2 * SURELY_BOUND;
+        let made = |name: &str| UnixListener::bind(folder.join(name)).unwrap();
+        let age = |name: &str| {
+            let path = folder.join(name);
+            let since_1970 = long_ago.duration_since(std::time::UNIX_EPOCH).unwrap();
+            let time = rustix::fs::Timespec { tv_sec: since_1970.as_secs() as i64, tv_nsec: 0 };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty()).unwrap();
+        };
+        let living = made("living.sock");
+        drop(made("dead.sock"));
+        drop(made("fresh.sock"));
+        fs::write(folder.join("notes.txt"), "mine").unwrap();
+        ["living.sock", "dead.sock", "notes.txt"].iter().for_each(|name| age(name));
+        let listening = listen(&folder.join("meet.sock")).unwrap();
+        let mut left: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["fresh.sock", "living.sock", "meet.sock", "notes.txt"]);
+        drop((living, listening));
     }
 
     #[test]
