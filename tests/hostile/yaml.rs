@@ -70,7 +70,7 @@ fn a_key_that_cannot_be_meant_is_one_line_with_its_place() {
         key("half a rank", &["lora_rank", "4.5"], "lora_rank: 4.5"),
         key("a number past counting", &["lora_rank"], "lora_rank: 99999999999999999999999"),
         key("an unknown module", &["lora_target", "wq", "q_proj"], "lora_target: wq"),
-        key("the router", &["lora_target", "the router is not trained"], "lora_target: router"),
+        key("the router", &["lora_target", "routers get no adapter"], "lora_target: router"),
         key("an unknown schedule", &["lr_scheduler_type", "linear"], "lr_scheduler_type: zigzag"),
         key("an unknown device", &["device", "tpu", "cuda"], "device: tpu"),
         key("no number of bytes", &["device_memory", "lots"], "device_memory: lots"),

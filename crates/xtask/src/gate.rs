@@ -23,6 +23,18 @@ const TEST_BINARY: &str = "SCOUT_DIST_BIN";
 /// The same for the program with MPI in it, as in `scout_core::env::TEST_MPI_BINARY`.
 const TEST_MPI_BINARY: &str = "SCOUT_DIST_MPI_BIN";
 
+/// The packages that can be built with MPI in them, built so.
+const WITH_MPI: &[&str] = &[
+    "-p",
+    "scout-comm",
+    "-p",
+    "scout-cli",
+    "-p",
+    "scout-tests",
+    "--features",
+    "scout-comm/mpi,scout-cli/mpi,scout-tests/mpi",
+];
+
 /// Runs the whole gate. The last line printed is `N passed, N failed`; whether none failed is returned.
 pub fn run(workspace: &Workspace, extent: Extent) -> Result<bool> {
     let mut report = Report::default();
@@ -31,6 +43,9 @@ pub fn run(workspace: &Workspace, extent: Extent) -> Result<bool> {
     }
     report.step("format", || cargo(workspace, &["fmt", "--all", "--check"]))?;
     report.step("clippy", || cargo(workspace, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    report.step("clippy with MPI", || {
+        cargo(workspace, &[&["clippy"], WITH_MPI, &["--all-targets", "--", "-D", "warnings"]].concat())
+    })?;
     report.step("layers", || layers::check(workspace))?;
     report.step("tidy", || tidy::check(workspace))?;
     build_and_test(workspace, &[], &mut report)?;
@@ -62,14 +77,22 @@ fn build_and_test(workspace: &Workspace, names: &[&str], report: &mut Report) ->
         println!("the tests are not run, because the program they start could not be built");
         return Ok(());
     }
-    report.open("tests");
     // Every crate's unit, integration and documentation tests; one that fails does not stop the others.
-    let arguments = [&["test", "--workspace", "--no-fail-fast", "--"], names].concat();
-    let mut command = workspace.cargo(&arguments);
+    test(workspace, "tests", &[&["--workspace", "--no-fail-fast", "--"], names].concat(), report)?;
+    if names.is_empty() {
+        let of_mpi = &["--no-fail-fast", "--test", "collectives", "--", "mpi::"];
+        test(workspace, "collectives over MPI", &[WITH_MPI, of_mpi].concat(), report)?;
+    }
+    Ok(())
+}
+
+fn test(workspace: &Workspace, name: &str, arguments: &[&str], report: &mut Report) -> Result<()> {
+    report.open(name);
+    let mut command = workspace.cargo(&[&["test"], arguments].concat());
     command.env(TEST_BINARY, program(workspace)).env(TEST_MPI_BINARY, mpi_program(workspace));
     let mut tally = TestTally::default();
     let succeeded = process::run(&mut command, process::KILL_TIME, &mut |line| tally.hear(line))?;
-    report.close("tests", tally.end(succeeded));
+    report.close(name, tally.end(succeeded));
     Ok(())
 }
 

@@ -65,7 +65,8 @@ impl Workspace {
     /// A cargo command in the root of the workspace.
     pub fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(cargo());
-        command.args(arguments).current_dir(&self.root);
+        // Where several MPIs are installed, the one that the tests start.
+        command.args(arguments).current_dir(&self.root).env("MPICC", "mpicc.openmpi");
         command
     }
 }
