@@ -11,6 +11,7 @@ pub mod embedding;
 pub mod grouped_matmul;
 pub mod lora;
 pub mod matmul;
+pub mod noise;
 pub mod norms;
 pub mod qk_position;
 pub mod rms_norm;
@@ -19,6 +20,7 @@ pub mod rows;
 pub mod swiglu;
 
 mod check;
+mod cuda;
 mod exp;
 mod host;
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub(super) fn forward(x: &Tensor, weight: &Tensor, targets: &Tensor, logits_per_
         let logits = matmul::nt(&x.rows(start, count)?, weight)?;
         let targets = &targets[start..start + count];
         let losses = &mut losses[start..start + count];
-        write("cross entropy", logits.host(), |logits| {
+        write("cross entropy", logits.host()?, |logits| {
             for_each_row_pair((logits, weight.dims()[0]), (losses, 1), |row, logits, loss| {
                 loss[0] = exponentials(logits, targets[row]).loss;
             });
@@ -37,7 +37,7 @@ pub(super) fn forward_backward(
         let logits = matmul::nt(&x.rows(start, count)?, weight)?;
         let (targets, weights) = (&targets[start..start + count], &weights[start..start + count]);
         let losses = &mut losses[start..start + count];
-        write("cross entropy", logits.host(), |logits| {
+        write("cross entropy", logits.host()?, |logits| {
             for_each_row_pair((logits, weight.dims()[0]), (losses, 1), |row, logits, loss| {
                 let found = exponentials(logits, targets[row]);
                 loss[0] = found.loss;

@@ -42,7 +42,7 @@ impl candle::InplaceOp2 for AddDelta {
 /// Both have rows and columns, and the columns fit.
 pub(super) fn add_delta(y: &Tensor, column_start: usize, delta: &Tensor, scale: f32) -> Result<()> {
     let add = AddDelta { width: y.dims()[1], column_start, count: delta.dims()[1], scale };
-    y.host().inplace_op2(delta.host(), &add).during("addition of an adapter")
+    y.host()?.inplace_op2(delta.host()?, &add).during("addition of an adapter")
 }
 
 pub(super) fn columns(y: &Tensor, column_start: usize, count: usize) -> Result<Tensor> {

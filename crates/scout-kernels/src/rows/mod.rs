@@ -1,6 +1,7 @@
 //! Rows moved by index, and sums of equal shapes. Results are new tensors; copies are exact and a sum is rounded once.
 #![expect(non_snake_case, reason = "shape suffixes: T and N rows, D width")]
 
+mod cuda;
 pub(crate) mod host;
 #[cfg(test)]
 pub(crate) mod reference;
@@ -33,7 +34,10 @@ pub fn scatter(dx_ND: &Tensor, index_N: &Tensor, num_rows: usize) -> Result<Tens
 /// `a + b`, element by element, for any shape that both have.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     check::same_dims("sum", a, b)?;
-    host::add(a, b)
+    match check::place("sum", &[a, b])? {
+        None => host::add(a, b),
+        Some(device) => cuda::add(device, a, b),
+    }
 }
 
 fn check_index(what: &'static str, index: &Tensor) -> Result<()> {

@@ -1,0 +1,58 @@
+//! cuDNN's functions, and what a refusal of theirs says.
+
+use std::ffi::{CStr, c_char};
+
+use cudarc::cudnn::sys;
+
+use crate::cuda::foreign::{Code, failure, text};
+use crate::cuda::tables::Cudnn;
+use crate::{DeviceError, Result};
+
+pub(super) type RawDescriptor = sys::cudnnBackendDescriptor_t;
+pub(super) type RawHandle = sys::cudnnHandle_t;
+
+/// Oldest cuDNN whose engines take packed documents with shared key heads as written here.
+const OLDEST_VERSION: usize = 91_000;
+
+#[derive(Clone, Copy)]
+pub(super) struct Api {
+    pub table: Cudnn,
+}
+
+impl Api {
+    pub fn new(table: Cudnn) -> Result<Api> {
+        // SAFETY: takes nothing, returns a number.
+        let version = unsafe { (table.cudnnGetVersion)() };
+        if version < OLDEST_VERSION {
+            let problem = format!("found version {version}, expected {OLDEST_VERSION} or later");
+            return Err(DeviceError::Value { what: "cuDNN", problem });
+        }
+        Ok(Api { table })
+    }
+
+    /// `subject` says what was asked for, if cuDNN refused it.
+    pub fn check(&self, call: &'static str, code: Code, subject: impl FnOnce() -> String) -> Result<()> {
+        if code == 0 {
+            return Ok(());
+        }
+        Err(failure(call, code, format!("{}: {} ({})", subject(), self.name(code), self.last_refusal())))
+    }
+
+    fn name(&self, code: Code) -> String {
+        type NameOf = unsafe extern "C" fn(Code) -> *const c_char;
+        // SAFETY: an enumeration and a number are passed alike, and a newer library may have codes that the
+        // enumeration of the bindings lacks.
+        let name = unsafe { std::mem::transmute::<unsafe extern "C" fn(_) -> _, NameOf>(self.table.cudnnGetErrorString) };
+        // SAFETY: any number is answered with a text.
+        text(unsafe { name(code) })
+    }
+
+    /// What cuDNN noted about the latest refusal on this thread; reading it forgets it.
+    fn last_refusal(&self) -> String {
+        let mut message = [0u8; 2048];
+        // SAFETY: writes at most the bytes that there are, zero-terminated.
+        unsafe { (self.table.cudnnGetLastErrorString)(message.as_mut_ptr().cast(), message.len()) };
+        let text = CStr::from_bytes_until_nul(&message).map(|text| text.to_string_lossy().trim().to_string());
+        text.ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "no detail".to_string())
+    }
+}

@@ -1,0 +1,214 @@
+//! Both passes at the level of addresses: plans, kept by shape, and the memory that each tensor of a graph is bound to.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::c_void;
+
+use cudarc::cudnn::sys;
+
+use super::api::Api;
+use super::graph::TensorId;
+use super::graph_backward::{self, BackwardTensors};
+use super::graph_forward::{self, ForwardTensors};
+use super::handle::{Handle, Target};
+use super::inputs::{Values, host};
+use super::plan::Plan;
+use super::shape::AttentionShape;
+use crate::Result;
+use crate::cuda::tables::Cudnn;
+
+/// An address on the device.
+pub(super) type Address = u64;
+
+/// Where parts of the scratch memory begin are multiples of this many bytes.
+const LINE: usize = 256;
+
+/// cuDNN on one device, with every plan made so far.
+pub(super) struct Runner {
+    // Dropped before the handle that they were made with.
+    forward: HashMap<AttentionShape, (Plan, ForwardTensors)>,
+    backward: HashMap<AttentionShape, (Plan, BackwardTensors)>,
+    handle: Handle,
+    api: Api,
+}
+
+// SAFETY: cuDNN lets any thread use a handle and its plans, one at a time; every use takes `&mut self`.
+unsafe impl Send for Runner {}
+
+/// What the forward pass reads and writes.
+pub(super) struct ForwardMemory {
+    pub q: Address,
+    pub k: Address,
+    pub v: Address,
+    pub index: Address,
+    pub context: Address,
+    pub log_sum_exp: Address,
+    pub scratch: Address,
+}
+
+/// What the backward pass reads and writes.
+pub(super) struct BackwardMemory {
+    pub q: Address,
+    pub k: Address,
+    pub v: Address,
+    pub index: Address,
+    pub context: Address,
+    pub log_sum_exp: Address,
+    pub dcontext: Address,
+    pub dq: Address,
+    pub dk: Address,
+    pub dv: Address,
+    pub scratch: Address,
+}
+
+/// Bytes from the beginning of the backward pass's scratch memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct BackwardScratch {
+    row_sums: usize,
+    dq_sums: usize,
+    dk_per_query_head: usize,
+    dv_per_query_head: usize,
+    workspace: usize,
+    end: usize,
+}
+
+impl BackwardScratch {
+    fn of(shape: &AttentionShape, num_tokens: usize, workspace_bytes: usize, tensors: &BackwardTensors) -> Self {
+        let heads = shape.heads();
+        let rows = num_tokens * heads.query;
+        let mut end = 0;
+        let mut part = |bytes: usize| {
+            let start = end;
+            end = (start + bytes).next_multiple_of(LINE);
+            start
+        };
+        let bytes_if = |tensor: Option<TensorId>, element: usize| tensor.map_or(0, |_| rows * heads.size * element);
+        BackwardScratch {
+            row_sums: part(rows * size_of::<f32>()),
+            dq_sums: part(bytes_if(tensors.dq_sums, size_of::<f32>())),
+            dk_per_query_head: part(bytes_if(tensors.dk_per_query_head, size_of::<half::bf16>())),
+            dv_per_query_head: part(bytes_if(tensors.dv_per_query_head, size_of::<half::bf16>())),
+            workspace: part(workspace_bytes),
+            end,
+        }
+    }
+}
+
+impl Runner {
+    /// For the device whose context is current on this thread.
+    pub fn new(table: Cudnn) -> Result<Runner> {
+        let api = Api::new(table)?;
+        let handle = Handle::new(api)?;
+        Ok(Runner { forward: HashMap::new(), backward: HashMap::new(), handle, api })
+    }
+
+    /// What [`Runner::forward`] needs beside its tensors, in bytes. Makes the plan, at the first call for a shape.
+    pub fn forward_scratch(&mut self, shape: &AttentionShape) -> Result<usize> {
+        Ok(self.forward_plan(shape)?.0.workspace_bytes())
+    }
+
+    /// The same for [`Runner::backward`].
+    pub fn backward_scratch(&mut self, shape: &AttentionShape, num_tokens: usize) -> Result<usize> {
+        let (plan, tensors) = self.backward_plan(shape)?;
+        Ok(BackwardScratch::of(shape, num_tokens, plan.workspace_bytes(), tensors).end)
+    }
+
+    /// Queues the forward pass.
+    ///
+    /// # Safety
+    /// `stream` must be live and of this runner's device. Every address must be a multiple of 16, as large as its tensor
+    /// (`scratch` as [`Runner::forward_scratch`] says), and stay so until the stream has passed this work. `index` must
+    /// hold what [`super::DocumentIndex`] made for this shape and no more tokens than the tensors have.
+    pub unsafe fn forward(
+        &mut self,
+        shape: &AttentionShape,
+        stream: sys::cudaStream_t,
+        memory: &ForwardMemory,
+        scale: f32,
+    ) -> Result<()> {
+        self.forward_plan(shape)?;
+        let (plan, tensors) = &self.forward[shape];
+        let values = Values::new(scale);
+        let mut bindings = tensors.inputs.bindings(shape, memory.index, &values).to_vec();
+        bindings.extend([
+            (tensors.q, at(memory.q)),
+            (tensors.k, at(memory.k)),
+            (tensors.v, at(memory.v)),
+            (tensors.context, at(memory.context)),
+            (tensors.log_sum_exp, at(memory.log_sum_exp)),
+        ]);
+        // SAFETY: the caller vouches for the stream and all addresses; `values` lives until the call returns, and
+        // the bindings name every tensor of the graph that has a place.
+        unsafe {
+            self.handle.set_stream(stream)?;
+            plan.execute(&self.handle, &bindings, at(memory.scratch))
+        }
+    }
+
+    /// Queues the backward pass.
+    ///
+    /// # Safety
+    /// As for [`Runner::forward`], with `scratch` as [`Runner::backward_scratch`] says for `num_tokens`, which must be
+    /// the number of tokens that the tensors have.
+    pub unsafe fn backward(
+        &mut self,
+        (shape, num_tokens): (&AttentionShape, usize),
+        stream: sys::cudaStream_t,
+        memory: &BackwardMemory,
+        scale: f32,
+    ) -> Result<()> {
+        self.backward_plan(shape)?;
+        let (plan, tensors) = &self.backward[shape];
+        let scratch = BackwardScratch::of(shape, num_tokens, plan.workspace_bytes(), tensors);
+        let part = |start: usize| at(memory.scratch + start as u64);
+        let values = Values::new(scale);
+        let mut bindings = tensors.inputs.bindings(shape, memory.index, &values).to_vec();
+        bindings.extend([
+            (tensors.q, at(memory.q)),
+            (tensors.k, at(memory.k)),
+            (tensors.v, at(memory.v)),
+            (tensors.context, at(memory.context)),
+            (tensors.log_sum_exp, at(memory.log_sum_exp)),
+            (tensors.dcontext, at(memory.dcontext)),
+            (tensors.dq, at(memory.dq)),
+            (tensors.dk, at(memory.dk)),
+            (tensors.dv, at(memory.dv)),
+            (tensors.row_sums, part(scratch.row_sums)),
+            (tensors.one, host(&values.one)),
+        ]);
+        bindings.extend(tensors.dq_sums.map(|tensor| (tensor, part(scratch.dq_sums))));
+        bindings.extend(tensors.dk_per_query_head.map(|tensor| (tensor, part(scratch.dk_per_query_head))));
+        bindings.extend(tensors.dv_per_query_head.map(|tensor| (tensor, part(scratch.dv_per_query_head))));
+        // SAFETY: as in the forward pass; the parts of the scratch memory are as large as their tensors.
+        unsafe {
+            self.handle.set_stream(stream)?;
+            plan.execute(&self.handle, &bindings, part(scratch.workspace))
+        }
+    }
+
+    fn forward_plan(&mut self, shape: &AttentionShape) -> Result<&(Plan, ForwardTensors)> {
+        match self.forward.entry(*shape) {
+            Entry::Occupied(made) => Ok(made.into_mut()),
+            Entry::Vacant(place) => {
+                let (graph, tensors) = graph_forward::build(self.api, shape)?;
+                let plan = Plan::make(self.api, &Target::Device(&self.handle), graph)?;
+                Ok(place.insert((plan, tensors)))
+            }
+        }
+    }
+
+    fn backward_plan(&mut self, shape: &AttentionShape) -> Result<&(Plan, BackwardTensors)> {
+        match self.backward.entry(*shape) {
+            Entry::Occupied(made) => Ok(made.into_mut()),
+            Entry::Vacant(place) => {
+                let (graph, tensors) = graph_backward::build(self.api, shape)?;
+                let plan = Plan::make(self.api, &Target::Device(&self.handle), graph)?;
+                Ok(place.insert((plan, tensors)))
+            }
+        }
+    }
+}
+
+fn at(address: Address) -> *mut c_void {
+    address as *mut c_void
+}
