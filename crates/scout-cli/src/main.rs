@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{demo, plan, preprocess, synth, train, verify};
+use commands::{bench, demo, plan, preprocess, selftest, synth, train, verify};
 
 /// Fine-tunes Llama 4 Scout with LoRA: one worker per GPU, every worker holding its shard.
 #[derive(Parser)]
@@ -36,6 +36,11 @@ enum Command {
     Synth(synth::Arguments),
     /// Show rows as the model sees them, tokens marked by whether they are learned
     Preprocess(preprocess::Arguments),
+    /// Measure parts of the program on this machine
+    Bench(bench::Arguments),
+    /// Compare what a GPU computes with what the host computes
+    #[command(hide = true)]
+    Selftest(selftest::Arguments),
 }
 
 /// A configuration file and changes to it.
@@ -69,5 +74,7 @@ fn run(command: Command) -> anyhow::Result<scout_core::ExitCode> {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Synth(arguments) => synth::run(&arguments),
         Command::Preprocess(arguments) => preprocess::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Selftest(arguments) => selftest::run(&arguments),
     }
 }

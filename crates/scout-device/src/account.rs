@@ -23,14 +23,8 @@ pub enum Purpose {
     Pinned,
 }
 
-pub const PURPOSES: [Purpose; 6] = [
-    Purpose::Shard,
-    Purpose::Gathered,
-    Purpose::Trained,
-    Purpose::Activations,
-    Purpose::Workspace,
-    Purpose::Pinned,
-];
+pub const PURPOSES: [Purpose; 6] =
+    [Purpose::Shard, Purpose::Gathered, Purpose::Trained, Purpose::Activations, Purpose::Workspace, Purpose::Pinned];
 
 impl Purpose {
     pub fn name(self) -> &'static str {

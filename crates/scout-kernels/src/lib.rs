@@ -17,6 +17,7 @@ pub mod qk_position;
 pub mod rms_norm;
 pub mod router;
 pub mod rows;
+pub mod selftest;
 pub mod swiglu;
 
 mod check;

@@ -1,8 +1,10 @@
 //! One module for each command; what they share is how a configuration is found.
 
+pub mod bench;
 pub mod demo;
 pub mod plan;
 pub mod preprocess;
+pub mod selftest;
 pub mod synth;
 pub mod train;
 pub mod verify;
@@ -11,6 +13,9 @@ use std::path::Path;
 
 use scout_config::{Loaded, RunConfig};
 use scout_core::ExitCode;
+use scout_device::device::DeviceWish;
+use scout_device::{Device, DeviceError};
+use scout_train::TrainError;
 
 use crate::failure::Mistake;
 use crate::{ConfigArguments, surroundings};
@@ -33,6 +38,26 @@ fn load(arguments: &ConfigArguments) -> anyhow::Result<Loaded> {
         overrides.push("random_weights=true".to_string());
     }
     Ok(RunConfig::load(path, &overrides, &surroundings::environment())?)
+}
+
+/// Fails unless `wish` is met by the host: training and verifying on a GPU are not built yet, and must not happen on the
+/// host where a GPU was meant.
+fn compute_on_host(wish: DeviceWish) -> Result<(), TrainError> {
+    match Device::choose(wish, &surroundings::cuda())? {
+        Device::Cpu => Ok(()),
+        Device::Cuda(device) => Err(TrainError::from(DeviceError::Unavailable {
+            wanted: if wish == DeviceWish::Cuda { "cuda" } else { "auto" }.to_string(),
+            reason: format!("found {device:?}, but this command computes on the host only"),
+        })),
+    }
+}
+
+/// Writes results for other programs.
+fn write_json(path: &Path, value: &serde_json::Value) -> anyhow::Result<()> {
+    std::fs::write(path, format!("{value:#}\n")).map_err(|cause| {
+        let code = ExitCode::of_io(&cause, ExitCode::CannotCreate);
+        Mistake { message: format!("`{}` cannot be written: {cause}", path.display()), code, hint: None }.into()
+    })
 }
 
 fn default_config() -> anyhow::Result<&'static Path> {

@@ -5,15 +5,13 @@ use std::time::{Duration, Instant};
 use scout_comm::Job;
 use scout_config::{DeviceKind, Loaded};
 use scout_core::ExitCode;
-use scout_device::Device;
 use scout_device::device::DeviceWish;
 use scout_telemetry::{Progress, grouped};
-use scout_train::TrainError;
 use scout_train::plan::RunPlan;
 use scout_train::prepare::prepare;
 use scout_train::run::{self, Outcome};
 
-use super::{load, plan};
+use super::{compute_on_host, load, plan};
 use crate::{ConfigArguments, surroundings};
 
 /// A rank alone waits for nobody; a deadline is set all the same, because every wait has one.
@@ -34,7 +32,7 @@ pub fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
 pub fn train(loaded: &Loaded, progress: &mut Progress) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
     let config = &loaded.config;
-    choose_device(config.device.device)?;
+    compute_on_host(wish(config.device.device))?;
     let job = Job::alone(config.device.hang_limit.unwrap_or(ALONE_DEADLINE));
     for note in &loaded.notes {
         progress.say(&format!("note: {note}"))?;
@@ -51,13 +49,12 @@ pub fn train(loaded: &Loaded, progress: &mut Progress) -> anyhow::Result<Outcome
     Ok(outcome)
 }
 
-fn choose_device(kind: DeviceKind) -> Result<Device, TrainError> {
-    let wish = match kind {
+fn wish(kind: DeviceKind) -> DeviceWish {
+    match kind {
         DeviceKind::Auto => DeviceWish::Auto,
         DeviceKind::Cpu => DeviceWish::Cpu,
         DeviceKind::Cuda => DeviceWish::Cuda,
-    };
-    Ok(Device::choose(wish)?)
+    }
 }
 
 /// The plan in a few lines, before training.

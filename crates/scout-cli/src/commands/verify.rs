@@ -4,12 +4,11 @@
 use std::path::PathBuf;
 
 use scout_core::ExitCode;
-use scout_device::Device;
 use scout_device::device::DeviceWish;
-use scout_train::TrainError;
 use scout_train::verify::{Row, Status, verify};
 use serde_json::json;
 
+use super::compute_on_host;
 use crate::surroundings::print;
 
 #[derive(clap::Args)]
@@ -35,7 +34,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         DeviceName::Cpu => DeviceWish::Cpu,
         DeviceName::Cuda => DeviceWish::Cuda,
     };
-    Device::choose(wish).map_err(TrainError::from)?;
+    compute_on_host(wish)?;
     let rows = verify(&arguments.folder)?.all_rows();
     if arguments.json {
         print(&serde_json::to_string_pretty(&rows.iter().map(as_json).collect::<Vec<_>>())?)?;

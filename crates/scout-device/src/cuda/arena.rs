@@ -43,7 +43,13 @@ pub struct Block {
 
 impl Arena {
     /// Asks the driver for `bytes`. The account sees what is taken from the arena, not the arena.
-    pub fn new(context: &Arc<Context>, name: &'static str, purpose: Purpose, bytes: usize, home: &Arc<Stream>) -> Result<Arena> {
+    pub fn new(
+        context: &Arc<Context>,
+        name: &'static str,
+        purpose: Purpose,
+        bytes: usize,
+        home: &Arc<Stream>,
+    ) -> Result<Arena> {
         let bytes = bytes.next_multiple_of(GRAIN);
         let base = context.allocate(purpose, bytes)?;
         let free = Mutex::new(FreeList::new(bytes));
@@ -80,13 +86,8 @@ impl Arena {
             free.retain_fences(|fence| !fence.is_past().unwrap_or(false));
             free.take(bytes).ok_or_else(|| memory.full(purpose, bytes, &free))?
         };
-        let block = Block {
-            memory: memory.clone(),
-            start: taken.start,
-            bytes,
-            lease,
-            visitors: Mutex::new(Vec::new()),
-        };
+        let block =
+            Block { memory: memory.clone(), start: taken.start, bytes, lease, visitors: Mutex::new(Vec::new()) };
         for fence in taken.fences {
             memory.home.wait_for(&fence)?;
         }

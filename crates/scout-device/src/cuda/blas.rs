@@ -181,7 +181,13 @@ impl Blas {
         Ok(Workspace { address, bytes: WORKSPACE })
     }
 
-    fn plan(&self, problem: &Problem, operands: Operands, workspace: Workspace, stream: &Arc<Stream>) -> Result<Arc<Plan>> {
+    fn plan(
+        &self,
+        problem: &Problem,
+        operands: Operands,
+        workspace: Workspace,
+        stream: &Arc<Stream>,
+    ) -> Result<Arc<Plan>> {
         let class = class_of(problem);
         let known = {
             let state = self.state.lock().expect("no holder of this lock panics");

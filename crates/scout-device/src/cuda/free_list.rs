@@ -140,7 +140,8 @@ mod tests {
             let (pick, len) = ((state >> 33) as usize, (state >> 20) as usize % 90 + 1);
             if pick % 2 == 0 || held.is_empty() {
                 if let Some(part) = list.take(len) {
-                    let clear = |&(start, held): &(usize, usize)| part.start + len <= start || start + held <= part.start;
+                    let clear =
+                        |&(start, held): &(usize, usize)| part.start + len <= start || start + held <= part.start;
                     assert!(held.iter().all(clear) && part.start + len <= 1000);
                     held.push((part.start, len));
                 }

@@ -323,9 +323,15 @@ mod tests {
 
     #[test]
     fn machine_code_runs_inside_of_its_major_version() {
-        for (image, architecture, expected) in
-            [(90, 90, true), (90, 100, false), (80, 80, true), (80, 86, true), (80, 89, true), (80, 90, false), (86, 80, false)]
-        {
+        for (image, architecture, expected) in [
+            (90, 90, true),
+            (90, 100, false),
+            (80, 80, true),
+            (80, 86, true),
+            (80, 89, true),
+            (80, 90, false),
+            (86, 80, false),
+        ] {
             assert_eq!(runs_on(image, architecture), expected, "{image} {architecture}");
         }
     }

@@ -140,12 +140,8 @@ impl Libraries {
 
     /// What could not be opened, each with the reason.
     pub fn missing(&self) -> Vec<DeviceError> {
-        let outcomes = [
-            self.nvrtc.as_ref().err(),
-            self.cudnn.as_ref().err(),
-            self.nvml.as_ref().err(),
-            self.nccl.as_ref().err(),
-        ];
+        let outcomes =
+            [self.nvrtc.as_ref().err(), self.cudnn.as_ref().err(), self.nvml.as_ref().err(), self.nccl.as_ref().err()];
         outcomes.into_iter().flatten().map(Missing::error).collect()
     }
 }

@@ -14,7 +14,12 @@ use super::tables::Nvrtc;
 use crate::{DeviceError, Result};
 
 /// Machine code of `source` for `architecture` (90 for 9.0): from the folder `cache`, or compiled and left there.
-pub(super) fn compile(nvrtc: &Nvrtc, source: &KernelSource, architecture: u32, cache: Option<&Path>) -> Result<Vec<u8>> {
+pub(super) fn compile(
+    nvrtc: &Nvrtc,
+    source: &KernelSource,
+    architecture: u32,
+    cache: Option<&Path>,
+) -> Result<Vec<u8>> {
     let options = options(architecture);
     let Some(cache) = cache else { return compile_now(nvrtc, source, &options) };
     let path = cache.join(file_name(source, &options, version(nvrtc)?));
@@ -107,7 +112,14 @@ impl Program<'_> {
         let count = names.len() as i32;
         // SAFETY: all texts are zero-terminated and alive; there are as many headers as are announced. NVRTC copies them.
         let code = unsafe {
-            (nvrtc.nvrtcCreateProgram)(&mut raw, text.as_ptr(), name.as_ptr(), count, header_texts.as_ptr(), names.as_ptr())
+            (nvrtc.nvrtcCreateProgram)(
+                &mut raw,
+                text.as_ptr(),
+                name.as_ptr(),
+                count,
+                header_texts.as_ptr(),
+                names.as_ptr(),
+            )
         };
         check(nvrtc, "nvrtcCreateProgram", code)?;
         Ok(Program { nvrtc, raw })

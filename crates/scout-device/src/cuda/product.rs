@@ -115,13 +115,8 @@ impl Handle {
 
     pub(super) fn describe(&self, problem: &Problem) -> Result<Descriptors> {
         let table = self.table();
-        let mut made = Descriptors {
-            table: *table,
-            desc: null_mut(),
-            first: null_mut(),
-            second: null_mut(),
-            result: null_mut(),
-        };
+        let mut made =
+            Descriptors { table: *table, desc: null_mut(), first: null_mut(), second: null_mut(), result: null_mut() };
         // Products and sums in f32. For f32 factors this is the plain arithmetic, without shorter formats inside.
         let compute = cublasComputeType_t::CUBLAS_COMPUTE_32F;
         // SAFETY: writes one pointer, which `made` frees.
@@ -184,7 +179,12 @@ impl Handle {
     }
 
     /// An algorithm chosen for a similar problem, if it can compute this one too.
-    pub(super) fn adapt(&self, descriptors: &Descriptors, algorithm: &Algorithm, workspace: usize) -> Option<Algorithm> {
+    pub(super) fn adapt(
+        &self,
+        descriptors: &Descriptors,
+        algorithm: &Algorithm,
+        workspace: usize,
+    ) -> Option<Algorithm> {
         // SAFETY: numbers, for which all bits zero are values.
         let mut result: cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
         self.context.driver().ok()?;
@@ -320,9 +320,8 @@ fn layout(
 ) -> Result<cublasLtMatrixLayout_t> {
     let mut raw: cublasLtMatrixLayout_t = null_mut();
     // SAFETY: writes one pointer, which the caller frees.
-    let code = unsafe {
-        (table.cublasLtMatrixLayoutCreate)(&mut raw, data_type, columns as u64, rows as u64, leading as i64)
-    };
+    let code =
+        unsafe { (table.cublasLtMatrixLayoutCreate)(&mut raw, data_type, columns as u64, rows as u64, leading as i64) };
     check(table, "cublasLtMatrixLayoutCreate", code)?;
     Ok(raw)
 }

@@ -13,7 +13,12 @@ use crate::Result;
 
 /// `len` values from −1 to 1.
 pub fn values(seed: u64, len: usize) -> Vec<f32> {
-    (0..len as u64).map(|index| (hash(seed, index) >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
+    (0..len).map(|index| value_at(seed, index)).collect()
+}
+
+/// The one at `index`.
+pub fn value_at(seed: u64, index: usize) -> f32 {
+    (hash(seed, index as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
 }
 
 /// On the host, f32.

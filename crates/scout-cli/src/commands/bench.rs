@@ -1,0 +1,101 @@
+//! `bench`: how fast parts of the program are on this machine.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use scout_core::{ByteCount, ExitCode};
+use scout_device::cuda::CudaDevice;
+use scout_device::cuda::CudaOptions;
+use scout_kernels::selftest::rates::{self, Rate};
+use scout_train::TrainError;
+use serde_json::json;
+
+use super::{selftest, write_json};
+use crate::surroundings::{self, print};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Matrix products of Scout's shapes on one GPU
+    Gemm(Gemm),
+}
+
+#[derive(clap::Args)]
+struct Gemm {
+    /// Write the rates to this file
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// How long one of the products runs without pause at the end
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+}
+
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let What::Gemm(gemm) = &arguments.what;
+    let options = CudaOptions { working_memory: ByteCount(24 << 30), ..surroundings::cuda() };
+    let device = CudaDevice::open(&options).map_err(TrainError::from)?;
+    for line in selftest::about(&device) {
+        print(&line)?;
+    }
+    print(&format!(
+        "{:<42} {:>6} {:>7} {:>6} {:>3} {:>10} {:>8} {:>9} {:>7}",
+        "product", "m", "n", "k", "of", "time", "TFLOP/s", "SM clock", "power"
+    ))?;
+    let mut told = Ok(());
+    let sustained = Duration::from_secs_f64(gemm.seconds.clamp(0.0, 600.0));
+    let rates = rates::products(&device, sustained, |rate| {
+        told = std::mem::replace(&mut told, Ok(())).and_then(|()| print(&line(rate)));
+    });
+    let rates = rates.map_err(TrainError::from)?;
+    told?;
+    print("\nalgorithms chosen by timing: product, candidates, place of the best, time of the first, of the best")?;
+    for trial in device.trials() {
+        let class = trial.class;
+        print(&format!(
+            "  {}x{}x{} {:>2} {:>2} {:>10.1} {:>10.1} µs",
+            class.m,
+            class.n,
+            class.k,
+            trial.num_candidates,
+            trial.chosen,
+            trial.first.as_secs_f64() * 1e6,
+            trial.best.as_secs_f64() * 1e6
+        ))?;
+    }
+    if let Some(path) = &gemm.json {
+        let rows: Vec<_> = rates.iter().map(as_json).collect();
+        write_json(path, &json!({ "device": device.properties().name, "products": rows }))?;
+    }
+    Ok(ExitCode::Success)
+}
+
+fn line(rate: &Rate) -> String {
+    let (clock, power) = match rate.reading {
+        Some(reading) => (format!("{} MHz", reading.sm_clock_megahertz), format!("{:.0} W", reading.power_watts)),
+        None => ("–".to_string(), "–".to_string()),
+    };
+    format!(
+        "{:<42} {:>6} {:>7} {:>6} {:>3} {:>7.3} ms {:>8.0} {clock:>9} {power:>7}",
+        rate.name,
+        rate.m,
+        rate.n,
+        rate.k,
+        rate.count,
+        rate.time.as_secs_f64() * 1e3,
+        rate.tflops
+    )
+}
+
+fn as_json(rate: &Rate) -> serde_json::Value {
+    json!({
+        "name": rate.name, "m": rate.m, "n": rate.n, "k": rate.k, "count": rate.count,
+        "seconds": rate.time.as_secs_f64(), "useful_tflops": rate.tflops,
+        "sm_clock_megahertz": rate.reading.map(|reading| reading.sm_clock_megahertz),
+        "power_watts": rate.reading.map(|reading| reading.power_watts),
+    })
+}
