@@ -7,6 +7,7 @@ mod arena;
 mod blas;
 mod context;
 mod device;
+pub mod dnn;
 mod foreign;
 mod free_list;
 mod launch;

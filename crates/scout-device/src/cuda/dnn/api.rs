@@ -1,6 +1,6 @@
 //! cuDNN's functions, and what a refusal of theirs says.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::CStr;
 
 use cudarc::cudnn::sys;
 
@@ -11,8 +11,8 @@ use crate::{DeviceError, Result};
 pub(super) type RawDescriptor = sys::cudnnBackendDescriptor_t;
 pub(super) type RawHandle = sys::cudnnHandle_t;
 
-/// Oldest cuDNN whose engines take packed documents with shared key heads as written here.
-const OLDEST_VERSION: usize = 91_000;
+/// The oldest cuDNN that the graphs written here were run with; the newest was 9.19.
+const OLDEST_VERSION: usize = 91_400;
 
 #[derive(Clone, Copy)]
 pub(super) struct Api {
@@ -39,12 +39,8 @@ impl Api {
     }
 
     fn name(&self, code: Code) -> String {
-        type NameOf = unsafe extern "C" fn(Code) -> *const c_char;
-        // SAFETY: an enumeration and a number are passed alike, and a newer library may have codes that the
-        // enumeration of the bindings lacks.
-        let name = unsafe { std::mem::transmute::<unsafe extern "C" fn(_) -> _, NameOf>(self.table.cudnnGetErrorString) };
         // SAFETY: any number is answered with a text.
-        text(unsafe { name(code) })
+        text(unsafe { (self.table.cudnnGetErrorString)(code) })
     }
 
     /// What cuDNN noted about the latest refusal on this thread; reading it forgets it.

@@ -43,11 +43,6 @@ impl Draft {
         unsafe { self.set(name, Type::CUDNN_TYPE_BOOLEAN, 1, (&raw const value).cast()) }
     }
 
-    pub fn text(self, name: Name, value: &str) -> Result<Draft> {
-        // SAFETY: `value` is as many bytes as stated; cuDNN takes the length and looks for no end mark.
-        unsafe { self.set(name, Type::CUDNN_TYPE_CHAR, value.len(), value.as_ptr().cast()) }
-    }
-
     pub fn data_type(self, name: Name, value: sys::cudnnDataType_t) -> Result<Draft> {
         // SAFETY: `value` is one enumerator of the type that is named.
         unsafe { self.set(name, Type::CUDNN_TYPE_DATA_TYPE, 1, (&raw const value).cast()) }

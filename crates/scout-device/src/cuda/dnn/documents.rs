@@ -2,7 +2,7 @@
 //! is made on the host and copied to the device once per batch.
 
 use super::graph::ALIGNMENT;
-use super::shape::{AttentionShape, Gradients, Heads};
+use super::shape::{AttentionShape, Heads, SumOrder};
 use crate::{DeviceError, Result};
 
 const WHAT: &str = "documents of a batch";
@@ -43,7 +43,7 @@ impl IndexLayout {
 impl DocumentIndex {
     /// Tokens `borders[i]..borders[i + 1]` form a document; empty ones are left out. The plan that serves them has room
     /// for more and longer documents, so that few plans serve all batches.
-    pub fn new(borders: &[u32], heads: Heads, gradients: Gradients) -> Result<DocumentIndex> {
+    pub fn new(borders: &[u32], heads: Heads, sum_order: SumOrder) -> Result<DocumentIndex> {
         let refuse = |problem: String| Err(DeviceError::Value { what: WHAT, problem });
         let (Some(&first), Some(&last)) = (borders.first(), borders.last()) else {
             return refuse("found no borders, expected at least one".to_string());
@@ -54,7 +54,7 @@ impl DocumentIndex {
         let documents: Vec<[u32; 2]> =
             borders.windows(2).map(|pair| [pair[0], pair[1]]).filter(|[start, end]| start < end).collect();
         let longest = documents.iter().map(|[start, end]| end - start).max().unwrap_or(0);
-        let shape = AttentionShape::new(heads, documents.len(), longest as usize, gradients)?;
+        let shape = AttentionShape::new(heads, documents.len(), longest as usize, sum_order)?;
         let width = (heads.query * heads.size) as u64;
         if u64::from(last) * width > i32::MAX as u64 {
             let most = i32::MAX as u64 / width;
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn an_index_counts_elements_and_leaves_room_for_documents_that_are_not_there() {
-        let index = DocumentIndex::new(&[0, 3, 3, 10, 300], HEADS, Gradients::AnyOrder).unwrap();
+        let index = DocumentIndex::new(&[0, 3, 3, 10, 300], HEADS, SumOrder::Any).unwrap();
         let layout = IndexLayout::of(index.shape());
         assert_eq!((index.shape().num_slots(), index.shape().max_length()), (4, 512));
         let part = |at: usize, len: usize| &index.values()[at..at + len];
@@ -110,16 +110,16 @@ mod tests {
 
     #[test]
     fn batches_of_like_size_share_a_shape() {
-        let shape = |borders: &[u32]| *DocumentIndex::new(borders, HEADS, Gradients::AnyOrder).unwrap().shape();
-        assert_eq!(shape(&[0, 100, 220, 350]), shape(&[0, 1, 2, 3, 120]));
-        assert_ne!(shape(&[0, 100, 220, 350]), shape(&[0, 100, 229, 350]));
+        let shape = |borders: &[u32]| *DocumentIndex::new(borders, HEADS, SumOrder::Any).unwrap().shape();
+        assert_eq!(shape(&[0, 100, 220, 340]), shape(&[0, 1, 2, 3, 120]));
+        assert_ne!(shape(&[0, 100, 220, 340]), shape(&[0, 100, 229, 340]));
         assert_eq!(shape(&[0]), shape(&[0, 128]));
     }
 
     #[test]
     fn borders_that_mean_nothing_are_refused() {
         for borders in [vec![], vec![1, 2], vec![0, 5, 4], vec![0, 4_000_000]] {
-            assert!(DocumentIndex::new(&borders, HEADS, Gradients::AnyOrder).is_err(), "{borders:?}");
+            assert!(DocumentIndex::new(&borders, HEADS, SumOrder::Any).is_err(), "{borders:?}");
         }
     }
 }

@@ -6,9 +6,9 @@ use sys::cudnnBackendDescriptorType_t as Kind;
 use sys::cudnnDataType_t as DataType;
 use sys::cudnnPointwiseMode_t as Mode;
 
-use super::descriptor::{Descriptor, Draft};
 use super::api::Api;
-use super::handle::Target;
+use super::descriptor::{Descriptor, Draft};
+use super::handle::Handle;
 use crate::Result;
 
 /// What every address that a graph works on must be a multiple of, in bytes.
@@ -260,11 +260,13 @@ impl GraphBuilder {
         Ok(y)
     }
 
-    pub fn finish(self, target: &Target) -> Result<Descriptor> {
+    pub fn finish(self, handle: &Handle) -> Result<Descriptor> {
         let operations: Vec<&Descriptor> = self.operations.iter().collect();
-        let draft = self.draft(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, "all operations")?;
-        let draft = draft.descriptors(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, &operations)?;
-        target.bind_graph(draft)?.finish()
+        let draft = self
+            .draft(Kind::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, "all operations")?
+            .descriptors(Name::CUDNN_ATTR_OPERATIONGRAPH_OPS, &operations)?;
+        // SAFETY: the handle is live, and whoever owns it drops what is built on it first (field order of `Runner`).
+        unsafe { draft.handle(Name::CUDNN_ATTR_OPERATIONGRAPH_HANDLE, handle.raw()) }?.finish()
     }
 
     fn draft(&self, kind: Kind, name: &str) -> Result<Draft> {

@@ -9,7 +9,7 @@ use super::api::Api;
 use super::graph::{Extents, F32, Form, GraphBuilder, Place, TensorId};
 use super::inputs::Inputs;
 use super::masks::{hide_later_columns, hide_padding};
-use super::shape::{AttentionShape, Gradients};
+use super::shape::{AttentionShape, SumOrder};
 use crate::Result;
 
 /// What must be bound to an address when the graph runs.
@@ -56,9 +56,9 @@ fn declare(graph: &mut GraphBuilder, shape: &AttentionShape) -> Result<BackwardT
     let dk_per_query_head = shared("dk of query heads")?;
     let dv_per_query_head = shared("dv of query heads")?;
     let mut memory = |name, form| graph.tensor(name, Place::Memory, form);
-    let dq_sums = match shape.gradients() {
-        Gradients::AnyOrder => Some(memory("sums of dq", query.of(F32))?),
-        Gradients::FixedOrder => None,
+    let dq_sums = match shape.sum_order() {
+        SumOrder::Any => Some(memory("sums of dq", query.of(F32))?),
+        SumOrder::Fixed => None,
     };
     Ok(BackwardTensors {
         inputs,
@@ -165,4 +165,3 @@ fn query_gradients(graph: &mut GraphBuilder, tensors: &BackwardTensors, dscores:
 fn over_rows(tensors: &BackwardTensors) -> Extents {
     Extents { rows: Some(tensors.inputs.lengths), columns: None, inner: Some(tensors.inputs.lengths) }
 }
-

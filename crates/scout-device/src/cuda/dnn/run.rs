@@ -7,10 +7,9 @@ use std::ffi::c_void;
 use cudarc::cudnn::sys;
 
 use super::api::Api;
-use super::graph::TensorId;
 use super::graph_backward::{self, BackwardTensors};
 use super::graph_forward::{self, ForwardTensors};
-use super::handle::{Handle, Target};
+use super::handle::Handle;
 use super::inputs::{Values, host};
 use super::plan::Plan;
 use super::shape::AttentionShape;
@@ -61,6 +60,19 @@ pub(super) struct BackwardMemory {
     pub scratch: Address,
 }
 
+/// Which tensors that only some graphs have are there.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    dq_sums: bool,
+    per_query_head: bool,
+}
+
+impl Parts {
+    fn of(tensors: &BackwardTensors) -> Parts {
+        Parts { dq_sums: tensors.dq_sums.is_some(), per_query_head: tensors.dk_per_query_head.is_some() }
+    }
+}
+
 /// Bytes from the beginning of the backward pass's scratch memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct BackwardScratch {
@@ -73,7 +85,7 @@ struct BackwardScratch {
 }
 
 impl BackwardScratch {
-    fn of(shape: &AttentionShape, num_tokens: usize, workspace_bytes: usize, tensors: &BackwardTensors) -> Self {
+    fn of(shape: &AttentionShape, num_tokens: usize, workspace_bytes: usize, parts: Parts) -> Self {
         let heads = shape.heads();
         let rows = num_tokens * heads.query;
         let mut end = 0;
@@ -82,12 +94,12 @@ impl BackwardScratch {
             end = (start + bytes).next_multiple_of(LINE);
             start
         };
-        let bytes_if = |tensor: Option<TensorId>, element: usize| tensor.map_or(0, |_| rows * heads.size * element);
+        let elements_if = |there: bool| if there { rows * heads.size } else { 0 };
         BackwardScratch {
             row_sums: part(rows * size_of::<f32>()),
-            dq_sums: part(bytes_if(tensors.dq_sums, size_of::<f32>())),
-            dk_per_query_head: part(bytes_if(tensors.dk_per_query_head, size_of::<half::bf16>())),
-            dv_per_query_head: part(bytes_if(tensors.dv_per_query_head, size_of::<half::bf16>())),
+            dq_sums: part(elements_if(parts.dq_sums) * size_of::<f32>()),
+            dk_per_query_head: part(elements_if(parts.per_query_head) * size_of::<half::bf16>()),
+            dv_per_query_head: part(elements_if(parts.per_query_head) * size_of::<half::bf16>()),
             workspace: part(workspace_bytes),
             end,
         }
@@ -110,7 +122,7 @@ impl Runner {
     /// The same for [`Runner::backward`].
     pub fn backward_scratch(&mut self, shape: &AttentionShape, num_tokens: usize) -> Result<usize> {
         let (plan, tensors) = self.backward_plan(shape)?;
-        Ok(BackwardScratch::of(shape, num_tokens, plan.workspace_bytes(), tensors).end)
+        Ok(BackwardScratch::of(shape, num_tokens, plan.workspace_bytes(), Parts::of(tensors)).end)
     }
 
     /// Queues the forward pass.
@@ -159,7 +171,7 @@ impl Runner {
     ) -> Result<()> {
         self.backward_plan(shape)?;
         let (plan, tensors) = &self.backward[shape];
-        let scratch = BackwardScratch::of(shape, num_tokens, plan.workspace_bytes(), tensors);
+        let scratch = BackwardScratch::of(shape, num_tokens, plan.workspace_bytes(), Parts::of(tensors));
         let part = |start: usize| at(memory.scratch + start as u64);
         let values = Values::new(scale);
         let mut bindings = tensors.inputs.bindings(shape, memory.index, &values).to_vec();
@@ -191,7 +203,7 @@ impl Runner {
             Entry::Occupied(made) => Ok(made.into_mut()),
             Entry::Vacant(place) => {
                 let (graph, tensors) = graph_forward::build(self.api, shape)?;
-                let plan = Plan::make(self.api, &Target::Device(&self.handle), graph)?;
+                let plan = Plan::make(self.api, &self.handle, graph)?;
                 Ok(place.insert((plan, tensors)))
             }
         }
@@ -202,7 +214,7 @@ impl Runner {
             Entry::Occupied(made) => Ok(made.into_mut()),
             Entry::Vacant(place) => {
                 let (graph, tensors) = graph_backward::build(self.api, shape)?;
-                let plan = Plan::make(self.api, &Target::Device(&self.handle), graph)?;
+                let plan = Plan::make(self.api, &self.handle, graph)?;
                 Ok(place.insert((plan, tensors)))
             }
         }
@@ -211,4 +223,27 @@ impl Runner {
 
 fn at(address: Address) -> *mut c_void {
     address as *mut c_void
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Heads, SumOrder};
+    use super::*;
+
+    #[test]
+    fn parts_of_the_scratch_memory_follow_each_other_and_grow_with_the_tokens_alone() {
+        let heads = Heads { query: 40, kv: 8, size: 128 };
+        let parts = Parts { dq_sums: true, per_query_head: true };
+        let few = AttentionShape::new(heads, 1, 1, SumOrder::Any).unwrap();
+        let many = AttentionShape::new(heads, 64, 8192, SumOrder::Any).unwrap();
+        assert_eq!(BackwardScratch::of(&few, 1000, 77, parts), BackwardScratch::of(&many, 1000, 77, parts));
+        let scratch = BackwardScratch::of(&few, 1000, 77, parts);
+        assert_eq!(scratch.dq_sums, 160_000);
+        assert_eq!(scratch.dk_per_query_head, 160_000 + 20_480_000);
+        assert_eq!(scratch.dv_per_query_head - scratch.dk_per_query_head, 10_240_000);
+        assert_eq!(scratch.workspace - scratch.dv_per_query_head, 10_240_000);
+        assert_eq!(scratch.end - scratch.workspace, 256);
+        let none = BackwardScratch::of(&few, 1000, 0, Parts { dq_sums: false, per_query_head: false });
+        assert_eq!(none.end, 160_000);
+    }
 }

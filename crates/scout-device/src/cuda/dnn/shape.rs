@@ -5,10 +5,10 @@ use crate::{DeviceError, Result};
 
 /// Whether sums over many blocks may be added up in the order in which the blocks happen to finish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Gradients {
-    AnyOrder,
+pub enum SumOrder {
+    Any,
     /// The same bits every time; takes `slots · heads · max_length²` more elements of memory.
-    FixedOrder,
+    Fixed,
 }
 
 /// Heads of one attention. Query head `i` uses key and value head `i / (query / kv)`.
@@ -25,7 +25,7 @@ pub struct AttentionShape {
     heads: Heads,
     slots: usize,
     max_length: usize,
-    gradients: Gradients,
+    sum_order: SumOrder,
 }
 
 /// Lengths below this share one plan: it is the height of a tile.
@@ -34,7 +34,7 @@ const SHORTEST: usize = 128;
 impl AttentionShape {
     /// For up to `documents` documents of up to `longest` tokens; both are rounded up, so that few plans serve all
     /// batches. What a document does not fill costs almost nothing.
-    pub fn new(heads: Heads, documents: usize, longest: usize, gradients: Gradients) -> Result<AttentionShape> {
+    pub fn new(heads: Heads, documents: usize, longest: usize, sum_order: SumOrder) -> Result<AttentionShape> {
         if heads.kv == 0 || heads.query == 0 || !heads.query.is_multiple_of(heads.kv) {
             let problem = format!("found {} query heads and {} key heads, expected a multiple", heads.query, heads.kv);
             return Err(DeviceError::Value { what: "attention heads", problem });
@@ -45,7 +45,7 @@ impl AttentionShape {
         }
         let slots = documents.max(1).next_power_of_two();
         let max_length = longest.max(SHORTEST).next_power_of_two();
-        Ok(AttentionShape { heads, slots, max_length, gradients })
+        Ok(AttentionShape { heads, slots, max_length, sum_order })
     }
 
     pub fn heads(&self) -> Heads {
@@ -62,8 +62,8 @@ impl AttentionShape {
         self.max_length
     }
 
-    pub fn gradients(&self) -> Gradients {
-        self.gradients
+    pub fn sum_order(&self) -> SumOrder {
+        self.sum_order
     }
 
     pub(super) fn slots(&self) -> i64 {
