@@ -9,7 +9,7 @@ use scout_benches::Spread;
 use scout_comm::Job;
 use scout_config::RunConfig;
 use scout_core::DType;
-use scout_model::{Batch, Document, LoraGradients, ModelConfig, NoTrace, Target};
+use scout_model::{Batch, Document, ModelConfig, NoTrace, Target};
 use scout_train::Trainer;
 use scout_train::plan::useful_flops;
 use scout_train::prepare::prepare;
@@ -122,7 +122,7 @@ fn batch(config: &ModelConfig) -> Result<Batch> {
 fn step(trainer: &Trainer, batch: &Batch) -> Result<Duration> {
     let begun = Instant::now();
     let lora = trainer.adapter.weights()?;
-    let mut gradients = LoraGradients::zeros(trainer.adapter.layout().clone());
+    let mut gradients = trainer.gradients();
     let pass = trainer.pass(batch, &lora, Some(0));
     let loss = trainer.forward_backward(&pass, &mut gradients, &mut NoTrace)?;
     assert!(loss.weighted_sum.is_finite());

@@ -3,45 +3,82 @@
 
 #![forbid(unsafe_code)]
 
+mod folder;
 mod output;
 mod ranks;
 
 use std::ffi::OsString;
+use std::fmt::{self, Write};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use scout_core::{ExitCode, Rank, env};
 
+use crate::folder::JobFolder;
+pub use crate::folder::{FolderError, address_file, meeting_socket, place_file, user_folder};
 use crate::output::Output;
 use crate::ranks::Ranks;
 
-/// Starts `num_ranks` times `program arguments…` with rank, world size and local rank in the environment, and waits for
-/// all of them.
-///
-/// With more than one rank every line of a child is passed on with `[rank N]` in front. When a rank fails the others
-/// get a moment to leave by themselves, are asked to end, and are killed. Returns 0 when all ranks succeeded; otherwise
-/// the code of the rank that failed first (76 when a signal killed it), where a rank that only reports a lost peer does
-/// not count as the first. SIGINT, SIGTERM and SIGHUP are passed on to the ranks; a rank that they kill counts 128 + the
-/// signal.
-pub fn launch(program: &Path, arguments: &[OsString], num_ranks: usize) -> Result<i32, LaunchError> {
-    launch_into(program, arguments, num_ranks, &Output::of_this_process())
+/// What is started, and how often.
+pub struct Launch {
+    pub program: PathBuf,
+    pub arguments: Vec<OsString>,
+    pub num_ranks: usize,
+    /// Set for every rank, besides those that say which rank it is.
+    pub variables: Vec<(&'static str, String)>,
+    pub lines: Lines,
 }
 
-fn launch_into(program: &Path, arguments: &[OsString], num_ranks: usize, output: &Output) -> Result<i32, LaunchError> {
-    if num_ranks == 0 {
+/// What becomes of the lines of more than one rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lines {
+    /// Each is passed on with `[rank N]` in front.
+    Labelled,
+    /// The ranks write where this process writes: for commands of which one rank alone speaks.
+    Plain,
+}
+
+impl Launch {
+    fn is_labelled(&self) -> bool {
+        self.num_ranks > 1 && self.lines == Lines::Labelled
+    }
+}
+
+/// Starts all ranks and waits for all of them.
+///
+/// Each finds its rank, world size and local rank in its environment, a folder of the job (removed in the end, however
+/// the job ends), a secret made for this job, and the number of this process: a rank whose parent is another process
+/// has been left alone.
+///
+/// With more than one rank the lines of the children are passed on as `lines` says. When a rank fails the others
+/// get a moment to leave by themselves, are asked to end, and are killed, all within two seconds. Returns 0 when all
+/// ranks succeeded; otherwise the code of the rank that failed first (76 when a signal killed it), where a rank that
+/// only reports a lost peer, or that the job was preempted, does not count as the first. SIGINT, SIGTERM and SIGHUP are
+/// passed on to the ranks and begin the end; a rank that they kill counts 128 + the signal. SIGUSR1 and SIGUSR2 are
+/// passed on and mean what the ranks make of them.
+///
+/// The calling thread starts the ranks and stays until the last is gone. It must be the main thread, or one that lives
+/// as long: a rank asks the kernel to be killed with its parent, and the kernel takes the thread for the parent.
+pub fn launch(launch: &Launch) -> Result<i32, LaunchError> {
+    launch_into(launch, &Output::of_this_process())
+}
+
+fn launch_into(launch: &Launch, output: &Output) -> Result<i32, LaunchError> {
+    if launch.num_ranks == 0 {
         return Err(LaunchError::NoRanks);
     }
-    let mut ranks = Ranks::listening().map_err(LaunchError::Signals)?;
+    let token = Token::new()?;
+    let mut ranks = Ranks::listening(JobFolder::make()?).map_err(LaunchError::Signals)?;
     let mut readers = Vec::new();
-    for index in 0..num_ranks {
-        let mut child = spawn(program, arguments, Rank(index), num_ranks).map_err(|cause| LaunchError::Spawn {
-            program: program.to_path_buf(),
-            rank: Rank(index),
+    for rank in (0..launch.num_ranks).map(Rank) {
+        let mut child = spawn(launch, rank, ranks.folder(), &token).map_err(|cause| LaunchError::Spawn {
+            program: launch.program.clone(),
+            rank,
             cause,
         })?;
-        if num_ranks > 1 {
-            readers.extend(output.follow(Rank(index), &mut child));
+        if launch.is_labelled() {
+            readers.extend(output.follow(rank, &mut child));
         }
         ranks.push(child);
     }
@@ -51,27 +88,58 @@ fn launch_into(program: &Path, arguments: &[OsString], num_ranks: usize, output:
     Ok(code)
 }
 
-fn spawn(program: &Path, arguments: &[OsString], rank: Rank, num_ranks: usize) -> io::Result<Child> {
+fn spawn(launch: &Launch, rank: Rank, job_folder: &Path, token: &Token) -> io::Result<Child> {
     use std::os::unix::process::CommandExt;
-    let mut command = Command::new(program);
+    let mut command = Command::new(&launch.program);
     command
-        .args(arguments)
+        .args(&launch.arguments)
+        .envs(launch.variables.iter().map(|(name, value)| (name, value)))
         .env(env::RANK, rank.to_string())
         .env(env::LOCAL_RANK, rank.to_string())
-        .env(env::WORLD_SIZE, num_ranks.to_string())
+        .env(env::WORLD_SIZE, launch.num_ranks.to_string())
+        .env(env::JOB_FOLDER, job_folder)
+        .env(env::LAUNCHER_PID, std::process::id().to_string())
+        // In the environment, which only this user can read, and not among the arguments, which everybody can.
+        .env(env::TOKEN, token.in_hex())
+        // One job, one secret: that of another job may lie in a file.
+        .env_remove(env::TOKEN_FILE)
         .stdin(Stdio::null())
         // A group of its own: Ctrl-C reaches a rank once, through the launcher, and a rank is killed with its children.
         .process_group(0);
-    if num_ranks > 1 {
+    if launch.is_labelled() {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
     }
     command.spawn()
+}
+
+/// The secret by which the ranks of one job know each other.
+struct Token([u8; 32]);
+
+impl Token {
+    fn new() -> Result<Token, FolderError> {
+        folder::random().map(Token).map_err(FolderError::Random)
+    }
+
+    fn in_hex(&self) -> String {
+        self.0.iter().fold(String::new(), |mut hex, byte| {
+            write!(hex, "{byte:02x}").expect("a string takes every character");
+            hex
+        })
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(not shown)")
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     #[error("the number of ranks is 0, expected at least 1")]
     NoRanks,
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     #[error("could not start rank {rank} of `{}`", program.display())]
     Spawn {
         program: PathBuf,
@@ -87,6 +155,7 @@ impl LaunchError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             LaunchError::NoRanks => ExitCode::Usage,
+            LaunchError::Folder(error) => error.exit_code(),
             LaunchError::Spawn { cause, .. } => ExitCode::of_io(cause, ExitCode::MissingInput),
             LaunchError::Signals(_) => ExitCode::InputOutput,
         }
@@ -94,6 +163,7 @@ impl LaunchError {
 
     pub fn hint(&self) -> Option<String> {
         match self {
+            LaunchError::Folder(error) => error.hint(),
             LaunchError::Spawn { cause, .. } if cause.kind() == io::ErrorKind::WouldBlock => {
                 Some("raise the limit of processes (`ulimit -u`) or start fewer ranks".to_string())
             }

@@ -3,36 +3,57 @@
 use std::fs;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use scout_core::{ExitCode, Rank};
 use signal_hook::SigId;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::folder::JobFolder;
 use crate::output::Output;
 
-/// After the first failure the others may leave by themselves with a reason of their own.
-const SETTLE: Duration = Duration::from_millis(500);
-/// Between asking a rank to end and killing it: enough to write a line, not to finish a step.
-const GRACE: Duration = Duration::from_secs(5);
+/// After the first failure the others may leave by themselves with a reason of their own. Those that can learn of it at
+/// once, say so and end one second later even from the midst of a long computation.
+const SETTLE: Duration = Duration::from_millis(1500);
+/// Between asking a rank to end and killing it. One that has not left by now has nothing to save: the state of a job
+/// that lost a rank is that of its last checkpoint. Together with the above everything is gone two seconds after a death.
+const GRACE: Duration = Duration::from_millis(300);
 /// After a signal from outside: enough to save the state before a scheduler loses its patience.
 const GRACE_AFTER_SIGNAL: Duration = Duration::from_secs(120);
+/// After the second one: enough to write a line, not to finish a step.
+const GRACE_AFTER_SECOND_SIGNAL: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(10);
+
+const _: () = assert!(SETTLE.as_millis() + GRACE.as_millis() + POLL.as_millis() < 2000);
+
+const PREEMPTED: i32 = ExitCode::Preempted as i32;
+const PEER_LOST: i32 = ExitCode::PeerLost as i32;
 
 pub struct Ranks {
     children: Vec<Option<Child>>,
     host: String,
-    // The number of the last signal from outside that was not passed on yet; 0 for none.
-    received: Arc<AtomicUsize>,
-    listeners: Vec<SigId>,
-    passed_on: Option<i32>,
+    inbox: Vec<Arrivals>,
+    interrupted_by: Option<Signal>,
     cause: Option<Failure>,
+    // How many ranks left by themselves with the code of the cause, which a group does that has agreed on it.
+    num_agreeing: usize,
     stage: Stage,
+    // Since we asked the ranks to end for a failure, what they end with is our doing.
+    is_decided: bool,
+    // Last, because it is removed when it is dropped, and the ranks are killed before.
+    folder: JobFolder,
+}
+
+/// One signal that this process may get for its ranks.
+struct Arrivals {
+    signal: Signal,
+    has_come: Arc<AtomicBool>,
+    listener: SigId,
 }
 
 #[derive(Clone, Copy)]
@@ -46,31 +67,70 @@ enum Stage {
 /// A rank that did not end with 0.
 #[derive(Clone, Copy)]
 struct Failure {
-    code: i32,
-    by_signal: bool,
+    rank: Rank,
+    pid: u32,
+    end: End,
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    /// It left by itself with a code.
+    Left(i32),
+    Killed {
+        by: i32,
+    },
+    /// By a signal that was ours to pass on, or that we sent when it took too long to obey.
+    Interrupted(Signal),
+}
+
+impl End {
+    fn code(self) -> i32 {
+        match self {
+            End::Left(code) => code,
+            End::Killed { .. } => PEER_LOST,
+            End::Interrupted(signal) => 128 + signal.as_raw(),
+        }
+    }
+
+    /// A job's cause gives way to one of more weight. A rank that reports a lost peer may be noticed before the peer
+    /// itself; and a job is preempted, with its state saved, only when no rank says otherwise.
+    fn weight(self) -> u8 {
+        match self {
+            End::Left(PREEMPTED) => 0,
+            End::Left(PEER_LOST) => 1,
+            _ => 2,
+        }
+    }
 }
 
 impl Ranks {
     /// No rank yet, but from here on signals are kept for the ranks instead of ending this process.
-    pub fn listening() -> io::Result<Ranks> {
+    pub fn listening(folder: JobFolder) -> io::Result<Ranks> {
         let mut ranks = Ranks {
             children: Vec::new(),
             host: fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_string(),
-            received: Arc::default(),
-            listeners: Vec::new(),
-            passed_on: None,
+            inbox: Vec::new(),
+            interrupted_by: None,
             cause: None,
+            num_agreeing: 0,
             stage: Stage::Running,
+            is_decided: false,
+            folder,
         };
-        for signal in [SIGHUP, SIGINT, SIGTERM] {
-            let listener = signal_hook::flag::register_usize(signal, ranks.received.clone(), signal as usize)?;
-            ranks.listeners.push(listener);
+        for signal in [Signal::HUP, Signal::INT, Signal::TERM, Signal::USR1, Signal::USR2] {
+            let has_come = Arc::new(AtomicBool::new(false));
+            let listener = signal_hook::flag::register(signal.as_raw(), has_come.clone())?;
+            ranks.inbox.push(Arrivals { signal, has_come, listener });
         }
         Ok(ranks)
     }
 
     pub fn push(&mut self, child: Child) {
         self.children.push(Some(child));
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Returns when no rank runs any more, with the code that this process should end with.
@@ -81,19 +141,36 @@ impl Ranks {
             self.proceed();
             thread::sleep(POLL);
         }
-        self.cause.map_or(0, |failure| failure.code)
+        let Some(cause) = self.cause else { return 0 };
+        // A single rank, or a group that agreed, has said on its own stderr why it ended; several that left with one
+        // code do not tell who was the first.
+        if let End::Left(code) = cause.end
+            && (self.children.len() > 1 && self.num_agreeing == 1)
+            && self.interrupted_by.is_none()
+        {
+            output.say(&format!("error: {} ended with exit code {code}", self.name(cause)));
+        }
+        cause.end.code()
     }
 
     fn pass_signals_on(&mut self) {
-        let number = self.received.swap(0, Ordering::Relaxed) as i32;
-        if let Some(signal) = Signal::from_named_raw(number) {
+        let arrived = |arrivals: &&Arrivals| arrivals.has_come.swap(false, Ordering::Relaxed);
+        let signals: Vec<Signal> = self.inbox.iter().filter(arrived).map(|arrivals| arrivals.signal).collect();
+        for signal in signals {
             self.signal_all(signal);
+            if matches!(signal, Signal::USR1 | Signal::USR2) {
+                // Schedulers announce the end of the allotted time with them; ranks that listen save and leave.
+                continue;
+            }
             // Somebody who asks twice is in a hurry.
-            let grace = if self.passed_on.is_some() { GRACE } else { GRACE_AFTER_SIGNAL };
-            self.passed_on = Some(number);
-            if matches!(self.stage, Stage::Running | Stage::Ending { .. }) {
+            let is_second = self.interrupted_by.is_some();
+            let grace = if is_second { GRACE_AFTER_SECOND_SIGNAL } else { GRACE_AFTER_SIGNAL };
+            let is_ending = matches!(self.stage, Stage::Ending { .. }) && !self.is_decided;
+            // A job that ends already for a failure of its own does not get more time by being asked to end.
+            if matches!(self.stage, Stage::Running) || is_ending {
                 self.stage = Stage::Ending { until: Instant::now() + grace };
             }
+            self.interrupted_by = Some(signal);
         }
     }
 
@@ -106,55 +183,56 @@ impl Ranks {
                 Ok(Some(status)) => status,
                 Ok(None) => continue,
                 // Somebody else collected it, so how it ended cannot be known: count it as lost.
-                Err(_) => ExitStatus::from_raw(ExitCode::PeerLost.code().into()),
+                Err(_) => ExitStatus::from_raw(PEER_LOST << 8),
             };
             self.children[index] = None;
             if !status.success() {
-                self.judge(Rank(index), pid, status, output);
+                let end = self.end(status);
+                self.judge(Failure { rank: Rank(index), pid, end }, output);
             }
         }
     }
 
-    fn judge(&mut self, rank: Rank, pid: u32, status: ExitStatus, output: &Output) {
-        let failure = self.failure(status);
-        let peer_lost = i32::from(ExitCode::PeerLost.code());
-        let is_cause = match (self.cause, self.stage) {
-            (None, _) => true,
-            // A rank that reports a lost peer may be noticed before the peer itself.
-            (Some(first), Stage::Settling { .. }) => {
-                first.code == peer_lost && !first.by_signal && (failure.by_signal || failure.code != peer_lost)
+    fn end(&self, status: ExitStatus) -> End {
+        match (status.signal(), self.interrupted_by) {
+            (None, _) => End::Left(status.code().unwrap_or(1)),
+            (Some(number), Some(signal)) if number == signal.as_raw() || matches!(self.stage, Stage::Killed) => {
+                End::Interrupted(signal)
             }
-            _ => false,
-        };
-        if !is_cause {
+            (Some(by), _) => End::Killed { by },
+        }
+    }
+
+    fn judge(&mut self, failure: Failure, output: &Output) {
+        if self.is_decided {
             return;
         }
-        let place = format!("rank {rank} of {} (host {}, pid {pid})", self.children.len(), self.host);
-        let is_interruption = self.passed_on.is_some_and(|signal| !failure.by_signal || failure.code == 128 + signal);
-        if is_interruption {
-            // Whoever sent the signal knows why the ranks ended.
-        } else if let Some(signal) = status.signal() {
-            let name = signal_hook::low_level::signal_name(signal).unwrap_or("unknown");
-            output.say(&format!("error: {place} was killed by signal {signal} ({name})"));
-        } else if self.children.len() > 1 {
-            // A single rank has said on our own stderr why it ended.
-            output.say(&format!("error: {place} ended with exit code {}", failure.code));
+        match self.cause {
+            Some(cause) if failure.end.weight() <= cause.end.weight() => {
+                if matches!((failure.end, cause.end), (End::Left(code), End::Left(first)) if code == first) {
+                    self.num_agreeing += 1;
+                }
+                return;
+            }
+            _ => {
+                self.cause = Some(failure);
+                self.num_agreeing = 1;
+            }
         }
-        self.cause = Some(failure);
-        if matches!(self.stage, Stage::Running) {
+        if let End::Killed { by } = failure.end {
+            let name = signal_hook::low_level::signal_name(by).unwrap_or("unknown");
+            let place = self.folder.place(failure.rank).map(|place| format!(" in {place}")).unwrap_or_default();
+            output.say(&format!("error: {} was killed by signal {by} ({name}){place}", self.name(failure)));
+        }
+        // A rank that was preempted has saved the state together with the others, who follow in their own time.
+        if matches!(self.stage, Stage::Running) && failure.end.code() != PREEMPTED {
             self.stage = Stage::Settling { until: Instant::now() + SETTLE };
         }
     }
 
-    fn failure(&self, status: ExitStatus) -> Failure {
-        match (status.signal(), self.passed_on) {
-            // The signal was ours to pass on, or followed it too late: the job was interrupted, no peer was lost.
-            (Some(signal), Some(passed_on)) if signal == passed_on || matches!(self.stage, Stage::Killed) => {
-                Failure { code: 128 + passed_on, by_signal: true }
-            }
-            (Some(_), _) => Failure { code: ExitCode::PeerLost.code().into(), by_signal: true },
-            (None, _) => Failure { code: status.code().unwrap_or(1), by_signal: false },
-        }
+    fn name(&self, failure: Failure) -> String {
+        let Failure { rank, pid, .. } = failure;
+        format!("rank {rank} of {} (host {}, pid {pid})", self.children.len(), self.host)
     }
 
     fn proceed(&mut self) {
@@ -162,6 +240,7 @@ impl Ranks {
         match self.stage {
             Stage::Settling { until } if now >= until => {
                 self.signal_all(Signal::TERM);
+                self.is_decided = true;
                 self.stage = Stage::Ending { until: now + GRACE };
             }
             Stage::Ending { until } if now >= until => {
@@ -192,8 +271,8 @@ impl Drop for Ranks {
                 thread::sleep(POLL);
             }
         }
-        for listener in self.listeners.drain(..) {
-            signal_hook::low_level::unregister(listener);
+        for arrivals in self.inbox.drain(..) {
+            signal_hook::low_level::unregister(arrivals.listener);
         }
     }
 }

@@ -12,14 +12,25 @@ struct Outcome {
     took: Duration,
 }
 
+fn shell(script: &str, num_ranks: usize) -> Launch {
+    let arguments = ["-c", script].map(OsString::from).to_vec();
+    Launch {
+        program: PathBuf::from("/bin/sh"),
+        arguments,
+        num_ranks,
+        variables: vec![("GREETING", "hello".to_string())],
+        lines: Lines::Labelled,
+    }
+}
+
 /// Runs `script` as every rank, in a thread of its own so that a launcher that hangs fails the test.
 fn run(script: &str, num_ranks: usize) -> Outcome {
     let (stdout, stderr) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
     let output = Output { stdout: stdout.clone(), stderr: stderr.clone() };
-    let arguments = ["-c", script].map(OsString::from);
     let (sender, receiver) = std::sync::mpsc::channel();
     let started = Instant::now();
-    std::thread::spawn(move || sender.send(launch_into(Path::new("/bin/sh"), &arguments, num_ranks, &output)));
+    let launch = shell(script, num_ranks);
+    std::thread::spawn(move || sender.send(launch_into(&launch, &output)));
     let code = receiver.recv_timeout(Duration::from_secs(60)).expect("the launcher came back").unwrap();
     let text = |sink: Arc<Mutex<Vec<u8>>>| String::from_utf8(sink.lock().unwrap().clone()).unwrap();
     Outcome { code, stdout: text(stdout), stderr: text(stderr), took: started.elapsed() }
@@ -45,11 +56,57 @@ fn the_code_of_the_rank_that_failed_first_is_returned() {
         // Rank 0 only reports the loss, and is first to do so.
         ("case $SCOUT_DIST_RANK in 0) exit 76;; 1) sleep 0.2; exit 79;; *) exec sleep 100;; esac", 79, "exit code 79"),
         ("[ $SCOUT_DIST_RANK = 0 ] && exit 76; exec sleep 100", 76, "ended with exit code 76"),
+        // Both only report the loss, before the killed one is noticed.
+        ("[ $SCOUT_DIST_RANK = 1 ] || exit 76; sleep 0.3; kill -9 $$", 76, "error: rank 1 of 3 (host "),
     ] {
         let outcome = run(script, 3);
         assert_eq!(outcome.code, expected, "{script}\n{}", outcome.stderr);
         assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
+        assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
         assert!(outcome.took < Duration::from_secs(30), "{script} took {:?}", outcome.took);
+    }
+}
+
+#[test]
+fn a_group_that_agreed_on_a_code_has_said_why_itself() {
+    let outcome = run("[ $SCOUT_DIST_RANK = 1 ] && echo reason >&2; exit 79", 3);
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (79, "[rank 1] reason\n"));
+}
+
+#[test]
+fn the_ranks_of_a_job_share_a_private_folder_and_a_secret_that_no_other_job_has() {
+    let script = "echo $SCOUT_DIST_TOKEN $SCOUT_DIST_JOB_FOLDER $(stat -c %a $SCOUT_DIST_JOB_FOLDER) $PPID \
+                  $SCOUT_DIST_LAUNCHER_PID $GREETING $SCOUT_DIST_TOKEN_FILE; : > $SCOUT_DIST_JOB_FOLDER/left-$$";
+    let of_job = || {
+        let outcome = run(script, 2);
+        let mut lines: Vec<&str> = outcome.stdout.lines().map(|line| line.split_once("] ").unwrap().1).collect();
+        lines.dedup();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        let words: Vec<String> = lines[0].split(' ').map(str::to_string).collect();
+        let launcher = std::process::id().to_string();
+        assert_eq!(words[2..], ["700", &launcher, &launcher, "hello"]);
+        assert!(words[0].len() == 64 && words[0].bytes().all(|digit| digit.is_ascii_hexdigit()), "{}", words[0]);
+        assert!(!Path::new(&words[1]).exists(), "{} is left", words[1]);
+        words
+    };
+    let (one, other) = (of_job(), of_job());
+    assert_ne!(one[0], other[0]);
+    assert_ne!(one[1], other[1]);
+    assert_eq!(format!("{:?}", Token([7; 32])), "Token(not shown)");
+}
+
+#[test]
+fn a_killed_rank_is_named_with_the_place_where_it_last_was() {
+    for (place, expected) in [
+        ("backward 17", " was killed by signal 9 (SIGKILL) in backward of step 17"),
+        ("load 0", " was killed by signal 9 (SIGKILL) in load"),
+        ("nowhere", " was killed by signal 9 (SIGKILL)"),
+    ] {
+        let file = "$SCOUT_DIST_JOB_FOLDER/rank-$SCOUT_DIST_RANK.place";
+        let outcome =
+            run(&format!("echo '{place}' > {file}; [ $SCOUT_DIST_RANK = 1 ] && kill -9 $$; exec sleep 100"), 2);
+        assert!(outcome.stderr.trim_end().ends_with(expected), "{}", outcome.stderr);
+        assert!(outcome.took < Duration::from_secs(10), "{:?}", outcome.took);
     }
 }
 
@@ -98,9 +155,9 @@ fn a_single_rank_keeps_its_own_words_and_its_code() {
 #[test]
 fn what_cannot_be_started_is_named() {
     for (program, num_ranks, expected) in [("/no/such/program", 2, 66), ("/", 1, 77), ("/bin/sh", 0, 2)] {
-        let error = launch(Path::new(program), &[], num_ranks).unwrap_err();
+        let error = launch(&Launch { program: PathBuf::from(program), ..shell("", num_ranks) }).unwrap_err();
         assert_eq!(i32::from(error.exit_code().code()), expected, "{error:?}");
     }
-    let error = launch(Path::new("/no/such/program"), &[], 2).unwrap_err();
+    let error = launch(&Launch { program: PathBuf::from("/no/such/program"), ..shell("", 2) }).unwrap_err();
     assert_eq!(error.to_string(), "could not start rank 0 of `/no/such/program`");
 }

@@ -1,70 +1,135 @@
 //! The backends under test, and a way to run the same body on every rank of each.
 
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::{Communicator, PeerStream, TcpCommunicator, local_group};
-use scout_core::{Mesh, Rank};
+use scout_comm::{Communicator, Control, Ending, Introduction, Limits, MeetingPlace, Seat, Token, local_group, meet};
+use scout_core::{Mesh, Phase, Rank, Whereabouts};
 
-pub type Group = Vec<Box<dyn Communicator>>;
-pub type Backend = (&'static str, fn(usize, Duration) -> Group);
+/// How one rank of `mesh` gets its seat; `folder` and `token` are the same for all of them.
+type Join = fn(mesh: Mesh, folder: &Path, token: &Token, hang_limit: Duration) -> Member;
 
-pub const BACKENDS: &[Backend] = &[("local", local), ("unix", unix), ("tcp", tcp)];
+#[derive(Clone, Copy)]
+pub enum Backend {
+    Threads,
+    Met(&'static str, Join),
+}
+
+pub const BACKENDS: &[Backend] = &[Backend::Threads, Backend::Met("unix", unix), Backend::Met("tcp", tcp)];
 /// Those whose ranks share no memory.
-pub const STREAMS: &[Backend] = &[("unix", unix), ("tcp", tcp)];
+pub const STREAMS: &[Backend] = &[Backend::Met("unix", unix), Backend::Met("tcp", tcp)];
 
-fn local(size: usize, deadline: Duration) -> Group {
-    local_group(size, deadline).into_iter().map(|comm| Box::new(comm) as Box<dyn Communicator>).collect()
+/// A rank's seat. Dropped, it leaves in peace.
+pub struct Member {
+    // Invariant: there until dropped.
+    comm: Option<Arc<dyn Communicator>>,
+    /// Ranks that are threads around one board have none.
+    control: Option<Control>,
+    whereabouts: Arc<Whereabouts>,
 }
 
-fn unix(size: usize, deadline: Duration) -> Group {
-    connected(size, deadline, || {
-        let (a, b) = UnixStream::pair().unwrap();
-        (PeerStream::Unix(a), PeerStream::Unix(b))
-    })
-}
-
-fn tcp(size: usize, deadline: Duration) -> Group {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    connected(size, deadline, || {
-        let a = TcpStream::connect(address).unwrap();
-        let (b, _) = listener.accept().unwrap();
-        (PeerStream::Tcp(a), PeerStream::Tcp(b))
-    })
-}
-
-/// A stream between any two of `size` ranks.
-fn connected(size: usize, deadline: Duration, mut pair: impl FnMut() -> (PeerStream, PeerStream)) -> Group {
-    let mut streams: Vec<Vec<Option<PeerStream>>> = (0..size).map(|_| (0..size).map(|_| None).collect()).collect();
-    let pairs = (0..size).flat_map(|a| (a + 1..size).map(move |b| (a, b)));
-    for (a, b) in pairs {
-        let (of_a, of_b) = pair();
-        streams[a][b] = Some(of_a);
-        streams[b][a] = Some(of_b);
+impl Member {
+    pub fn seated(Seat { job, control, .. }: Seat) -> Member {
+        job.whereabouts.enter_step(Phase::Reduce, 1);
+        Member { comm: Some(job.comm), control: Some(control), whereabouts: job.whereabouts }
     }
-    let comm = |(rank, streams)| {
-        let mesh = Mesh::new(Rank(rank), size).unwrap();
-        Box::new(TcpCommunicator::new(mesh, streams, deadline).unwrap()) as Box<dyn Communicator>
-    };
-    streams.into_iter().enumerate().map(comm).collect()
+
+    pub fn control(&self) -> &Control {
+        self.control.as_ref().expect("this backend has a control plane")
+    }
+
+    pub fn whereabouts(&self) -> &Whereabouts {
+        &self.whereabouts
+    }
+
+    /// Ends without a goodbye, as a process that was killed.
+    pub fn die(mut self) {
+        self.control = None;
+    }
 }
 
-/// What each rank's body returned, in rank order, for each backend.
+impl Deref for Member {
+    type Target = dyn Communicator;
+
+    fn deref(&self) -> &(dyn Communicator + 'static) {
+        self.comm.as_deref().expect("there until dropped")
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        // The control plane watches until the last part is written.
+        self.comm = None;
+        if let Some(control) = self.control.take() {
+            control.leave();
+        }
+    }
+}
+
+pub fn introduction(mesh: Mesh) -> Introduction {
+    Introduction {
+        version: "1.2.3".to_string(),
+        config_digest: [1; 32],
+        model_digest: [2; 32],
+        host: "here".to_string(),
+        pid: 1000 + mesh.rank().0 as u32,
+    }
+}
+
+/// Ranks are threads here, so nothing may end the process.
+pub fn limits(hang_limit: Duration) -> Limits {
+    let ending = Ending::calling(|_, _| {});
+    Limits { init_timeout: Duration::from_secs(60), hang_limit: Some(hang_limit), ending }
+}
+
+fn unix(mesh: Mesh, folder: &Path, _: &Token, hang_limit: Duration) -> Member {
+    seat(&MeetingPlace::Unix { socket: folder.join("meet.sock") }, mesh, hang_limit)
+}
+
+fn tcp(mesh: Mesh, folder: &Path, token: &Token, hang_limit: Duration) -> Member {
+    seat(&MeetingPlace::Loopback { publish: folder.join("address"), token: token.clone() }, mesh, hang_limit)
+}
+
+fn seat(place: &MeetingPlace, mesh: Mesh, hang_limit: Duration) -> Member {
+    let whereabouts = Arc::new(Whereabouts::new(None));
+    Member::seated(meet(place, mesh, introduction(mesh), limits(hang_limit), whereabouts).unwrap())
+}
+
+/// What each rank's body returned, in rank order, for each backend. The hang limit is also that of threads' waits.
 pub fn on_every_rank<R: Send>(
     backends: &[Backend],
     size: usize,
-    deadline: Duration,
-    body: impl Fn(Box<dyn Communicator>) -> R + Sync,
+    hang_limit: Duration,
+    body: impl Fn(Member) -> R + Sync,
 ) -> Vec<(&'static str, Vec<R>)> {
-    let run = |(name, group): &Backend| {
-        let body = &body;
-        let results = std::thread::scope(|scope| {
-            let ranks: Vec<_> = group(size, deadline).into_iter().map(|comm| scope.spawn(move || body(comm))).collect();
-            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-        });
-        (*name, results)
+    let run = |backend: &Backend| match backend {
+        Backend::Threads => {
+            let members: Vec<Member> = local_group(size, hang_limit)
+                .into_iter()
+                .map(|comm| Member {
+                    comm: Some(Arc::new(comm)),
+                    control: None,
+                    whereabouts: Arc::new(Whereabouts::new(None)),
+                })
+                .collect();
+            ("threads", on_threads(members, &body))
+        }
+        Backend::Met(name, join) => {
+            let folder = tempfile::tempdir().unwrap();
+            let token = Token::generate().unwrap();
+            let meshes: Vec<Mesh> = (0..size).map(|rank| Mesh::new(Rank(rank), size).unwrap()).collect();
+            (*name, on_threads(meshes, &|mesh| body(join(mesh, folder.path(), &token, hang_limit))))
+        }
     };
     backends.iter().map(run).collect()
+}
+
+/// Calls `body` with each of `ranks`, each on a thread of its own.
+pub fn on_threads<T: Send, R: Send>(ranks: Vec<T>, body: &(dyn Fn(T) -> R + Sync)) -> Vec<R> {
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = ranks.into_iter().map(|rank| scope.spawn(move || body(rank))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
 }

@@ -51,7 +51,11 @@ fn a_key_that_cannot_be_meant_is_one_line_with_its_place() {
             "template: llama3",
         ),
         key("another stage", &["run.yaml:11:8: stage: found \"dpo\"", "sft"], "stage: dpo"),
-        key("full fine-tuning", &["finetuning_type", "full", "lora"], "finetuning_type: full"),
+        key(
+            "a kind of training that is none",
+            &["finetuning_type", "oft", "lora, full or freeze"],
+            "finetuning_type: oft",
+        ),
         key("4-bit", &["quantization_bit", "not built"], "quantization_bit: 4"),
         key("4-bit weights", &["weights", "zero3-nf4"], "weights: zero3-nf4"),
         key("a text for a number", &["learning_rate", "fast", "expected"], "learning_rate: fast"),

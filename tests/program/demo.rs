@@ -10,6 +10,8 @@ use crate::folder::Folder;
 
 const FIRST_LOSS: Duration = Duration::from_secs(60);
 const WHOLE: Duration = Duration::from_secs(120);
+/// How the first of the four ranks begins a line of its log.
+const STEP: &str = "[rank 0] step ";
 
 /// Kills what is left of a demo when a test ends early.
 struct Running(Child);
@@ -41,12 +43,12 @@ fn the_demo_learns_within_two_minutes_and_can_be_run_again() {
         let (_, tail) = line.split_once("loss ").unwrap_or_else(|| panic!("{line}"));
         tail.split_whitespace().next().unwrap().parse().unwrap()
     };
-    let last = rest.lines().rfind(|line| line.starts_with("step ")).unwrap();
-    let (done, of) = last["step ".len()..].split_once(' ').unwrap().0.split_once('/').unwrap();
+    let last = rest.lines().rfind(|line| line.starts_with(STEP)).unwrap();
+    let (done, of) = last[STEP.len()..].split_once(' ').unwrap().0.split_once('/').unwrap();
     assert_eq!(done, of, "the last step is logged");
     assert!(loss_of(last) < loss_of(&first) / 4.0, "{first}\n{last}");
     let summary = stdout.lines().find(|line| line.starts_with("loss ") && line.contains(" -> ")).unwrap();
-    assert!(summary.contains(&format!("in {of} steps")), "{summary}");
+    assert!(summary.contains(&format!("in {of} steps on 4 ranks")), "{summary}");
     let proof = stdout.lines().find(|line| line.starts_with("adapter read back from scout-demo/run")).unwrap();
     let (with, without) = proof.split_once(": loss ").unwrap().1.split_once(" with it, ").unwrap();
     let without = without.trim_end_matches(" without");
@@ -62,7 +64,7 @@ fn again(folder: &Folder) {
     folder.write("scout-demo/left-over.txt", "of the first");
     let mut demo = start(folder);
     let (first, _stderr) = first_step(&mut demo);
-    assert!(first.starts_with("step 5/"), "{first}");
+    assert!(first.starts_with(&format!("{STEP}5/")), "{first}");
     assert!(!folder.path("scout-demo/left-over.txt").exists());
     assert!(!folder.path("scout-demo/run/adapter_model.safetensors").exists(), "the old adapter is still there");
 }
@@ -97,7 +99,7 @@ fn first_step(demo: &mut Running) -> (String, BufReader<std::process::ChildStder
     loop {
         let mut line = String::new();
         assert!(stderr.read_line(&mut line).unwrap() > 0, "ended before its first step:\n{said}");
-        if line.starts_with("step ") {
+        if line.starts_with(STEP) {
             return (line, stderr);
         }
         said += &line;

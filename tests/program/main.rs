@@ -5,6 +5,7 @@ mod configs;
 mod demo;
 mod folder;
 mod help;
+mod launch_command;
 mod plan;
 mod preprocess;
 mod run_folder;

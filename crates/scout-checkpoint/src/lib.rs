@@ -20,5 +20,5 @@ pub use disagreement::Disagreement;
 pub use error::{CheckpointError, Result};
 pub use folder::{check_model_file, read_model_json};
 pub use model_folder::ModelFolder;
-pub use model_writer::write_model;
+pub use model_writer::{remove_model, write_model, write_typed_model, written_order};
 pub use safetensors::{ElementType, TensorEntry, TensorFile, TensorWriter};

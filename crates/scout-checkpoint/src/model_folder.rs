@@ -102,6 +102,19 @@ impl ModelFolder {
         ByteCount(self.files.iter().map(TensorFile::bytes_read).sum())
     }
 
+    /// Bytes of headers read so far, over all files.
+    pub fn header_bytes_read(&self) -> ByteCount {
+        ByteCount(self.files.iter().map(TensorFile::header_bytes_read).sum())
+    }
+
+    /// Bytes that `num_elements` elements of a tensor take in its file.
+    pub fn stored_bytes(&self, name: &str, num_elements: usize) -> Result<ByteCount> {
+        let entry = self.file_with(name)?.entry(name)?;
+        let of_all = entry.shape.num_elements().max(1) as u64;
+        // The header was checked: every element takes the same number of bits, so for whole bytes this is exact.
+        Ok(ByteCount(entry.num_bytes() / of_all * num_elements as u64))
+    }
+
     /// Bytes of all tensors.
     pub fn total_bytes(&self) -> ByteCount {
         ByteCount(self.entries().map(TensorEntry::num_bytes).sum())

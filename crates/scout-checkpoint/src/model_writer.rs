@@ -2,6 +2,7 @@
 //! index comes last, so an unfinished folder is not a model. Does not know where the values come from.
 
 use std::fs;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
@@ -16,75 +17,119 @@ use crate::{CheckpointError, Result, TensorWriter};
 const BLOCK_ELEMENTS: usize = 1 << 20;
 
 /// Gives the elements of one range of one parameter, in row-major order.
-pub type Fill<'a> = dyn FnMut(&ParamSpec, Range<usize>, &mut [f32]) -> Result<()> + 'a;
+pub type Fill<'a, E> = dyn FnMut(&ParamSpec, Range<usize>, &mut [f32]) -> Result<(), E> + 'a;
 
-/// Writes `tensors` as one file, or as shards of at most `max_shard_bytes` filled greedily in the given order; a tensor
-/// above the limit gets a shard of its own.
-///
-/// Within a file tensors are written, and `fill` is asked for them, in the order of their names. Fails when the folder
-/// already holds a model: overwriting one half-way would leave neither.
+/// Writes a model of one element type; see [`write_typed_model`].
 pub fn write_model(
     folder: &Path,
     tensors: &[ParamSpec],
     dtype: DType,
     max_shard_bytes: ByteCount,
-    fill: &mut Fill<'_>,
+    fill: &mut Fill<'_, CheckpointError>,
 ) -> Result<()> {
+    let tensors: Vec<_> = tensors.iter().map(|param| (param.clone(), dtype)).collect();
+    write_typed_model(folder, &tensors, max_shard_bytes, fill)
+}
+
+/// Writes `tensors`, each in its element type, as one file, or as shards of at most `max_shard_bytes` filled greedily in
+/// the given order; a tensor above the limit gets a shard of its own.
+///
+/// Within a file tensors are written, and `fill` is asked for them, in the order of their names; [`written_order`] tells
+/// the whole order beforehand. Fails when the folder already holds a model: overwriting one half-way would leave neither.
+pub fn write_typed_model<E: From<CheckpointError>>(
+    folder: &Path,
+    tensors: &[(ParamSpec, DType)],
+    max_shard_bytes: ByteCount,
+    fill: &mut Fill<'_, E>,
+) -> Result<(), E> {
     create_folder(folder)?;
     for file in [INDEX_FILE, SINGLE_FILE] {
         if fs::symlink_metadata(folder.join(file)).is_ok() {
-            return Err(CheckpointError::AlreadyThere { path: folder.to_path_buf(), file });
+            return Err(CheckpointError::AlreadyThere { path: folder.to_path_buf(), file }.into());
         }
     }
-    let shards = plan_shards(tensors, dtype, max_shard_bytes);
+    let shards = plan_shards(tensors, max_shard_bytes);
     let mut weight_map: Vec<(&str, String)> = Vec::with_capacity(tensors.len());
     for (shard_index, shard) in shards.iter().enumerate() {
         let name = match shards.len() {
             1 => SINGLE_FILE.to_string(),
             count => format!("model-{:05}-of-{count:05}.safetensors", shard_index + 1),
         };
-        write_shard(&folder.join(&name), shard, dtype, fill)?;
-        weight_map.extend(shard.iter().map(|param| (param.name.as_str(), name.clone())));
+        write_shard(&folder.join(&name), shard, fill)?;
+        weight_map.extend(shard.iter().map(|(param, _)| (param.name.as_str(), name.clone())));
     }
     match shards.len() {
         1 => Ok(()),
-        _ => write_index(folder, tensors, dtype, weight_map),
+        _ => Ok(write_index(folder, tensors, weight_map)?),
     }
 }
 
+/// The order in which [`write_typed_model`] asks for the tensors: known to ranks that give values and write nothing.
+pub fn written_order(tensors: &[(ParamSpec, DType)], max_shard_bytes: ByteCount) -> impl Iterator<Item = &ParamSpec> {
+    plan_shards(tensors, max_shard_bytes).into_iter().flatten().map(|(param, _)| param)
+}
+
+/// Removes the weights of a model, its index first, so that a folder half emptied is not a model. Leaves everything else.
+pub fn remove_model(folder: &Path) -> Result<()> {
+    let failed = |cause| CheckpointError::Read { path: folder.to_path_buf(), cause };
+    let mut files = vec![INDEX_FILE.to_string(), SINGLE_FILE.to_string()];
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+        if name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors") {
+            files.push(name);
+        }
+    }
+    for path in files.iter().map(|file| folder.join(file)) {
+        match fs::remove_file(&path) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                return Err(CheckpointError::Create { path, cause });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// The parameters of each shard, in the order of their names.
-fn plan_shards(tensors: &[ParamSpec], dtype: DType, max_shard_bytes: ByteCount) -> Vec<Vec<&ParamSpec>> {
+fn plan_shards(tensors: &[(ParamSpec, DType)], max_shard_bytes: ByteCount) -> Vec<Vec<&(ParamSpec, DType)>> {
     let mut shards = Vec::new();
     let mut open = Vec::new();
     let mut open_bytes = ByteCount(0);
-    for param in tensors {
-        let bytes = dtype.size() * param.num_elements() as u64;
+    for tensor in tensors {
+        let bytes = num_bytes(tensor);
         if bytes > max_shard_bytes {
-            shards.push(vec![param]);
+            shards.push(vec![tensor]);
             continue;
         }
         if open_bytes + bytes > max_shard_bytes {
             shards.push(std::mem::take(&mut open));
             open_bytes = ByteCount(0);
         }
-        open.push(param);
+        open.push(tensor);
         open_bytes += bytes;
     }
     if !open.is_empty() || shards.is_empty() {
         shards.push(open);
     }
     for shard in &mut shards {
-        shard.sort_by(|left, right| left.name.cmp(&right.name));
+        shard.sort_by(|left, right| left.0.name.cmp(&right.0.name));
     }
     shards
 }
 
-fn write_shard(path: &Path, shard: &[&ParamSpec], dtype: DType, fill: &mut Fill<'_>) -> Result<()> {
-    let declared = shard.iter().map(|&param| (param.clone(), dtype)).collect();
-    let mut writer = TensorWriter::create(path, declared)?;
-    let longest = shard.iter().map(|param| param.num_elements()).max().unwrap_or(0);
+fn num_bytes((param, dtype): &(ParamSpec, DType)) -> ByteCount {
+    dtype.size() * param.num_elements() as u64
+}
+
+fn write_shard<E: From<CheckpointError>>(
+    path: &Path,
+    shard: &[&(ParamSpec, DType)],
+    fill: &mut Fill<'_, E>,
+) -> Result<(), E> {
+    let mut writer = TensorWriter::create(path, shard.iter().map(|&tensor| tensor.clone()).collect())?;
+    let longest = shard.iter().map(|(param, _)| param.num_elements()).max().unwrap_or(0);
     let mut block = vec![0.0; longest.min(BLOCK_ELEMENTS)];
-    for &param in shard {
+    for (param, _) in shard {
         let num_elements = param.num_elements();
         for begin in (0..num_elements).step_by(BLOCK_ELEMENTS) {
             let range = begin..num_elements.min(begin + BLOCK_ELEMENTS);
@@ -93,15 +138,15 @@ fn write_shard(path: &Path, shard: &[&ParamSpec], dtype: DType, fill: &mut Fill<
             writer.write_f32(&param.name, values)?;
         }
     }
-    writer.finish()
+    Ok(writer.finish()?)
 }
 
-fn write_index(folder: &Path, tensors: &[ParamSpec], dtype: DType, mut weight_map: Vec<(&str, String)>) -> Result<()> {
+fn write_index(folder: &Path, tensors: &[(ParamSpec, DType)], mut weight_map: Vec<(&str, String)>) -> Result<()> {
     weight_map.sort();
     let weight_map: Map<String, Value> =
         weight_map.into_iter().map(|(name, file)| (name.to_string(), Value::from(file))).collect();
-    let num_elements: usize = tensors.iter().map(ParamSpec::num_elements).sum();
-    let total_size = (dtype.size() * num_elements as u64).0;
+    let num_elements: usize = tensors.iter().map(|(param, _)| param.num_elements()).sum();
+    let total_size = tensors.iter().map(num_bytes).sum::<ByteCount>().0;
     let index = json!({
         "metadata": { "total_parameters": num_elements, "total_size": total_size },
         "weight_map": weight_map,
@@ -118,10 +163,10 @@ mod tests {
     use super::*;
 
     fn sizes(tensors: &[usize], max: u64) -> Vec<Vec<usize>> {
-        let params: Vec<_> =
-            tensors.iter().enumerate().map(|(i, &size)| ParamSpec::new(format!("{i:03}"), [size])).collect();
-        let shards = plan_shards(&params, DType::F32, ByteCount(max * 4));
-        shards.iter().map(|shard| shard.iter().map(|param| param.num_elements()).collect()).collect()
+        let param = |(i, &size)| (ParamSpec::new(format!("{i:03}"), [size]), DType::F32);
+        let params: Vec<_> = tensors.iter().enumerate().map(param).collect();
+        let shards = plan_shards(&params, ByteCount(max * 4));
+        shards.iter().map(|shard| shard.iter().map(|(param, _)| param.num_elements()).collect()).collect()
     }
 
     #[test]
@@ -153,7 +198,8 @@ mod tests {
         }
         params.push(ParamSpec::new("norm", [5120]));
         params.push(ParamSpec::new("head", [202_048, 5120]));
-        let shards = plan_shards(&params, DType::BF16, ByteCount(5_000_000_000));
+        let params: Vec<_> = params.into_iter().map(|param| (param, DType::BF16)).collect();
+        let shards = plan_shards(&params, ByteCount(5_000_000_000));
         assert_eq!(shards.len(), 50);
         let num_tensors: Vec<_> = [0, 1, 47, 48, 49].map(|index: usize| shards[index].len()).into();
         // In the middle: feed-forward and norms of one layer, attention of the next.

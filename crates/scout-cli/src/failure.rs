@@ -4,10 +4,13 @@
 use std::io::Write;
 use std::process::ExitCode as ProcessExitCode;
 
+use scout_comm::CommError;
 use scout_config::ConfigError;
 use scout_core::ExitCode;
 use scout_core::causes::with_causes;
 use scout_train::TrainError;
+
+use crate::joined::JobEnded;
 
 /// A mistake on the command line that clap cannot see.
 #[derive(Debug)]
@@ -25,8 +28,11 @@ impl std::fmt::Display for Mistake {
 
 impl std::error::Error for Mistake {}
 
-/// Prints `error` to stderr and returns the code to leave with.
+/// Prints `error` to stderr and returns the code to leave with. Of all ranks of a job only one prints why it ended.
 pub fn report(error: &anyhow::Error) -> ProcessExitCode {
+    if error.downcast_ref::<JobEnded>().is_some_and(|ended| !ended.speaks) {
+        return ProcessExitCode::from(exit_code(error).code());
+    }
     // A mistake in the YAML is one line that begins with its place, as compilers do; an unreadable file has none.
     let mut text = match error.downcast_ref::<ConfigError>() {
         Some(mistake) if !matches!(mistake, ConfigError::Unreadable { .. }) => format!("{mistake}\n"),
@@ -50,7 +56,13 @@ pub fn speak_plainly_of_bugs() {
     }));
 }
 
-fn exit_code(error: &anyhow::Error) -> ExitCode {
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if let Some(ended) = error.downcast_ref::<JobEnded>() {
+        return ended.verdict.code;
+    }
+    if let Some(between_ranks) = error.downcast_ref::<CommError>() {
+        return between_ranks.exit_code();
+    }
     if let Some(train) = error.downcast_ref::<TrainError>() {
         return train.exit_code();
     }
@@ -63,9 +75,11 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     ExitCode::Internal
 }
 
-fn hint(error: &anyhow::Error) -> Option<String> {
+pub fn hint(error: &anyhow::Error) -> Option<String> {
     let of_train = error.downcast_ref::<TrainError>().and_then(TrainError::hint);
     let of_config = error.downcast_ref::<ConfigError>().and_then(ConfigError::hint);
     let of_mistake = error.downcast_ref::<Mistake>().and_then(|mistake| mistake.hint.clone());
-    of_train.or(of_config).or(of_mistake)
+    let of_job = error.downcast_ref::<JobEnded>().and_then(|ended| ended.hint.clone());
+    let of_meeting = error.downcast_ref::<CommError>().and_then(CommError::hint);
+    of_train.or(of_config).or(of_mistake).or(of_job).or(of_meeting)
 }

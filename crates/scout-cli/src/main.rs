@@ -5,6 +5,8 @@
 
 mod commands;
 mod failure;
+mod joined;
+mod ranks;
 mod surroundings;
 
 use std::path::PathBuf;
@@ -12,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{bench, demo, plan, preprocess, selftest, synth, train, verify};
+use commands::{bench, demo, launch, plan, preprocess, selftest, synth, train, verify};
 
 /// Fine-tunes Llama 4 Scout with LoRA: one worker per GPU, every worker holding its shard.
 #[derive(Parser)]
@@ -28,6 +30,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Train as a YAML file says
     Train(ConfigArguments),
+    /// Start several ranks of a command on this host, one process each, and end them together
+    Launch(launch::Arguments),
     /// Print what a run would do and need, without weights and without a GPU
     Plan(plan::Arguments),
     /// Compare a folder of recorded reference numbers with what this program computes
@@ -58,23 +62,29 @@ struct ConfigArguments {
 
 fn main() -> ExitCode {
     failure::speak_plainly_of_bugs();
+    if let Err(alone) = ranks::tie_to_parent(&surroundings::variable) {
+        return failure::report(&alone.into());
+    }
     let arguments = Arguments::parse();
     match std::panic::catch_unwind(|| run(arguments.command)) {
-        Ok(Ok(code)) => ExitCode::from(code.code()),
+        Ok(Ok(code)) => code,
         Ok(Err(error)) => failure::report(&error),
         Err(_) => ExitCode::from(scout_core::ExitCode::Internal.code()),
     }
 }
 
-fn run(command: Command) -> anyhow::Result<scout_core::ExitCode> {
-    match command {
-        Command::Demo(arguments) => demo::run(&arguments),
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let code = match command {
+        // Its ranks may leave with codes that are none of ours.
+        Command::Launch(arguments) => return launch::run(arguments),
+        Command::Demo(arguments) => return demo::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
-        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Verify(arguments) => return verify::run(&arguments),
         Command::Synth(arguments) => synth::run(&arguments),
         Command::Preprocess(arguments) => preprocess::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Selftest(arguments) => selftest::run(&arguments),
-    }
+    }?;
+    Ok(ExitCode::from(code.code()))
 }

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use scout_device::cuda::{CudaOptions, Search};
 use scout_telemetry::Terminal;
 
+use crate::failure::Mistake;
+use crate::ranks::{self, Process, Ranks};
+
 /// All variables, for configuration keys set as `SCOUT_DIST__KEY`.
 pub fn environment() -> Vec<(String, String)> {
     std::env::vars_os()
@@ -29,9 +32,40 @@ pub fn cuda() -> CudaOptions {
     }
 }
 
+/// The value of a variable that is set to something.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Which of how many ranks this process is, and where they meet.
+pub fn ranks() -> Result<Ranks, Mistake> {
+    ranks::find(&variable, &Process::this())
+}
+
+/// Takes this rank's share of the cores where `local_size` ranks share them. Whoever sets the number of threads knows
+/// better, and so does a launcher that has bound this rank to some of the cores.
+pub fn share_the_host(local_size: usize) -> std::io::Result<()> {
+    let ours = std::thread::available_parallelism()?.get();
+    let is_bound = ours < num_cores();
+    if is_bound || variable("RAYON_NUM_THREADS").is_some() {
+        return Ok(());
+    }
+    let share = (ours / local_size).max(1);
+    rayon::ThreadPoolBuilder::new().num_threads(share).build_global().map_err(std::io::Error::other)
+}
+
+/// Cores that are online, whether or not this process may use them.
+fn num_cores() -> usize {
+    let listed = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let count = |range: &str| -> Option<usize> {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(last.parse::<usize>().ok()? - first.parse::<usize>().ok()? + 1)
+    };
+    listed.trim().split(',').filter_map(count).sum()
+}
+
 /// What stderr can show.
 pub fn terminal() -> Terminal {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let is_tty = std::io::stderr().is_terminal() && variable("TERM").as_deref() != Some("dumb");
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(variable).unwrap_or_default().to_ascii_uppercase();
     let forced = variable("FORCE_COLOR").or(variable("CLICOLOR_FORCE")).is_some();

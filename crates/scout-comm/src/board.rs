@@ -1,7 +1,7 @@
 //! The board on which ranks lay down what they give and from which they take what all have given. Backends differ only
 //! in how a rank's part reaches the boards of the others; waiting, checking and ending are here, once for all of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,12 @@ struct State {
     aborted: Option<String>,
     /// Ranks that will give nothing more, and why. What they gave before still counts.
     gone: BTreeMap<usize, String>,
+    /// Those of them that said goodbye.
+    left: BTreeSet<usize>,
+    /// How long threads of each rank have been blocked here, in all.
+    waited: BTreeMap<usize, Duration>,
+    /// Who is blocked here now: rank and operation, and since when.
+    waiting: BTreeMap<(usize, u64), Instant>,
 }
 
 /// One operation: what each rank has laid down so far. It leaves the board when everyone who takes from it has taken.
@@ -40,6 +46,16 @@ pub(crate) struct Given {
     pub buffer: Arc<Buffer>,
 }
 
+/// An operation that a rank waits for, as others may be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Awaited {
+    pub sequence: u64,
+    pub called: Called,
+    pub since: Instant,
+    /// The first rank that has not given its part.
+    pub missing: Option<Rank>,
+}
+
 impl Board {
     /// Lays down `rank`'s part of operation `sequence`.
     pub fn give(&self, sequence: u64, size: usize, rank: Rank, given: Given) {
@@ -53,39 +69,49 @@ impl Board {
     /// `num_takers` ranks take from this board; with the last of them the operation leaves it.
     pub fn take(&self, sequence: u64, mesh: Mesh, num_takers: usize, deadline: Duration) -> Result<Vec<Arc<Buffer>>> {
         let begun = Instant::now();
+        let seat = (mesh.rank().0, sequence);
         let mut state = self.lock();
-        loop {
-            let State { rounds, aborted, gone } = &mut *state;
-            let round = rounds.get_mut(&sequence).expect("a rank takes only what it has given to");
-            let ours = round.given[mesh.rank().0].clone().expect("a rank takes only what it has given to");
-            for (rank, theirs) in round.given.iter().enumerate() {
-                if let Some(theirs) = theirs {
-                    expect_same(sequence, ours.called, theirs.called, Rank(rank))?;
-                }
+        let outcome = loop {
+            if let Some(outcome) = state.outcome(sequence, mesh, num_takers) {
+                break outcome;
             }
-            let missing = || round.given.iter().enumerate().filter(|(_, given)| given.is_none()).map(|(rank, _)| rank);
-            // What has arrived whole is taken even if somebody is gone by now: this operation did happen.
-            let Some(first_missing) = missing().next() else {
-                let given = round.given.iter().flatten().map(|given| given.buffer.clone()).collect();
-                round.num_taken += 1;
-                if round.num_taken == num_takers {
-                    rounds.remove(&sequence);
-                }
-                return Ok(given);
-            };
-            if let Some(reason) = aborted {
-                return Err(CommError::Aborted { reason: reason.clone() });
-            }
-            if let Some((rank, reason)) = missing().find_map(|rank| Some((rank, gone.get(&rank)?))) {
-                return Err(CommError::Lost { rank: Rank(rank), reason: reason.clone() });
-            }
+            state.waiting.insert(seat, begun);
             let waited = begun.elapsed();
             let Some(left) = deadline.checked_sub(waited) else {
-                return Err(CommError::Timeout { op: ours.called.op, sequence, waited, missing: Rank(first_missing) });
+                let (op, missing) = (state.rounds[&sequence].called_by(mesh.rank()).op, state.first_missing(sequence));
+                let missing = missing.expect("an operation that all have given to has an outcome");
+                break Err(CommError::Timeout { op, sequence, waited, missing });
             };
             let woken = self.changed.wait_timeout(state, left);
             state = woken.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        };
+        if state.waiting.remove(&seat).is_some() {
+            *state.waited.entry(seat.0).or_default() += begun.elapsed();
         }
+        outcome
+    }
+
+    /// How long threads of `rank` have been blocked here, in all; waits that still run do not count yet.
+    pub fn waited(&self, rank: Rank) -> Duration {
+        self.lock().waited.get(&rank.0).copied().unwrap_or_default()
+    }
+
+    /// The earliest operation that `rank` waits for now.
+    pub fn awaited(&self, rank: Rank) -> Option<Awaited> {
+        let state = self.lock();
+        let (&(_, sequence), &since) = state.waiting.range((rank.0, 0)..=(rank.0, u64::MAX)).next()?;
+        let called = state.rounds.get(&sequence)?.called_by(rank);
+        Some(Awaited { sequence, called, since, missing: state.first_missing(sequence) })
+    }
+
+    /// `rank` has said goodbye: it will give nothing more, and that is as it should be.
+    pub fn say_goodbye(&self, rank: Rank) {
+        self.lock().left.insert(rank.0);
+        self.lose(rank, "it left while it was waited for");
+    }
+
+    pub fn has_left(&self, rank: Rank) -> bool {
+        self.lock().left.contains(&rank.0)
     }
 
     /// Ends all waits, running and to come. The first reason is the cause; later ones are its echo.
@@ -111,6 +137,49 @@ impl Board {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A rank that panics while it holds the board leaves it as consistent as one that does not: entries are whole.
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl State {
+    /// What waiting for operation `sequence` comes to, once that is certain.
+    fn outcome(&mut self, sequence: u64, mesh: Mesh, num_takers: usize) -> Option<Result<Vec<Arc<Buffer>>>> {
+        let round = self.rounds.get_mut(&sequence).expect("a rank takes only what it has given to");
+        let ours = round.called_by(mesh.rank());
+        for (rank, theirs) in round.given.iter().enumerate() {
+            if let Some(theirs) = theirs
+                && let Err(error) = expect_same(sequence, ours, theirs.called, Rank(rank))
+            {
+                return Some(Err(error));
+            }
+        }
+        // What has arrived whole is taken even if somebody is gone by now: this operation did happen.
+        if round.missing().next().is_none() {
+            let given = round.given.iter().flatten().map(|given| given.buffer.clone()).collect();
+            round.num_taken += 1;
+            if round.num_taken == num_takers {
+                self.rounds.remove(&sequence);
+            }
+            return Some(Ok(given));
+        }
+        if let Some(reason) = &self.aborted {
+            return Some(Err(CommError::Aborted { reason: reason.clone() }));
+        }
+        let (rank, reason) = round.missing().find_map(|rank| Some((rank, self.gone.get(&rank.0)?)))?;
+        Some(Err(CommError::Lost { rank, reason: reason.clone() }))
+    }
+
+    fn first_missing(&self, sequence: u64) -> Option<Rank> {
+        self.rounds.get(&sequence)?.missing().next()
+    }
+}
+
+impl Round {
+    fn called_by(&self, rank: Rank) -> Called {
+        self.given[rank.0].as_ref().expect("a rank takes only what it has given to").called
+    }
+
+    fn missing(&self) -> impl Iterator<Item = Rank> {
+        self.given.iter().enumerate().filter(|(_, given)| given.is_none()).map(|(rank, _)| Rank(rank))
     }
 }
 

@@ -4,11 +4,16 @@
 #![forbid(unsafe_code)]
 
 mod board;
+pub mod control;
 pub mod error;
 mod finish;
 pub mod job;
 pub mod local;
-pub mod tcp;
+pub mod meeting;
+#[cfg(feature = "mpi")]
+pub mod mpi;
+mod stream;
+mod tcp;
 mod wire;
 
 use std::time::Duration;
@@ -16,10 +21,16 @@ use std::time::Duration;
 use scout_core::{Mesh, Rank};
 use scout_device::Buffer;
 
+pub use control::{Control, Ending, Limits, Verdict};
 pub use error::{Called, CommError, Op};
 pub use job::Job;
 pub use local::{LocalCommunicator, local_group};
-pub use tcp::{PeerStream, TcpCommunicator};
+#[cfg(feature = "mpi")]
+pub use meeting::meet_over_mpi;
+pub use meeting::{Introduction, MeetingPlace, PeerName, Seat, Token, meet};
+
+#[cfg(feature = "mpi")]
+pub use mpi::MpiCommunicator;
 
 pub type Result<T> = std::result::Result<T, CommError>;
 
@@ -47,6 +58,9 @@ pub trait Communicator: Send + Sync {
 
     /// Ends the work of all ranks: their waits, running and to come, fail with `reason`.
     fn abort(&self, reason: &str);
+
+    /// How long threads of this rank have been blocked in [`Pending::wait`] and [`Communicator::barrier`], in all.
+    fn waited(&self) -> Duration;
 }
 
 /// A buffer that a collective may still be writing. The only way to read it is to wait.

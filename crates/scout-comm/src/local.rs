@@ -80,4 +80,8 @@ impl Communicator for LocalCommunicator {
     fn abort(&self, reason: &str) {
         self.board.abort(reason);
     }
+
+    fn waited(&self) -> Duration {
+        self.board.waited(self.mesh.rank())
+    }
 }

@@ -3,45 +3,49 @@
 //! streams come about, is decided before.
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use scout_core::{DType, Mesh, Rank};
 use scout_device::Buffer;
 
 use crate::board::{Board, Given};
 use crate::error::{Called, Op};
+use crate::stream::PeerStream;
 use crate::wire::{self, Frame};
 use crate::{CommError, Communicator, Pending, Result, expect_len, finish};
 
-/// An open connection to one peer.
 #[derive(Debug)]
-pub enum PeerStream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-#[derive(Debug)]
-pub struct TcpCommunicator {
+pub(crate) struct TcpCommunicator {
     mesh: Mesh,
-    board: Arc<Board>,
-    /// Number of operations this rank has begun; equal operations carry equal numbers on all ranks.
-    sequence: AtomicU64,
-    deadline: Duration,
+    ledger: Arc<Ledger>,
     /// One for each rank; none for this one.
-    writers: Vec<Option<Writer>>,
+    peers: Vec<Option<Peer>>,
 }
 
-/// The thread that writes to one peer, in the order in which it is told.
+/// What happens in a rank's collectives, for those who watch over it.
 #[derive(Debug)]
-struct Writer {
+pub(crate) struct Ledger {
+    pub board: Board,
+    /// Number of operations this rank has begun; equal operations carry equal numbers on all ranks.
+    pub num_begun: AtomicU64,
+    /// Bytes that came from other ranks.
+    pub num_received: AtomicU64,
+    /// In milliseconds.
+    deadline: AtomicU64,
+}
+
+/// The threads around one peer's stream.
+#[derive(Debug)]
+struct Peer {
+    stream: PeerStream,
     orders: Sender<Order>,
-    thread: JoinHandle<()>,
+    /// Writes in the order in which it is told.
+    writer: JoinHandle<()>,
+    reader: JoinHandle<()>,
 }
 
 #[derive(Debug)]
@@ -51,34 +55,18 @@ enum Order {
     Bye,
 }
 
+/// A rank that ends in peace writes until all is written; after an abort it has this long to pass the reason on.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
 impl TcpCommunicator {
     /// Takes over `streams`: one entry for each rank, `None` for this one. Both ends must belong to the same job.
-    pub fn new(mesh: Mesh, streams: Vec<Option<PeerStream>>, deadline: Duration) -> Result<TcpCommunicator> {
-        let board = Arc::new(Board::default());
-        let mut writers = Vec::with_capacity(mesh.size());
+    pub fn new(mesh: Mesh, streams: Vec<Option<PeerStream>>, ledger: Arc<Ledger>) -> Result<TcpCommunicator> {
+        let mut peers = Vec::with_capacity(mesh.size());
         for (peer, stream) in mesh.ranks().zip(streams) {
-            let Some(stream) = stream else {
-                writers.push(None);
-                continue;
-            };
-            let failed = |cause| CommError::Stream { peer, cause };
-            stream.set_write_deadline(deadline).map_err(failed)?;
-            let reading = stream.try_clone().map_err(failed)?;
-            let to_board = board.clone();
-            let size = mesh.size();
-            thread::Builder::new()
-                .name(format!("from-rank-{peer}"))
-                .spawn(move || read_from(peer, reading, size, &to_board))
-                .map_err(failed)?;
-            let (orders, received) = channel();
-            let to_board = board.clone();
-            let thread = thread::Builder::new()
-                .name(format!("to-rank-{peer}"))
-                .spawn(move || write_to(peer, stream, received, &to_board))
-                .map_err(failed)?;
-            writers.push(Some(Writer { orders, thread }));
+            let opened = stream.map(|stream| Peer::new(peer, stream, mesh.size(), &ledger)).transpose();
+            peers.push(opened.map_err(|cause| CommError::Stream { peer, cause })?);
         }
-        Ok(TcpCommunicator { mesh, board, sequence: AtomicU64::new(0), deadline, writers })
+        Ok(TcpCommunicator { mesh, ledger, peers })
     }
 
     /// Begins an operation of which `part` says what each rank gets, as start and length inside `buffer`.
@@ -89,24 +77,25 @@ impl TcpCommunicator {
         part: impl Fn(Rank) -> (usize, usize),
         finish: impl FnOnce(Vec<Arc<Buffer>>) -> Result<Buffer> + Send + 'static,
     ) -> Result<Pending> {
-        self.board.check()?;
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        self.ledger.board.check()?;
+        let sequence = self.ledger.num_begun.fetch_add(1, Ordering::Relaxed);
         let called = Called { op, count: buffer.len(), dtype: buffer.dtype() };
-        let (mesh, board) = (self.mesh, self.board.clone());
+        let (mesh, ledger) = (self.mesh, self.ledger.clone());
         let own = match part(mesh.rank()) {
             (0, len) if len == buffer.len() => None,
             (start, len) => Some(buffer.part(start..start + len)?),
         };
         let buffer = Arc::new(buffer);
-        for (peer, writer) in mesh.ranks().zip(&self.writers) {
-            if let Some(writer) = writer {
-                let (start, len) = part(peer);
-                writer.order(Order::Part { sequence, called, buffer: buffer.clone(), start, len });
+        for (rank, peer) in mesh.ranks().zip(&self.peers) {
+            if let Some(peer) = peer {
+                let (start, len) = part(rank);
+                peer.order(Order::Part { sequence, called, buffer: buffer.clone(), start, len });
             }
         }
         let own = own.map_or(buffer, Arc::new);
-        board.give(sequence, mesh.size(), mesh.rank(), Given { called, buffer: own });
-        Ok(Pending::new(self.deadline, move |deadline| finish(board.take(sequence, mesh, 1, deadline)?)))
+        ledger.board.give(sequence, mesh.size(), mesh.rank(), Given { called, buffer: own });
+        let finish = move |deadline| finish(ledger.board.take(sequence, mesh, 1, deadline)?);
+        Ok(Pending::new(self.ledger.deadline(), finish))
     }
 }
 
@@ -147,94 +136,117 @@ impl Communicator for TcpCommunicator {
     }
 
     fn abort(&self, reason: &str) {
-        self.board.abort(reason);
-        for writer in self.writers.iter().flatten() {
-            writer.order(Order::Abort { reason: reason.to_string() });
+        self.ledger.board.abort(reason);
+        for peer in self.peers.iter().flatten() {
+            peer.order(Order::Abort { reason: reason.to_string() });
         }
+    }
+
+    fn waited(&self) -> Duration {
+        self.ledger.board.waited(self.mesh.rank())
     }
 }
 
 impl Drop for TcpCommunicator {
-    /// Lets what was ordered reach the peers, then says goodbye. Every write has a deadline, so this ends.
+    /// Lets what was ordered reach the peers, then says goodbye. Every write has a deadline, so this ends; after an abort
+    /// a peer may not read any more, and the deadline is short.
     fn drop(&mut self) {
-        for writer in self.writers.iter().flatten() {
-            writer.order(Order::Bye);
+        let was_aborted = self.ledger.board.check().is_err();
+        for peer in self.peers.iter().flatten() {
+            peer.order(Order::Bye);
         }
-        for writer in self.writers.drain(..).flatten() {
-            // A writer that panicked has lost its peer, and there is nobody left to tell.
-            let _ = writer.thread.join();
+        let begun = Instant::now();
+        for peer in self.peers.drain(..).flatten() {
+            while was_aborted && !peer.writer.is_finished() && begun.elapsed() < LAST_WORDS {
+                thread::sleep(Duration::from_millis(1));
+            }
+            if was_aborted {
+                peer.stream.end();
+            }
+            // A thread that panicked has lost its peer, and there is nobody left to tell.
+            let _ = peer.writer.join();
+            // All that this rank waited for has come, or never will: the rest is read by nobody.
+            peer.stream.end();
+            let _ = peer.reader.join();
         }
     }
 }
 
-impl Writer {
+impl Ledger {
+    pub fn new(deadline: Duration) -> Ledger {
+        let ledger = Ledger {
+            board: Board::default(),
+            num_begun: AtomicU64::new(0),
+            num_received: AtomicU64::new(0),
+            deadline: AtomicU64::new(0),
+        };
+        ledger.set_deadline(deadline);
+        ledger
+    }
+
+    pub fn num_begun(&self) -> u64 {
+        self.num_begun.load(Ordering::Relaxed)
+    }
+
+    pub fn num_received(&self) -> u64 {
+        self.num_received.load(Ordering::Relaxed)
+    }
+
+    /// How long operations that begin now may be waited for.
+    pub fn deadline(&self) -> Duration {
+        Duration::from_millis(self.deadline.load(Ordering::Relaxed))
+    }
+
+    pub fn set_deadline(&self, deadline: Duration) {
+        self.deadline.store(deadline.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+impl Peer {
+    fn new(rank: Rank, stream: PeerStream, size: usize, ledger: &Arc<Ledger>) -> io::Result<Peer> {
+        stream.set_write_deadline(ledger.deadline())?;
+        let source = Counted { stream: stream.try_clone()?, ledger: ledger.clone() };
+        let reader = thread::Builder::new().name(format!("from-rank-{rank}"));
+        let reader = reader.spawn(move || read_from(rank, source, size))?;
+        let (orders, received) = channel();
+        let (sink, to_board) = (stream.try_clone()?, ledger.clone());
+        let writer = thread::Builder::new().name(format!("to-rank-{rank}"));
+        let writer = writer.spawn(move || write_to(rank, sink, received, &to_board.board))?;
+        Ok(Peer { stream, orders, writer, reader })
+    }
+
     fn order(&self, order: Order) {
         // A writer that has gone left the reason on the board, where the next wait finds it.
         let _ = self.orders.send(order);
     }
 }
 
-impl PeerStream {
-    fn try_clone(&self) -> io::Result<PeerStream> {
-        Ok(match self {
-            PeerStream::Tcp(stream) => PeerStream::Tcp(stream.try_clone()?),
-            PeerStream::Unix(stream) => PeerStream::Unix(stream.try_clone()?),
-        })
-    }
-
-    fn set_write_deadline(&self, deadline: Duration) -> io::Result<()> {
-        match self {
-            PeerStream::Tcp(stream) => {
-                stream.set_nodelay(true)?;
-                stream.set_write_timeout(Some(deadline))
-            }
-            PeerStream::Unix(stream) => stream.set_write_timeout(Some(deadline)),
-        }
-    }
-
-    fn end_writing(&self) -> io::Result<()> {
-        match self {
-            PeerStream::Tcp(stream) => stream.shutdown(Shutdown::Write),
-            PeerStream::Unix(stream) => stream.shutdown(Shutdown::Write),
-        }
-    }
+/// Counts while a long part is on its way, so that a slow network does not look like a hang.
+struct Counted {
+    stream: PeerStream,
+    ledger: Arc<Ledger>,
 }
 
-impl Read for PeerStream {
+impl Read for Counted {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            PeerStream::Tcp(stream) => stream.read(buffer),
-            PeerStream::Unix(stream) => stream.read(buffer),
-        }
-    }
-}
-
-impl Write for PeerStream {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        match self {
-            PeerStream::Tcp(stream) => stream.write(buffer),
-            PeerStream::Unix(stream) => stream.write(buffer),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            PeerStream::Tcp(stream) => stream.flush(),
-            PeerStream::Unix(stream) => stream.flush(),
-        }
+        let read = self.stream.read(buffer)?;
+        self.ledger.num_received.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
     }
 }
 
 /// Lays on the board what `peer` sends, until it says goodbye, ends the work, or is lost.
-fn read_from(peer: Rank, stream: PeerStream, size: usize, board: &Board) {
-    let mut source = BufReader::with_capacity(1 << 16, stream);
+fn read_from(peer: Rank, source: Counted, size: usize) {
+    let ledger = source.ledger.clone();
+    let board = &ledger.board;
+    let mut source = BufReader::with_capacity(1 << 16, source);
     loop {
         match wire::read_frame(&mut source) {
             Ok(Frame::Part { sequence, called, buffer }) => {
                 board.give(sequence, size, peer, Given { called, buffer: Arc::new(buffer) });
             }
             Ok(Frame::Abort { reason }) => return board.abort(&reason),
-            Ok(Frame::Bye) => return board.lose(peer, "it left while it was waited for"),
+            Ok(Frame::Bye) => return board.say_goodbye(peer),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return board.lose(peer, "connection lost"),
             Err(error) => return board.lose(peer, &error.to_string()),
         }

@@ -9,7 +9,7 @@ use scout_device::Buffer;
 use crate::error::{Called, Op};
 
 const MAGIC: u32 = 0x5c07_d157;
-const HEADER_LEN: usize = 40;
+pub(crate) const HEADER_LEN: usize = 40;
 /// No part of an operation is larger: a wrong length must not become an allocation.
 const MAX_PAYLOAD: u64 = 64 << 30;
 /// A reason is a sentence.
@@ -33,13 +33,7 @@ pub(crate) fn write_part(
     called: Called,
     (buffer, start, len): (&Buffer, usize, usize),
 ) -> io::Result<()> {
-    let (op, root) = match called.op {
-        Op::AllGather => (0, 0),
-        Op::ReduceScatter => (1, 0),
-        Op::AllReduce => (2, 0),
-        Op::Broadcast { root } => (3, root.0 as u32),
-        Op::Barrier => (4, 0),
-    };
+    let (op, root) = op_code(called.op);
     let dtype = match called.dtype {
         DType::F32 => 0,
         DType::BF16 => 1,
@@ -102,7 +96,18 @@ pub(crate) fn read_frame(source: &mut dyn Read) -> io::Result<Frame> {
     }
 }
 
-fn op(code: u8, root: u32) -> io::Result<Op> {
+/// An operation as two numbers.
+pub(crate) fn op_code(op: Op) -> (u8, u32) {
+    match op {
+        Op::AllGather => (0, 0),
+        Op::ReduceScatter => (1, 0),
+        Op::AllReduce => (2, 0),
+        Op::Broadcast { root } => (3, root.0 as u32),
+        Op::Barrier => (4, 0),
+    }
+}
+
+pub(crate) fn op(code: u8, root: u32) -> io::Result<Op> {
     Ok(match code {
         0 => Op::AllGather,
         1 => Op::ReduceScatter,

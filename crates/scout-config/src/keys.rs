@@ -71,7 +71,6 @@ const ONLY_FALSE: Accepts = Words(&["false"]);
 const PICTURES: &str = "pictures are not built yet";
 const VIDEOS: &str = "Scout takes no videos";
 const PREFERENCES: &str = "preference training is not built yet";
-const FREEZE: &str = "`finetuning_type: freeze` is not built yet";
 const FOUR_BIT: &str = "4-bit is not built yet";
 const EXPORT: &str = "only merging reads it, and merging is not built yet";
 const EXPORT_QUANTIZED: &str = "quantised export is not built yet";
@@ -88,7 +87,7 @@ pub const KEYS: &[Key] = &[
     key("double_quantization", Model, Inert(Bool, "without `quantization_bit` nothing is quantised"), "true", "quantise the block maxima too"),
     key("freeze_vision_tower", Model, Inert(ONLY_TRUE, "the vision tower is not trained"), "true", "leave the vision tower as it is"),
     key("freeze_multi_modal_projector", Model, Inert(ONLY_TRUE, "the projector is not trained"), "true", "leave the projector as it is"),
-    key("freeze_language_model", Model, Inert(ONLY_FALSE, "adapters of the language model are what is trained"), "false", "leave the language model as it is"),
+    key("freeze_language_model", Model, Inert(ONLY_FALSE, "the language model is what is trained"), "false", "leave the language model as it is"),
 
     key("stage", Train, Inert(Words(&["sft"]), "supervised fine-tuning is the only stage that is built"), "sft", "kind of training"),
     key("do_train", Train, Inert(ONLY_TRUE, "the command says whether to train"), "true", "LLaMA-Factory: train at all"),
@@ -114,15 +113,15 @@ pub const KEYS: &[Key] = &[
     key("video_fps", Data, Refused(VIDEOS), "null", "frames a second taken from a video"),
     key("video_maxlen", Data, Refused(VIDEOS), "null", "most frames taken from a video"),
 
-    key("finetuning_type", Lora, Honoured, "lora", "what is trained; only `lora`"),
+    key("finetuning_type", Lora, Honoured, "lora", "what is trained: adapters (`lora`), every weight (`full`), or some (`freeze`)"),
     key("lora_rank", Lora, Honoured, "8", "inner width of the adapters"),
     key("lora_alpha", Lora, Honoured, "null", "strength of the adapters; twice `lora_rank` where not given"),
     key("lora_dropout", Lora, Honoured, "0", "share of adapter inputs dropped; 0 with routed experts"),
     key("use_rslora", Lora, Honoured, "false", "divide by the root of the rank instead of the rank"),
     key("lora_target", Lora, Honoured, "all", "`all`, `all+experts`, or a list of modules"),
-    key("freeze_trainable_layers", Lora, Refused(FREEZE), "null", "layers that are trained"),
-    key("freeze_trainable_modules", Lora, Refused(FREEZE), "null", "modules that are trained"),
-    key("freeze_extra_modules", Lora, Refused(FREEZE), "null", "modules trained besides"),
+    key("freeze_trainable_layers", Lora, Honoured, "2", "layers that `freeze` trains: the last so many, below 0 the first so many"),
+    key("freeze_trainable_modules", Lora, Honoured, "all", "modules that `freeze` trains inside those layers"),
+    key("freeze_extra_modules", Lora, Honoured, "null", "modules that `freeze` trains besides: `embed_tokens`, `norm`, `lm_head`"),
     key("pref_beta", Lora, Refused(PREFERENCES), "null", "strength of a preference loss"),
     key("pref_loss", Lora, Refused(PREFERENCES), "null", "kind of preference loss"),
 
@@ -150,8 +149,8 @@ pub const KEYS: &[Key] = &[
     key("overwrite_output_dir", Output, Honoured, "false", "write into a folder that holds a run already"),
     key("plot_loss", Output, Honoured, "false", "draw `training_loss.png`"),
     key("adapter_layout", Output, Honoured, "auto", "names of the adapter's tensors; `auto` follows the checkpoint"),
-    key("save_steps", Output, Inert(Number, "the adapter is written at the end of the run, checkpoints on the way are not built yet"), "500", "updates between two checkpoints"),
-    key("save_only_model", Output, Inert(Bool, "the adapter is all that is written"), "false", "leave the optimizer out of checkpoints"),
+    key("save_steps", Output, Inert(Number, "what is trained is written at the end of the run, checkpoints on the way are not built yet"), "500", "updates between two checkpoints"),
+    key("save_only_model", Output, Inert(Bool, "the optimizer is never written"), "false", "leave the optimizer out of checkpoints"),
     key("resume_from_checkpoint", Output, Inert(ONLY_FALSE, "every run starts afresh, resuming is not built yet"), "null", "checkpoint to go on from"),
     key("report_to", Output, Inert(Words(&["none", "all", "tensorboard", "wandb", "mlflow", "swanlab", "trackio"]), "metrics are written to `trainer_log.jsonl` and sent nowhere"), "none", "services that receive metrics"),
     key("export_dir", Output, Inert(Text, EXPORT), "null", "folder of the merged model"),

@@ -8,6 +8,7 @@
 mod data;
 mod device;
 mod error;
+mod freeze;
 mod keys;
 mod lora;
 mod model;
@@ -25,6 +26,7 @@ use std::path::Path;
 pub use data::DataConfig;
 pub use device::{DeviceConfig, DeviceKind, Gather, ResidentLayers, Weights};
 pub use error::{ConfigError, Origin};
+pub use freeze::FreezeConfig;
 pub use keys::{Accepts, Component, KEYS, Key, Treatment, key_table};
 pub use lora::{FinetuningType, LoraConfig, LoraTargets};
 pub use model::ModelConfig;
@@ -85,6 +87,7 @@ impl RunConfig {
         };
         config.train.check_val_size(config.data.val_size, &settings)?;
         let mut notes = settings.notes_of_inert_keys();
+        notes.extend(config.lora.notes(&settings));
         notes.extend(config.train.notes(&settings));
         notes.extend(DeviceConfig::notes(&settings)?);
         Ok(Loaded { config, notes, origins: settings.origins(), name: name.to_string() })

@@ -1,10 +1,12 @@
-//! What is trained: the adapters, their size, and the modules they sit on. Names of tensors are not known here.
+//! What is trained: the weights themselves, or adapters, their size, and the modules they sit on. Names of tensors are not
+//! known here.
 
 use std::fmt;
 
 use crate::error::or_list;
 use crate::error::{ConfigError, one_line};
-use crate::settings::Settings;
+use crate::freeze::FreezeConfig;
+use crate::settings::{Settings, without_effect};
 use crate::values::{ABOVE_ZERO, BELOW_ONE, words};
 
 #[derive(Debug, Clone, PartialEq)]
@@ -15,11 +17,18 @@ pub struct LoraConfig {
     pub lora_dropout: f64,
     pub use_rslora: bool,
     pub lora_target: LoraTargets,
+    /// Read whatever is trained, meant for `freeze` alone.
+    pub freeze: FreezeConfig,
 }
 
 words! {
     FinetuningType {
+        /// Adapters beside frozen weights.
         Lora = "lora",
+        /// Every weight of the text model.
+        Full = "full",
+        /// Some of the weights.
+        Freeze = "freeze",
     }
 }
 
@@ -44,29 +53,65 @@ impl LoraConfig {
         let lora_rank = settings.positive("lora_rank")?;
         let lora_alpha = settings.optional("lora_alpha", |settings, key| settings.number(key, &ABOVE_ZERO))?;
         let config = LoraConfig {
-            finetuning_type: settings.word("finetuning_type", &["full", "freeze"])?,
+            finetuning_type: settings.word("finetuning_type", &[])?,
             lora_rank,
             lora_alpha: lora_alpha.unwrap_or(2.0 * lora_rank as f64),
             lora_dropout: settings.number("lora_dropout", &BELOW_ONE)?,
             use_rslora: settings.flag("use_rslora")?,
             lora_target: LoraTargets::read(settings)?,
+            freeze: FreezeConfig::read(settings)?,
         };
-        if config.lora_dropout > 0.0 && config.lora_target.any_experts() {
-            let expected = "lora_dropout 0: PEFT loads no adapter that has dropout on routed experts";
-            return Err(settings.contradiction("lora_dropout", "lora_target", expected));
-        }
+        config.check(settings)?;
         Ok(config)
     }
 
+    fn check(&self, settings: &Settings) -> Result<(), ConfigError> {
+        if self.finetuning_type != FinetuningType::Lora {
+            return match settings.is_written("adapter_name_or_path") {
+                true => Err(settings.contradiction("adapter_name_or_path", "finetuning_type", "finetuning_type lora")),
+                false => Ok(()),
+            };
+        }
+        if self.lora_dropout > 0.0 && self.lora_target.any_experts() {
+            let expected = "lora_dropout 0: PEFT loads no adapter that has dropout on routed experts";
+            return Err(settings.contradiction("lora_dropout", "lora_target", expected));
+        }
+        Ok(())
+    }
+
+    /// One line for the keys of another kind of training, which LLaMA-Factory passes over without a word.
+    pub(crate) fn notes(&self, settings: &Settings) -> Vec<String> {
+        const OF_LORA: [&str; 6] =
+            ["lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "lora_target", "adapter_layout"];
+        const OF_FREEZE: [&str; 3] = ["freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"];
+        let unused: Vec<&str> = match self.finetuning_type {
+            FinetuningType::Lora => OF_FREEZE.to_vec(),
+            FinetuningType::Full => [&OF_LORA[..], &OF_FREEZE].concat(),
+            FinetuningType::Freeze => OF_LORA.to_vec(),
+        };
+        let written: Vec<&str> = unused.into_iter().filter(|key| settings.is_written(key)).collect();
+        let mut notes = Vec::new();
+        if !written.is_empty() {
+            notes
+                .push(without_effect(&written.join("`, `"), &format!("`finetuning_type` is {}", self.finetuning_type)));
+        }
+        if self.finetuning_type == FinetuningType::Freeze {
+            notes.extend(self.freeze.notes());
+        }
+        notes
+    }
+
     pub(crate) fn resolved(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut resolved = vec![
             ("finetuning_type", self.finetuning_type.to_string()),
             ("lora_rank", self.lora_rank.to_string()),
             ("lora_alpha", format!("{:?}", self.lora_alpha)),
             ("lora_dropout", format!("{:?}", self.lora_dropout)),
             ("use_rslora", self.use_rslora.to_string()),
             ("lora_target", self.lora_target.to_string()),
-        ]
+        ];
+        resolved.extend(self.freeze.resolved());
+        resolved
     }
 }
 
@@ -123,7 +168,7 @@ impl LoraTargets {
                 "experts.down_proj" => targets.experts_down = true,
                 other => {
                     let found = one_line(&format!("{other:?}"));
-                    let why = if other.contains("router") { ": the router is not trained" } else { "" };
+                    let why = if other.contains("router") { ": routers get no adapter" } else { "" };
                     return Err(settings.wrong_found("lora_target", found, format!("{}{why}", or_list(&NAMES))));
                 }
             }

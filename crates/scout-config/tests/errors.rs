@@ -106,14 +106,47 @@ fn unknown_targets_name_the_known_ones() {
     check("lora_target: q_proj,qproj", &format!("2:14: lora_target: found \"qproj\", expected {allowed}"));
     check(
         "lora_target: [router]",
-        &format!("2:14: lora_target: found \"router\", expected {allowed}: the router is not trained"),
+        &format!("2:14: lora_target: found \"router\", expected {allowed}: routers get no adapter"),
     );
 }
 
 #[test]
+fn modules_that_freeze_does_not_know_are_answered_with_those_it_knows() {
+    let inside = "all, self_attn, feed_forward, input_layernorm, post_attention_layernorm, q_proj, k_proj, v_proj, o_proj, \
+                  router, experts or shared_expert";
+    check(
+        "freeze_trainable_modules: self_attn,mlp",
+        &format!("2:27: freeze_trainable_modules: found \"mlp\", expected {inside}"),
+    );
+    check(
+        "freeze_extra_modules: [vision_model]",
+        "2:23: freeze_extra_modules: found \"vision_model\", expected embed_tokens, norm or lm_head",
+    );
+    let layers = "a whole number: the last so many layers, or the first so many below 0";
+    for wrong in ["two", "1.5", "1e12"] {
+        let found = if wrong == "two" { "\"two\"" } else { wrong };
+        check(
+            &format!("freeze_trainable_layers: {wrong}"),
+            &format!("2:26: freeze_trainable_layers: found {found}, expected {layers}"),
+        );
+    }
+}
+
+#[test]
+fn an_adapter_to_start_from_belongs_to_lora() {
+    for kind in ["full", "freeze"] {
+        let message =
+            error_of("random_weights: true\nadapter_name_or_path: a", &[&format!("finetuning_type={kind}")], &[]);
+        let expected = format!(
+            "run.yaml:2:23: adapter_name_or_path: found \"a\" with finetuning_type \"{kind}\", expected finetuning_type lora"
+        );
+        check_message(&message, &expected);
+    }
+}
+
+#[test]
 fn what_is_not_built_is_refused_with_the_reason() {
-    check("finetuning_type: full", "2:18: finetuning_type: found \"full\", expected lora: full is not built yet");
-    check("finetuning_type: freeze", "2:18: finetuning_type: found \"freeze\", expected lora: freeze is not built yet");
+    check("finetuning_type: oft", "2:18: finetuning_type: found \"oft\", expected lora, full or freeze");
     check(
         "weights: zero3-nf4",
         "2:10: weights: found \"zero3-nf4\", expected auto, zero3 or resident: zero3-nf4 is not built yet",
@@ -130,7 +163,7 @@ fn what_is_not_built_is_refused_with_the_reason() {
     );
     check(
         "freeze_language_model: yes",
-        "2:24: freeze_language_model: found yes, expected false: adapters of the language model are what is trained",
+        "2:24: freeze_language_model: found yes, expected false: the language model is what is trained",
     );
     check(
         "resume_from_checkpoint: out/checkpoint-5",

@@ -254,6 +254,41 @@ fn a_timeout_of_years_is_no_limit_and_a_short_one_is() {
 }
 
 #[test]
+fn freeze_takes_llama_factorys_keys_and_defaults() {
+    let freeze =
+        |lines: &str| load(&format!("random_weights: true\nfinetuning_type: freeze\n{lines}\n")).config.lora.freeze;
+    let found = freeze("");
+    assert_eq!((found.freeze_trainable_layers, found.freeze_trainable_modules), (2, vec!["all".to_string()]));
+    assert!(found.freeze_extra_modules.is_empty());
+    let found = freeze(
+        "freeze_trainable_layers: -3\nfreeze_trainable_modules: self_attn,router\nfreeze_extra_modules: [lm_head]",
+    );
+    assert_eq!(found.freeze_trainable_layers, -3);
+    assert_eq!(found.freeze_trainable_modules, ["self_attn", "router"]);
+    assert_eq!(found.freeze_extra_modules, ["lm_head"]);
+}
+
+#[test]
+fn keys_of_another_kind_of_training_are_noted_in_one_line() {
+    for (lines, words) in [
+        (
+            "finetuning_type: full\nlora_rank: 8\nlora_target: all",
+            "`lora_rank`, `lora_target` has no effect: `finetuning_type` is full",
+        ),
+        ("finetuning_type: freeze\nlora_alpha: 3", "`lora_alpha` has no effect: `finetuning_type` is freeze"),
+        ("finetuning_type: lora\nfreeze_trainable_layers: 3", "`freeze_trainable_layers` has no effect"),
+        (
+            "finetuning_type: full\nlora_dropout: 0.1\nlora_target: experts",
+            "`lora_dropout`, `lora_target` has no effect",
+        ),
+        ("finetuning_type: freeze\nfreeze_extra_modules: norm", "norms of every layer"),
+    ] {
+        let notes = load(&format!("random_weights: true\n{lines}\n")).notes;
+        assert!(matches!(&notes[..], [note] if note.contains(words)), "{lines}: {notes:?}");
+    }
+}
+
+#[test]
 fn overruled_wishes_are_noted() {
     for (lines, key) in [
         ("max_steps: 5\nnum_train_epochs: 2", "num_train_epochs"),

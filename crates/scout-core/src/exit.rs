@@ -36,9 +36,33 @@ pub enum ExitCode {
     NoProgress = 93,
 }
 
+const ALL: [ExitCode; 16] = [
+    ExitCode::Success,
+    ExitCode::CheckFailed,
+    ExitCode::Usage,
+    ExitCode::BadData,
+    ExitCode::MissingInput,
+    ExitCode::DeviceUnavailable,
+    ExitCode::Internal,
+    ExitCode::CannotCreate,
+    ExitCode::InputOutput,
+    ExitCode::Preempted,
+    ExitCode::PeerLost,
+    ExitCode::PermissionDenied,
+    ExitCode::BadConfig,
+    ExitCode::NotANumber,
+    ExitCode::Hardware,
+    ExitCode::NoProgress,
+];
+
 impl ExitCode {
     pub fn code(self) -> u8 {
         self as u8
+    }
+
+    /// The meaning of a number that another process of ours left with.
+    pub fn from_code(code: u8) -> Option<ExitCode> {
+        ALL.into_iter().find(|known| known.code() == code)
     }
 
     /// The code for a failed read or write; `missing` says what a file that is not there means to the caller.

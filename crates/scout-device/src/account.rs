@@ -31,7 +31,7 @@ impl Purpose {
         match self {
             Purpose::Shard => "weight shard",
             Purpose::Gathered => "gathered units",
-            Purpose::Trained => "adapter and optimizer",
+            Purpose::Trained => "what is trained and its optimizer",
             Purpose::Activations => "activations",
             Purpose::Workspace => "workspace",
             Purpose::Pinned => "pinned host memory",

@@ -150,6 +150,32 @@ pub(crate) fn elements_mut<'a>(
     }
 }
 
+/// `out[c] = Σ term(row, column c)` over `rows` in their order, added up in f64. Columns do not see each other, so any
+/// piece of the result may be made alone; `first_column` is where `out` begins.
+pub(crate) fn sum_over_rows(
+    out: &mut [f32],
+    first_column: usize,
+    rows: impl Iterator<Item = usize> + Clone,
+    term: impl Fn(usize, usize) -> f64,
+) {
+    for (index, out) in out.chunks_mut(LANES).enumerate() {
+        let first_column = first_column + index * LANES;
+        let mut sums = [0.0f64; LANES];
+        for row in rows.clone() {
+            for (lane, sum) in sums[..out.len()].iter_mut().enumerate() {
+                *sum += term(row, first_column + lane);
+            }
+        }
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum as f32);
+    }
+}
+
+/// Calls `f` with pieces of one row and the column at which each begins.
+pub(crate) fn for_each_piece(row: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+    const COLUMNS_PER_TASK: usize = 4 * LANES;
+    row.par_chunks_mut(COLUMNS_PER_TASK).enumerate().for_each(|(task, piece)| f(task * COLUMNS_PER_TASK, piece));
+}
+
 /// A tensor of `f32` made by `fill`, which finds zeros.
 pub(crate) fn filled<const N: usize>(shape: [usize; N], fill: impl FnOnce(&mut [f32])) -> Result<Tensor> {
     let mut values = vec![0.0; shape.iter().product()];

@@ -121,6 +121,7 @@ fn rows_of_tokens() {
     let normed = rms_norm::forward(&x, &tensor(3, [96]), 1e-5).unwrap();
     print_tensor("norm", &normed.y);
     print_tensor("norm backward", &rms_norm::backward(&dy, &x, &normed.inverse_rms, &tensor(3, [96])).unwrap());
+    print_tensor("norm's weight", &rms_norm::weight_gradient(&dy, &x, &normed.inverse_rms).unwrap());
 
     let heads = |tensor: &Tensor| tensor.reshape([900, 6, 16]).unwrap();
     let at = index_tensor(&indices(5, 900, 10_000));
@@ -138,6 +139,7 @@ fn rows_of_tokens() {
     let gradient = router::backward(&dy, &x, &routing, &weight, &dy).unwrap();
     print_tensor("router backward", &gradient.dx);
     print_tensor("router backward, logits", &gradient.dlogit_T);
+    print_tensor("router's weight", &router::weight_gradient(&gradient.dlogit_T, &x, &routing).unwrap());
 
     print_tensor("swiglu", &swiglu::forward(&x).unwrap());
     print_tensor("swiglu backward", &swiglu::backward(&tensor(8, [900, 48]), &x).unwrap());
@@ -153,6 +155,10 @@ fn rows_of_tokens() {
     print_tensor("scatter", &rows::scatter(&x, &backwards, 1000).unwrap());
     print_tensor("sum", &rows::add(&x, &dy).unwrap());
     print_tensor("embedding", &embedding::forward(&index_tensor(&indices(10, 2000, 900)), &x).unwrap());
+    print_tensor(
+        "embedding's weight",
+        &embedding::weight_gradient(&x, &index_tensor(&indices(11, 900, 400)), 400).unwrap(),
+    );
 }
 
 fn losses() {
@@ -162,6 +168,8 @@ fn losses() {
     let found = cross_entropy::forward_backward(&x, &weight, &targets, &tensor(4, [300])).unwrap();
     print_tensor("losses with gradient", &found.token_loss);
     print_tensor("gradient of losses", &found.dx);
+    let of_head = cross_entropy::forward_backward_of_head(&x, &weight, &targets, &tensor(4, [300])).unwrap();
+    print_tensor("gradient of the head", &of_head.dweight);
 }
 
 fn flat_runs() {

@@ -1,13 +1,14 @@
 //! What LoRA does to a projection: the product of two narrow factors is added to its output, and on the way back their
-//! gradients are collected. Frozen weights pass gradients through and get none.
+//! gradients are collected. Weights pass gradients through, and get their own where somebody trains them.
 #![expect(non_snake_case, reason = "shape suffixes: T tokens, I input, O output, R rank, E experts")]
 
-use scout_core::{LoraModule, Projection};
+use scout_core::{LoraModule, Projection, UnitId};
 use scout_device::Tensor;
 use scout_kernels::lora::DropoutKey;
 use scout_kernels::{grouped_matmul, lora, matmul};
 
 use crate::Result;
+use crate::gradients::Gradients;
 use crate::lora::{Factor, LoraGradients, LoraWeights};
 use crate::pass::Pass;
 
@@ -111,9 +112,11 @@ pub struct ExpertsBackward<'a> {
     pub du: Tensor,
 }
 
-/// A frozen linear projection with its adapter, if it has one.
+/// A linear projection with its adapter, if it has one.
 pub struct Linear<'a> {
     pub weight: Tensor,
+    /// Unit of the weight, and its place there.
+    pub place: (UnitId, usize),
     pub adapter: Option<Adapter<'a>>,
 }
 
@@ -129,20 +132,21 @@ impl Linear<'_> {
         }
     }
 
-    /// The gradient of the input; the factors' gradients are added to `gradients`.
+    /// The gradient of the input; those of the factors and, where it is wanted, of the weight are added to `gradients`.
     pub fn backward(
         &self,
         dy_TO: &Tensor,
         x_TI: &Tensor,
         narrow: Option<&Narrow>,
         pass: &Pass,
-        gradients: &mut LoraGradients,
+        gradients: &mut Gradients,
     ) -> Result<Tensor> {
+        gradients.add(self.place.0, self.place.1, || matmul::tn(dy_TO, x_TI))?;
         let dx = matmul::nn(dy_TO, &self.weight)?;
         match (&self.adapter, narrow) {
             (Some(adapter), Some(narrow)) => {
                 let step = LinearBackward { dy: dy_TO, column_start: 0, x: x_TI, narrow, dx };
-                adapter.backward_linear(step, pass, gradients)
+                adapter.backward_linear(step, pass, gradients.lora)
             }
             _ => Ok(dx),
         }

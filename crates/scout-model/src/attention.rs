@@ -10,7 +10,7 @@ use scout_kernels::{attention, qk_position, rms_norm, rows};
 
 use crate::Result;
 use crate::adapted::{Adapter, Linear, Narrow};
-use crate::lora::LoraGradients;
+use crate::gradients::Gradients;
 use crate::pass::{Keep, Pass, Trace};
 use crate::units::attention_params as param;
 
@@ -95,7 +95,7 @@ impl AttentionBlock {
         dy_TD: Tensor,
         saved: SavedAttention,
         pass: &Pass,
-        gradients: &mut LoraGradients,
+        gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let unit = weights.take(self.unit)?;
         let SavedAttention { x_TD, inner } = saved;
@@ -135,6 +135,8 @@ impl AttentionBlock {
         let through_k = project(param::K, &dk, &inner.narrow_k)?;
         let through_v = project(param::V, &dv, &inner.narrow_v)?;
         let dnormed_TD = rows::add(&rows::add(&through_q, &through_k)?, &through_v)?;
+        gradients
+            .add(self.unit, param::NORM, || rms_norm::weight_gradient(&dnormed_TD, &x_TD, &inner.inverse_rms_T))?;
         let dx_TD = rms_norm::backward(&dnormed_TD, &x_TD, &inner.inverse_rms_T, &norm_D)?;
         Ok(rows::add(&dy_TD, &dx_TD)?)
     }
@@ -146,7 +148,8 @@ impl AttentionBlock {
             param::V => Projection::V,
             _ => Projection::O,
         };
-        Ok(Linear { weight: unit.param(index)?, adapter: Adapter::find(pass.lora, self.layer_index, projection) })
+        let adapter = Adapter::find(pass.lora, self.layer_index, projection);
+        Ok(Linear { weight: unit.param(index)?, place: (self.unit, index), adapter })
     }
 
     fn segments<'a>(&self, pass: &Pass<'a>) -> &'a [u32] {

@@ -1,5 +1,5 @@
-//! The feed-forward block: norm, router, shared expert, the one routed expert of each token, residual. The router's
-//! weights are frozen and still pass a gradient to `x`: through the score, and through the score's logit.
+//! The feed-forward block: norm, router, shared expert, the one routed expert of each token, residual. The router passes
+//! a gradient to `x`, trained or not: through the score, and through the score's logit.
 #![expect(
     non_snake_case,
     reason = "shape suffixes: T tokens, D model width, F expert width, E experts; sorted = by expert"
@@ -12,7 +12,7 @@ use scout_kernels::{grouped_matmul, matmul, rms_norm, router, rows, swiglu};
 
 use crate::Result;
 use crate::adapted::{Adapter, ExpertsBackward, Linear, LinearBackward, Narrow};
-use crate::lora::LoraGradients;
+use crate::gradients::Gradients;
 use crate::pass::{Keep, Pass, Trace};
 use crate::units::{LayerUnits, shared_params as param};
 
@@ -109,7 +109,7 @@ impl ExpertsBlock {
         dy_TD: Tensor,
         saved: SavedExperts,
         pass: &Pass,
-        gradients: &mut LoraGradients,
+        gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let shared_unit = weights.take(self.units.shared)?;
         let norm_D = shared_unit.param(param::NORM)?;
@@ -117,8 +117,12 @@ impl ExpertsBlock {
         let dshared_TD = self.shared_backward(&shared_unit, &dy_TD, &normed_TD, &saved, pass, gradients)?;
         let du_sorted_TD = self.routed_backward(weights, &dy_TD, &normed_TD, &saved, pass, gradients)?;
         let router_ED = shared_unit.param(param::ROUTER)?;
-        let RouterGradient { dx: dnormed_TD, .. } =
+        let RouterGradient { dx: dnormed_TD, dlogit_T } =
             router::backward(&du_sorted_TD, &normed_TD, &saved.routing, &router_ED, &dshared_TD)?;
+        let unit = self.units.shared;
+        gradients.add(unit, param::ROUTER, || router::weight_gradient(&dlogit_T, &normed_TD, &saved.routing))?;
+        gradients
+            .add(unit, param::NORM, || rms_norm::weight_gradient(&dnormed_TD, &saved.x_TD, &saved.inverse_rms_T))?;
         let dx_TD = rms_norm::backward(&dnormed_TD, &saved.x_TD, &saved.inverse_rms_T, &norm_D)?;
         Ok(rows::add(&dy_TD, &dx_TD)?)
     }
@@ -140,7 +144,7 @@ impl ExpertsBlock {
         normed_TD: &Tensor,
         saved: &SavedExperts,
         pass: &Pass,
-        gradients: &mut LoraGradients,
+        gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let made_again;
         let wide = match &saved.shared {
@@ -154,6 +158,7 @@ impl ExpertsBlock {
         let narrow = saved.narrow_shared_down.as_ref();
         let dhidden_TF = self.shared_down(unit, pass)?.backward(dy_TD, &hidden_TF, narrow, pass, gradients)?;
         let dgate_up = swiglu::backward(&dhidden_TF, &wide.gate_up)?;
+        self.add_shared_gate_up(&dgate_up, normed_TD, gradients)?;
         let mut dx = matmul::nn(&dgate_up, &self.shared_gate_up_weight(unit)?)?;
         let halves = [
             (Projection::SharedGate, 0, &wide.narrow_gate),
@@ -162,7 +167,7 @@ impl ExpertsBlock {
         for (projection, column_start, narrow) in halves {
             if let (Some(adapter), Some(narrow)) = (self.adapter(projection, pass), narrow) {
                 let step = LinearBackward { dy: &dgate_up, column_start, x: normed_TD, narrow, dx };
-                dx = adapter.backward_linear(step, pass, gradients)?;
+                dx = adapter.backward_linear(step, pass, gradients.lora)?;
             }
         }
         Ok(dx)
@@ -175,7 +180,7 @@ impl ExpertsBlock {
         normed_TD: &Tensor,
         saved: &SavedExperts,
         pass: &Pass,
-        gradients: &mut LoraGradients,
+        gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let routing = &saved.routing;
         let offsets = &routing.offsets;
@@ -192,20 +197,22 @@ impl ExpertsBlock {
         let hidden_TF = swiglu::forward(&wide.gate_up)?;
         let dy_sorted_TD = router::gather(dy_TD, routing)?;
 
+        gradients.add(self.units.down, 0, || grouped_matmul::tn(&hidden_TF, &dy_sorted_TD, offsets))?;
         let down_unit = weights.take(self.units.down)?;
         let mut dhidden_TF = grouped_matmul::nt(&dy_sorted_TD, &down_unit.param(0)?, offsets)?;
         drop(down_unit);
         if let (Some(adapter), Some(narrow)) = (self.adapter(Projection::ExpertsDown, pass), &saved.narrow_routed_down)
         {
             let step = ExpertsBackward { dy: &dy_sorted_TD, u: &hidden_TF, narrow, offsets, du: dhidden_TF };
-            dhidden_TF = adapter.backward_experts(step, gradients)?;
+            dhidden_TF = adapter.backward_experts(step, gradients.lora)?;
         }
         let dgate_up = swiglu::backward(&dhidden_TF, &wide.gate_up)?;
+        gradients.add(self.units.gate_up, 0, || grouped_matmul::tn(&u_sorted_TD, &dgate_up, offsets))?;
         let mut du_sorted_TD = grouped_matmul::nt(&dgate_up, &gate_up_unit.param(0)?, offsets)?;
         drop(gate_up_unit);
         if let (Some(adapter), Some(narrow)) = (self.adapter(Projection::ExpertsGateUp, pass), &wide.narrow_gate) {
             let step = ExpertsBackward { dy: &dgate_up, u: &u_sorted_TD, narrow, offsets, du: du_sorted_TD };
-            du_sorted_TD = adapter.backward_experts(step, gradients)?;
+            du_sorted_TD = adapter.backward_experts(step, gradients.lora)?;
         }
         Ok(du_sorted_TD)
     }
@@ -259,8 +266,22 @@ impl ExpertsBlock {
         Ok(unit.span(param::GATE..param::UP + 1, [2 * self.intermediate_size, self.hidden_size].into())?)
     }
 
+    /// One product finds the gradients of both halves; each is taken out of it where it is wanted.
+    fn add_shared_gate_up(&self, dgate_up: &Tensor, normed_TD: &Tensor, gradients: &mut Gradients) -> Result<()> {
+        let halves = [(param::GATE, 0), (param::UP, self.intermediate_size)];
+        if !halves.iter().any(|&(param, _)| gradients.weights.wants(self.units.shared, param)) {
+            return Ok(());
+        }
+        let both = matmul::tn(dgate_up, normed_TD)?;
+        for (param, first_row) in halves {
+            gradients.add(self.units.shared, param, || both.rows(first_row, self.intermediate_size))?;
+        }
+        Ok(())
+    }
+
     fn shared_down<'a>(&self, unit: &UnitWeights, pass: &Pass<'a>) -> Result<Linear<'a>> {
-        Ok(Linear { weight: unit.param(param::DOWN)?, adapter: self.adapter(Projection::SharedDown, pass) })
+        let adapter = self.adapter(Projection::SharedDown, pass);
+        Ok(Linear { weight: unit.param(param::DOWN)?, place: (self.units.shared, param::DOWN), adapter })
     }
 
     fn adapter<'a>(&self, projection: Projection, pass: &Pass<'a>) -> Option<Adapter<'a>> {

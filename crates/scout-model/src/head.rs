@@ -4,16 +4,19 @@
 
 use scout_core::UnitId;
 use scout_device::{Tensor, UnitSource};
+use scout_kernels::cross_entropy::HeadLoss;
 use scout_kernels::{cross_entropy, embedding, matmul, rms_norm, rows};
 
 use crate::Result;
 use crate::batch::Batch;
+use crate::gradients::Gradients;
 use crate::pass::Trace;
 use crate::units::head_params as param;
 
 #[derive(Debug)]
 pub struct Embedding {
     pub unit: UnitId,
+    pub vocab_size: usize,
 }
 
 impl Embedding {
@@ -23,6 +26,11 @@ impl Embedding {
             trace.record("embed_out", &x_TD);
         }
         Ok(x_TD)
+    }
+
+    /// The end of the chain: nothing is below the embedding, so all there is to find is its own gradient.
+    pub fn backward(&self, dx_TD: &Tensor, batch: &Batch, gradients: &mut Gradients) -> Result<()> {
+        gradients.add(self.unit, 0, || embedding::weight_gradient(dx_TD, &batch.ids, self.vocab_size))
     }
 }
 
@@ -41,12 +49,13 @@ pub struct Loss {
 }
 
 impl Head {
-    /// The loss of the batch and the gradient of the last block's output.
+    /// The loss of the batch and the gradient of the last block's output; the head's own are added to `gradients`.
     pub fn loss_and_gradient(
         &self,
         weights: &mut dyn UnitSource,
         x_TD: &Tensor,
         batch: &Batch,
+        gradients: &mut Gradients,
         trace: &mut dyn Trace,
     ) -> Result<(Loss, Tensor)> {
         let unit = weights.take(self.unit)?;
@@ -54,8 +63,15 @@ impl Head {
         let x_ND = rows::gather(x_TD, &batch.target_rows)?;
         let normed = rms_norm::forward(&x_ND, &norm_D, self.rms_norm_eps)?;
         let (tokens, counts) = (&batch.target_tokens, &batch.target_weights);
-        let cross_entropy::HeadLoss { token_loss, dx: dnormed_ND } =
-            cross_entropy::forward_backward(&normed.y, &unit.param(param::HEAD)?, tokens, counts)?;
+        let head_VD = unit.param(param::HEAD)?;
+        let HeadLoss { token_loss, dx: dnormed_ND } = if gradients.weights.wants(self.unit, param::HEAD) {
+            let found = cross_entropy::forward_backward_of_head(&normed.y, &head_VD, tokens, counts)?;
+            gradients.weights.add(self.unit, param::HEAD, &found.dweight)?;
+            found.loss
+        } else {
+            cross_entropy::forward_backward(&normed.y, &head_VD, tokens, counts)?
+        };
+        gradients.add(self.unit, param::NORM, || rms_norm::weight_gradient(&dnormed_ND, &x_ND, &normed.inverse_rms))?;
         if trace.is_on() {
             trace
                 .record("grad_of.final_norm_out", &rows::scatter(&dnormed_ND, &batch.target_rows, batch.num_tokens())?);

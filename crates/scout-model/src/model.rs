@@ -8,8 +8,8 @@ use crate::Result;
 use crate::attention::{AttentionBlock, SavedAttention};
 use crate::config::ModelConfig;
 use crate::experts::{ExpertsBlock, SavedExperts};
+use crate::gradients::Gradients;
 use crate::head::{Embedding, Head};
-use crate::lora::LoraGradients;
 use crate::pass::{Pass, Trace};
 use crate::rope;
 use crate::units::UnitPlan;
@@ -59,7 +59,7 @@ impl Model {
             }));
         }
         Ok(Model {
-            embedding: Embedding { unit: units.embedding() },
+            embedding: Embedding { unit: units.embedding(), vocab_size: config.vocab_size },
             blocks,
             head: Head { unit: units.head(), rms_norm_eps: config.rms_norm_eps },
         })
@@ -125,7 +125,7 @@ impl Block {
         dy: Tensor,
         saved: SavedBlock,
         pass: &Pass,
-        gradients: &mut LoraGradients,
+        gradients: &mut Gradients,
     ) -> Result<Tensor> {
         match (self, saved) {
             (Block::Attention(block), SavedBlock::Attention(saved)) => {

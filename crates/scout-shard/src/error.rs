@@ -14,6 +14,12 @@ pub enum ShardError {
         #[source]
         cause: Box<CommError>,
     },
+    #[error("reduce of {unit}")]
+    Reduce {
+        unit: String,
+        #[source]
+        cause: Box<CommError>,
+    },
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
@@ -22,7 +28,7 @@ impl ShardError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             ShardError::OutOfSchedule { .. } => ExitCode::Internal,
-            ShardError::Gather { cause, .. } => cause.exit_code(),
+            ShardError::Gather { cause, .. } | ShardError::Reduce { cause, .. } => cause.exit_code(),
             ShardError::Device(cause) => cause.exit_code(),
         }
     }

@@ -90,6 +90,28 @@ impl ShardPlan {
         }
     }
 
+    /// Elements of each rank's part of a unit while it is trained, padding included. However the unit is held, the parts
+    /// are the same, so that sums over ranks are taken alike.
+    pub fn part_len(&self, id: UnitId) -> usize {
+        self.unit(id).spec.num_elements().div_ceil(self.world_size)
+    }
+
+    /// The elements of a unit that `rank` updates; the end is cut where padding begins.
+    pub fn part(&self, id: UnitId, rank: Rank) -> Range<usize> {
+        let (len, num_elements) = (self.part_len(id), self.unit(id).spec.num_elements());
+        (rank.0 * len).min(num_elements)..((rank.0 + 1) * len).min(num_elements)
+    }
+
+    /// Elements of a unit with the padding that makes its parts equal.
+    pub fn padded_len(&self, id: UnitId) -> usize {
+        self.part_len(id) * self.world_size
+    }
+
+    /// The same plan for a walk that gathers nothing ahead: never more than the units in use are whole.
+    pub fn one_at_a_time(&self) -> ShardPlan {
+        ShardPlan { lookahead: 0, ..self.clone() }
+    }
+
     pub fn gathered_len(&self, id: UnitId) -> usize {
         self.unit(id).shard_len * self.world_size
     }
@@ -167,6 +189,23 @@ mod tests {
                 }
                 assert_eq!(next, spec.num_elements(), "{world_size} ranks, {}", spec.name);
                 assert!(plan.gathered_len(spec.id) >= spec.num_elements());
+            }
+        }
+    }
+
+    #[test]
+    fn parts_are_the_same_however_the_unit_is_held() {
+        let specs = units(&[1, 2, 7, 8, 64, 1001]);
+        for world_size in 1..=9 {
+            let [sharded, resident] =
+                [WeightsMode::Zero3, WeightsMode::Resident].map(|mode| ShardPlan::new(&specs, world_size, mode, 2));
+            for spec in &specs {
+                for rank in (0..world_size).map(Rank) {
+                    assert_eq!(sharded.part(spec.id, rank), sharded.kept(spec.id, rank));
+                    assert_eq!(resident.part(spec.id, rank), sharded.part(spec.id, rank));
+                }
+                assert_eq!(sharded.padded_len(spec.id), sharded.gathered_len(spec.id));
+                assert_eq!(resident.padded_len(spec.id), sharded.padded_len(spec.id));
             }
         }
     }

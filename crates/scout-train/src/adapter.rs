@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use scout_comm::Communicator;
 use scout_core::{ByteCount, DType, LoraModule, Mesh};
 use scout_device::{Account, Buffer, Lease, Purpose};
 use scout_model::lora::Factor;
 use scout_model::{LoraLayout, LoraWeights};
 
 use crate::Result;
+use crate::optimizer::Update;
 
 #[derive(Debug)]
 pub struct AdapterState {
@@ -64,8 +66,17 @@ impl AdapterState {
         start..start + part_len
     }
 
-    pub(crate) fn replace(&mut self, flat: Buffer) {
-        self.flat = flat;
+    /// Moves the adapter by one step of AdamW: each rank its part, and then all of them have all parts.
+    pub fn update(&mut self, gradient: &Buffer, update: &Update, comm: &dyn Communicator) -> Result<()> {
+        if self.flat.is_empty() {
+            return Ok(());
+        }
+        let mut own = self.flat.f32s()?[self.own_range()].to_vec();
+        let moments = (&mut self.first_moment[..], &mut self.second_moment[..]);
+        update.apply(&mut own, gradient.f32s()?, moments, true)?;
+        let full = Buffer::zeros(DType::F32, self.flat.len())?;
+        self.flat = comm.all_gather(&Buffer::from_f32(own), full)?.wait()?;
+        Ok(())
     }
 }
 

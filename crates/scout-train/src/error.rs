@@ -1,6 +1,8 @@
 //! What can end a run, with the exit code that tells the caller what to do next.
 
+use scout_comm::CommError;
 use scout_core::{ByteCount, ExitCode};
+use scout_shard::ShardError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -26,9 +28,9 @@ pub enum TrainError {
     #[error(transparent)]
     Device(#[from] scout_device::DeviceError),
     #[error(transparent)]
-    Comm(#[from] scout_comm::CommError),
+    Comm(#[from] CommError),
     #[error(transparent)]
-    Shard(#[from] scout_shard::ShardError),
+    Shard(#[from] ShardError),
     #[error(transparent)]
     Model(#[from] scout_model::ModelError),
     #[error(transparent)]
@@ -44,7 +46,7 @@ impl TrainError {
         // Weights that do not arrive come up through the model, which knows nothing of ranks: ask whoever failed.
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
-            if let Some(gather) = error.downcast_ref::<scout_shard::ShardError>() {
+            if let Some(gather) = error.downcast_ref::<ShardError>() {
                 return gather.exit_code();
             }
             cause = error.source();
@@ -66,6 +68,23 @@ impl TrainError {
             TrainError::Data(cause) => cause.exit_code(),
             TrainError::Checkpoint(cause) => cause.exit_code(),
             TrainError::Telemetry(cause) => cause.exit_code(),
+        }
+    }
+
+    /// Whether this rank failed only because another one did, which knows more.
+    pub fn tells_of_another_rank(&self) -> bool {
+        let of_shard = |error: &'_ ShardError| match error {
+            ShardError::Gather { cause, .. } | ShardError::Reduce { cause, .. } => cause.is_an_echo(),
+            _ => false,
+        };
+        match self {
+            TrainError::Comm(cause) => cause.is_an_echo(),
+            TrainError::Shard(cause) => of_shard(cause),
+            // Weights that do not arrive come up through the model.
+            _ => {
+                let mut causes = std::iter::successors(std::error::Error::source(self), |error| error.source());
+                causes.any(|error| error.downcast_ref::<ShardError>().is_some_and(of_shard))
+            }
         }
     }
 

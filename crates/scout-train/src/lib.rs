@@ -5,16 +5,21 @@
 
 pub mod adapter;
 pub mod error;
+pub mod identity;
 pub mod load;
 pub mod optimizer;
 pub mod plan;
 pub mod prepare;
 pub mod recorder;
+pub mod reducer;
 pub mod run;
+pub mod save;
 pub mod schedule;
 pub mod synth;
+pub mod trained_weights;
 pub mod trainer;
 pub mod verify;
+pub mod weight_set;
 
 pub use error::TrainError;
 pub use trainer::{StepReport, StepSettings, Trainer};

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use scout_checkpoint::{AdapterSettings, LoadedAdapter, ModelFolder, read_adapter};
-use scout_core::{Mesh, ParamSpec, Projection, Rank, UnitSpec};
+use scout_core::{ByteCount, Mesh, ParamSpec, Projection, Rank, UnitSpec};
 use scout_device::Account;
 use scout_model::lora::{Factor, modules};
 use scout_model::{LoraLayout, LoraSettings, ModelConfig};
@@ -23,6 +23,17 @@ pub fn weights(files: &ModelFolder, plan: &ShardPlan, rank: Rank, account: &Acco
     })
 }
 
+/// Bytes of what `rank` keeps, as the files store it: reading its weights reads exactly these, beside headers.
+pub fn stored_bytes(files: &ModelFolder, plan: &ShardPlan, rank: Rank) -> Result<ByteCount> {
+    let mut bytes = ByteCount(0);
+    for unit in plan.units() {
+        for (param, range) in pieces(&unit.spec, plan.kept(unit.spec.id, rank)) {
+            bytes += files.stored_bytes(&param.name, range.len())?;
+        }
+    }
+    Ok(bytes)
+}
+
 /// Splits a range of a unit's elements, which may span several parameters, and fills `out` piece by piece.
 pub fn each_param(
     unit: &UnitSpec,
@@ -30,18 +41,25 @@ pub fn each_param(
     mut out: &mut [f32],
     mut fill: impl FnMut(&ParamSpec, Range<usize>, &mut [f32]) -> Result<()>,
 ) -> Result<()> {
-    let mut before = 0;
-    for param in &unit.params {
-        let after = before + param.num_elements();
-        let (start, end) = (range.start.max(before), range.end.min(after));
-        if start < end {
-            let (here, rest) = out.split_at_mut(end - start);
-            fill(param, start - before..end - before, here)?;
-            out = rest;
-        }
-        before = after;
+    for (param, range) in pieces(unit, range) {
+        let (here, rest) = out.split_at_mut(range.len());
+        fill(param, range, here)?;
+        out = rest;
     }
     Ok(())
+}
+
+/// The parts of single parameters that make up a range of a unit's elements.
+fn pieces(unit: &UnitSpec, range: Range<usize>) -> impl Iterator<Item = (&ParamSpec, Range<usize>)> {
+    let starts = unit.params.iter().scan(0, |next, param| {
+        let before = *next;
+        *next += param.num_elements();
+        Some(before)
+    });
+    unit.params.iter().zip(starts).filter_map(move |(param, before)| {
+        let (start, end) = (range.start.max(before), range.end.min(before + param.num_elements()));
+        (start < end).then(|| (param, start - before..end - before))
+    })
 }
 
 /// Reads an adapter made for a model of these shapes.

@@ -1,14 +1,17 @@
-//! From summed gradients to new parameters: reduce, measure, clip, AdamW on this rank's part, gather. Every rank takes
+//! From summed gradients to new parameters: reduce, measure, clip, AdamW on this rank's parts, gather. Every rank takes
 //! the same decision, because all of them see the same norm.
 
+use std::collections::BTreeMap;
+
 use scout_comm::Communicator;
-use scout_core::DType;
+use scout_core::{DType, UnitId};
 use scout_device::Buffer;
 use scout_kernels::adamw::{self, Hyper};
 use scout_kernels::norms;
-use scout_model::LoraGradients;
+use scout_model::{Gradients, LoraGradients};
 
 use crate::adapter::AdapterState;
+use crate::reducer::Reducer;
 use crate::{Result, TrainError};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,62 +24,106 @@ pub struct OptimizerSettings {
     pub max_grad_norm: Option<f64>,
 }
 
-/// This rank's part of the gradient, summed over all ranks.
+/// What the micro-batches of an update add up to. A run trains adapters or weights; the other of the two stays empty.
+pub struct StepGradients<'a> {
+    pub lora: LoraGradients,
+    pub weights: Reducer<'a>,
+}
+
+impl StepGradients<'_> {
+    /// Where a backward pass leaves its gradients.
+    pub fn sink(&mut self) -> Gradients<'_> {
+        Gradients { lora: &mut self.lora, weights: &mut self.weights }
+    }
+}
+
+/// This rank's parts of the gradient, summed over all ranks.
 #[derive(Debug)]
 pub struct ReducedGradient {
-    part: Buffer,
+    pub adapter_part: Buffer,
+    /// Of each unit of which something is trained.
+    pub weight_parts: BTreeMap<UnitId, Buffer>,
     /// L2 norm of the whole gradient, before clipping.
     pub norm: f64,
 }
 
-/// Sums the gradients of all ranks and leaves each with its part. Returns at the same point on every rank.
-pub fn reduce(gradients: LoraGradients, adapter: &AdapterState, comm: &dyn Communicator) -> Result<ReducedGradient> {
-    let mut full = Buffer::zeros(DType::F32, adapter.flat().len())?;
-    full.copy_from(0, &gradients.into_flat())?;
-    let part = Buffer::zeros(DType::F32, adapter.own_range().len())?;
-    let part = comm.reduce_scatter(full, part)?.wait()?;
-    let [sum_of_squares] = sum_over_ranks(comm, [norms::sum_of_squares(part.f32s()?)])?;
-    Ok(ReducedGradient { part, norm: sum_of_squares.sqrt() })
+/// Sums the gradients of all ranks and leaves each with its parts. Returns at the same point on every rank.
+pub fn reduce(gradients: StepGradients, adapter: &AdapterState, comm: &dyn Communicator) -> Result<ReducedGradient> {
+    let adapter_part = reduce_adapter(gradients.lora, adapter, comm)?;
+    let weight_parts = gradients.weights.into_sums()?;
+    // Unit by unit and within it rank by rank, however the weights are held.
+    let mut squares = vec![norms::sum_of_squares(adapter_part.f32s()?)];
+    for part in weight_parts.values() {
+        squares.push(norms::sum_of_squares(part.f32s()?));
+    }
+    let norm = sums_over_ranks(comm, &squares)?.into_iter().sum::<f64>().sqrt();
+    Ok(ReducedGradient { adapter_part, weight_parts, norm })
 }
 
-/// Moves the adapter by one step of AdamW. `step` counts from 0. Fails, and moves nothing, when the norm is not finite.
-pub fn update(
-    adapter: &mut AdapterState,
-    gradient: &ReducedGradient,
-    settings: &OptimizerSettings,
-    learning_rate: f64,
-    step: usize,
-    comm: &dyn Communicator,
-) -> Result<()> {
-    if !gradient.norm.is_finite() {
-        return Err(TrainError::NotANumber { what: "gradient norm", step });
+fn reduce_adapter(gradients: LoraGradients, adapter: &AdapterState, comm: &dyn Communicator) -> Result<Buffer> {
+    let part = Buffer::zeros(DType::F32, adapter.own_range().len())?;
+    if adapter.flat().is_empty() {
+        return Ok(part);
     }
-    // The small constant is the one of the usual trainers: a norm just above the bound shrinks by it too.
-    let clip = settings.max_grad_norm.map_or(1.0, |bound| (bound / (gradient.norm + 1e-6)).min(1.0));
-    let hyper = Hyper {
-        learning_rate,
-        beta1: settings.beta1,
-        beta2: settings.beta2,
-        epsilon: settings.epsilon,
-        weight_decay: settings.weight_decay,
-        step: step as u64 + 1,
-    };
-    let mut own = adapter.flat().f32s()?[adapter.own_range()].to_vec();
-    let AdapterState { first_moment, second_moment, .. } = adapter;
-    adamw::update(&mut own, gradient.part.f32s()?, first_moment, second_moment, clip as f32, &hyper)?;
-    let full = Buffer::zeros(DType::F32, adapter.flat().len())?;
-    adapter.replace(comm.all_gather(&Buffer::from_f32(own), full)?.wait()?);
-    Ok(())
+    let mut full = Buffer::zeros(DType::F32, adapter.flat().len())?;
+    full.copy_from(0, &gradients.into_flat())?;
+    Ok(comm.reduce_scatter(full, part)?.wait()?)
+}
+
+/// One step of AdamW, the same for everything that is trained.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Update {
+    hyper: Hyper,
+    clip: f32,
+}
+
+impl Update {
+    /// `step` counts from 0. Fails, before anything has moved, when the norm is not finite.
+    pub fn new(settings: &OptimizerSettings, norm: f64, learning_rate: f64, step: usize) -> Result<Update> {
+        if !norm.is_finite() {
+            return Err(TrainError::NotANumber { what: "gradient norm", step });
+        }
+        // The small constant is the one of the usual trainers: a norm just above the bound shrinks by it too.
+        let clip = settings.max_grad_norm.map_or(1.0, |bound| (bound / (norm + 1e-6)).min(1.0));
+        let hyper = Hyper {
+            learning_rate,
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            epsilon: settings.epsilon,
+            weight_decay: settings.weight_decay,
+            step: step as u64 + 1,
+        };
+        Ok(Update { hyper, clip: clip as f32 })
+    }
+
+    /// Moves `parameters` and both of their moments.
+    pub fn apply(
+        &self,
+        parameters: &mut [f32],
+        gradient: &[f32],
+        (first_moment, second_moment): (&mut [f32], &mut [f32]),
+        decays: bool,
+    ) -> Result<()> {
+        let weight_decay = if decays { self.hyper.weight_decay } else { 0.0 };
+        let hyper = Hyper { weight_decay, ..self.hyper };
+        Ok(adamw::update(parameters, gradient, first_moment, second_moment, self.clip, &hyper)?)
+    }
 }
 
 /// Adds up f64 values of all ranks, in rank order, exactly alike on every rank.
 pub fn sum_over_ranks<const N: usize>(comm: &dyn Communicator, values: [f64; N]) -> Result<[f64; N]> {
+    let sums = sums_over_ranks(comm, &values)?;
+    Ok(std::array::from_fn(|index| sums[index]))
+}
+
+/// The same for any number of values, equal on all ranks.
+pub fn sums_over_ranks(comm: &dyn Communicator, values: &[f64]) -> Result<Vec<f64>> {
     let own: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let all = Buffer::zeros(DType::U8, own.len() * comm.mesh().size())?;
     let all = comm.all_gather(&Buffer::from_u8(own), all)?.wait()?;
-    let mut sums = [0.0; N];
+    let mut sums = vec![0.0; values.len()];
     for (index, bytes) in all.u8s()?.chunks_exact(8).enumerate() {
-        sums[index % N] += f64::from_le_bytes(bytes.try_into().expect("chunks of eight"));
+        sums[index % values.len()] += f64::from_le_bytes(bytes.try_into().expect("chunks of eight"));
     }
     Ok(sums)
 }

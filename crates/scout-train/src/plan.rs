@@ -3,21 +3,25 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use scout_checkpoint::{AdapterLayout, CheckpointError, LoadedAdapter, ModelFolder, read_model_json};
 use scout_config::{self as written, RunConfig};
-use scout_core::{ByteCount, DType, ExitCode, Projection};
+use scout_core::{ByteCount, DType, ExitCode, ParamSpec, Projection, UnitId};
 use scout_model::{Keep, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
 use scout_shard::{ShardPlan, WeightsMode};
 
 use crate::adapter::AdapterState;
 use crate::optimizer::OptimizerSettings;
+use crate::reducer::most_in_flight;
 use crate::schedule::{Decay, LearningRate};
+use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, StepSettings};
+use crate::weight_set::WeightSet;
 use crate::{Result, TrainError, load};
 
 /// Units gathered ahead of the block in use.
-const LOOKAHEAD: usize = 2;
+pub(crate) const LOOKAHEAD: usize = 2;
 /// The head computes its logits in chunks of at most this many bytes, twice: logits and their gradient.
 const HEAD_CHUNK: ByteCount = ByteCount::mib(128);
 
@@ -37,7 +41,10 @@ pub struct RunPlan {
     pub units: UnitPlan,
     pub shards: ShardPlan,
     pub schedules: Schedules,
+    /// On no projection where weights are trained.
     pub lora: LoraSettings,
+    /// Empty where adapters are trained.
+    pub weights: Arc<WeightSet>,
     pub adapter_layout: AdapterLayout,
     pub memory: MemoryPlan,
     pub steps: Option<StepsPlan>,
@@ -58,6 +65,8 @@ pub struct StepsPlan {
 pub struct MemoryPlan {
     pub shard: ByteCount,
     pub gathered: ByteCount,
+    /// Adapter, its gradient and moments; or moments and gradients of the parts of trained weights, and the whole
+    /// gradients that are being made or under way.
     pub trained: ByteCount,
     pub activations: ByteCount,
     pub head: ByteCount,
@@ -125,23 +134,36 @@ impl RunPlan {
             written::Weights::Auto | written::Weights::Zero3 => WeightsMode::Zero3,
         };
         let shards = ShardPlan::new(units.units(), world_size, mode, LOOKAHEAD);
-        let schedules = Schedules::of(&Model::new(&source.config, &units)?);
+        let weights = WeightSet::of(&config.lora, &units, source.config.num_layers)?;
+        let model = Model::new(&source.config, &units)?;
+        let schedules = match weights.is_empty() {
+            true => Schedules::of(&model),
+            false => Schedules::of_weights(&model, &weights),
+        };
         let lora = match start {
             Some(start) => load::lora_settings(&start.settings, &start.projections),
-            None => lora_settings(&config.lora),
+            None if weights.is_empty() => lora_settings(&config.lora),
+            None => LoraSettings { projections: BTreeSet::new(), ..lora_settings(&config.lora) },
         };
+        if !weights.is_empty() {
+            check_output(config, &source)?;
+        }
         let layout = LoraLayout::new(&source.config, &lora);
         let tokens = config.train.per_device_train_batch_size * config.data.cutoff_len;
         let tokens = data.map_or(tokens, |data| data.most_tokens.max(1));
         let fixed = MemoryPlan {
             shard: shards.kept_bytes(),
             gathered: shards.gathered_peak(&schedules.train),
-            trained: AdapterState::bytes(&layout, world_size),
+            trained: AdapterState::bytes(&layout, world_size)
+                + TrainedWeights::bytes(&weights, &shards)
+                + most_in_flight(&weights, &shards, &schedules.send),
             activations: ByteCount(0),
             head: HEAD_CHUNK,
             budget: config.device.device_memory,
         };
-        let (keep, memory) = choose_keep(&source.config, tokens, fixed)?;
+        // A layer is two blocks; one that is walked back by half keeps all that a layer keeps.
+        let kept_layers = (model.blocks.len() - schedules.first_backward).div_ceil(2);
+        let (keep, memory) = choose_keep(&source.config, (kept_layers, tokens), fixed)?;
         let steps = data.map(|data| steps(config, data));
         let settings = step_settings(config, keep, steps, start.map(|start| start.settings.dropout));
         let adapter_layout = match config.output.adapter_layout {
@@ -152,11 +174,55 @@ impl RunPlan {
                 NameStyle::Conditional => AdapterLayout::Conditional,
             },
         };
-        Ok(RunPlan { source, world_size, units, shards, schedules, lora, adapter_layout, memory, steps, settings })
+        let weights = Arc::new(weights);
+        Ok(RunPlan {
+            source,
+            world_size,
+            units,
+            shards,
+            schedules,
+            lora,
+            weights,
+            adapter_layout,
+            memory,
+            steps,
+            settings,
+        })
     }
 
     pub fn num_trained(&self) -> usize {
-        LoraLayout::new(&self.source.config, &self.lora).num_elements()
+        LoraLayout::new(&self.source.config, &self.lora).num_elements() + self.weights.num_elements(&self.units)
+    }
+
+    /// Floating-point operations of one update that count as useful. For adapters those of [`useful_flops`]. Where weights
+    /// are trained, each matrix counts twice its active parameters a token for the forward pass, twice more for the
+    /// gradient of its input if its block is walked back, and twice more for its own gradient if it is trained; attention
+    /// counts once forward, and two and a half times where it is walked back.
+    pub fn useful_flops(&self, num_tokens: usize, attended_pairs: u64) -> f64 {
+        let config = &self.source.config;
+        if self.weights.is_empty() {
+            return useful_flops(config, num_tokens, attended_pairs);
+        }
+        let active = |param: &ParamSpec| match param.shape.dims() {
+            [_] => 0, // norms
+            [_, _] => param.num_elements(),
+            [num_experts, ..] => param.num_elements() / num_experts,
+            [] => 0,
+        };
+        let walked: Vec<UnitId> = self.schedules.send.order().to_vec();
+        let mut per_token = 0;
+        // The embedding looks up and multiplies nothing.
+        for unit in self.units.units().iter().filter(|unit| unit.id != self.units.embedding()) {
+            for (index, param) in unit.params.iter().enumerate() {
+                let (is_walked, is_trained) = (walked.contains(&unit.id), self.weights.contains(unit.id, index));
+                per_token += 2 * active(param) * (1 + usize::from(is_walked) + usize::from(is_trained));
+            }
+        }
+        let is_walked = |layer: &usize| walked.contains(&self.units.layer(*layer).attention);
+        let walked_layers = (0..config.num_layers).filter(is_walked).count();
+        let of_attention = attention_forward(config, attended_pairs);
+        let share_walked = walked_layers as f64 / config.num_layers as f64;
+        per_token as f64 * num_tokens as f64 + of_attention * (1.0 + 2.5 * share_walked)
     }
 }
 
@@ -170,8 +236,12 @@ pub struct DataCounts {
 }
 
 /// Keeps as much as the budget allows; what is not kept is computed again.
-fn choose_keep(config: &ModelConfig, tokens: usize, fixed: MemoryPlan) -> Result<(Keep, MemoryPlan)> {
-    let with = |keep| MemoryPlan { activations: activation_bytes(config, tokens, keep), ..fixed };
+fn choose_keep(
+    config: &ModelConfig,
+    (kept_layers, tokens): (usize, usize),
+    fixed: MemoryPlan,
+) -> Result<(Keep, MemoryPlan)> {
+    let with = |keep| MemoryPlan { activations: activation_bytes(config, kept_layers, tokens, keep), ..fixed };
     for keep in [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly] {
         let memory = with(keep);
         if fixed.budget.is_none_or(|budget| memory.total() <= budget) {
@@ -182,8 +252,20 @@ fn choose_keep(config: &ModelConfig, tokens: usize, fixed: MemoryPlan) -> Result
     Err(TrainError::DoesNotFit { needed: least.total(), budget: fixed.budget.unwrap_or_default(), tokens })
 }
 
-/// Bytes that all blocks keep for the backward pass, and what one block needs beside them while it computes.
-pub fn activation_bytes(config: &ModelConfig, tokens: usize, keep: Keep) -> ByteCount {
+/// The base is read again while the result is written, so the two may not lie in one folder.
+fn check_output(config: &RunConfig, source: &ModelSource) -> Result<()> {
+    let real = |path: &PathBuf| std::fs::canonicalize(path).ok();
+    let (Some(output), Some(model)) = (&config.output.output_dir, &source.folder) else { return Ok(()) };
+    if real(output).is_some_and(|output| Some(output) == real(model)) {
+        let problem = "is the folder of the base model, which training whole weights would replace".to_string();
+        return Err(TrainError::Config { key: "output_dir", problem });
+    }
+    Ok(())
+}
+
+/// Bytes that the blocks of `kept_layers` layers keep for the backward pass, and what one block needs beside them while it
+/// computes.
+pub fn activation_bytes(config: &ModelConfig, kept_layers: usize, tokens: usize, keep: Keep) -> ByteCount {
     let hidden = config.hidden_size;
     let q_width = config.num_heads * config.head_dim;
     let kv_width = 2 * config.num_kv_heads * config.head_dim;
@@ -196,7 +278,7 @@ pub fn activation_bytes(config: &ModelConfig, tokens: usize, keep: Keep) -> Byte
     };
     // One block at work: its wide halves, their gradients, the hidden product and a few rows of the model's width.
     let at_work = 2 * wide + 2 * config.intermediate_size + 6 * hidden;
-    DType::F32.size() * (tokens * (config.num_layers * kept_per_layer + at_work)) as u64
+    DType::F32.size() * (tokens * (kept_layers * kept_per_layer + at_work)) as u64
 }
 
 fn lora_settings(lora: &written::LoraConfig) -> LoraSettings {
@@ -259,7 +341,10 @@ fn step_settings(config: &RunConfig, keep: Keep, steps: Option<StepsPlan>, dropo
 /// Floating-point operations of one update that count as useful: forward and activation gradients, head included; no
 /// recomputation, no adapter. Attention counts its causal half, once forward and two and a half times backward.
 pub fn useful_flops(config: &ModelConfig, num_tokens: usize, attended_pairs: u64) -> f64 {
-    let attention_forward =
-        4.0 * (config.num_layers * config.num_heads * config.head_dim) as f64 * attended_pairs as f64;
-    4.0 * config.num_active_matmul_params() as f64 * num_tokens as f64 + 3.5 * attention_forward
+    let of_attention = attention_forward(config, attended_pairs);
+    4.0 * config.num_active_matmul_params() as f64 * num_tokens as f64 + 3.5 * of_attention
+}
+
+fn attention_forward(config: &ModelConfig, attended_pairs: u64) -> f64 {
+    4.0 * (config.num_layers * config.num_heads * config.head_dim) as f64 * attended_pairs as f64
 }

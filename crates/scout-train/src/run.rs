@@ -1,26 +1,26 @@
 //! A training run from start to end: load, step, log, evaluate, save. Each rank runs this; the first one speaks and
 //! writes files.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use scout_checkpoint::{AdapterSettings, ModelFolder, write_adapter};
+use scout_checkpoint::ModelFolder;
 use scout_comm::Job;
 use scout_config::RunConfig;
 use scout_core::{ByteCount, Phase, UnitSpec};
 use scout_device::Account;
-use scout_model::lora::Factor;
 use scout_model::{LoraLayout, Model};
 use scout_shard::ShardStore;
 use scout_telemetry::{EvalResults, Progress, StepRecord, TrainResults};
 
 use crate::adapter::{AdapterState, initial_values};
-use crate::plan::{RunPlan, StepsPlan, useful_flops};
+use crate::plan::{RunPlan, StepsPlan};
 use crate::prepare::{Prepared, evaluation_interval};
 use crate::recorder::{Recorder, Summary};
+use crate::trained_weights::TrainedWeights;
 use crate::trainer::{StepReport, Trainer};
-use crate::{Result, TrainError, load, synth};
+use crate::{Result, TrainError, load, save, synth};
 
 /// What a finished run can tell.
 #[derive(Debug, Clone)]
@@ -76,11 +76,11 @@ fn run_on_this_rank(config: &RunConfig, prepared: Prepared, job: &Job, progress:
     progress.finish();
     let outcome = session.finish(output_dir);
     job.whereabouts.enter(Phase::Save);
+    save::save(config, &prepared, &trainer, &outcome.output_dir)?;
     if let Some(recorder) = recorder {
-        save_adapter(config, &prepared, &trainer, &outcome.output_dir)?;
         recorder.finish(config, &outcome.summary)?;
     }
-    job.comm.barrier()?; // nobody leaves before the adapter is on disk
+    job.comm.barrier()?; // nobody leaves before the result is on disk
     Ok(outcome)
 }
 
@@ -102,9 +102,10 @@ pub fn build(config: &RunConfig, prepared: &Prepared, job: &Job) -> Result<Train
             AdapterState::new(layout, values, mesh, &account)?
         }
     };
+    let weights = TrainedWeights::new(plan.weights.clone(), &plan.shards, &account)?;
     let model = Model::new(model_config, &plan.units)?;
     let (plan_shards, schedules, job) = (plan.shards.clone(), plan.schedules.clone(), job.clone());
-    Ok(Trainer { model, plan: plan_shards, store, adapter, job, account, schedules, settings: plan.settings })
+    Ok(Trainer { model, plan: plan_shards, store, adapter, weights, job, account, schedules, settings: plan.settings })
 }
 
 fn random_weights(plan: &RunPlan, seed: u64, rank: scout_core::Rank, account: &Account) -> Result<ShardStore> {
@@ -116,38 +117,6 @@ fn random_weights(plan: &RunPlan, seed: u64, rank: scout_core::Rank, account: &A
     })
 }
 
-fn save_adapter(config: &RunConfig, prepared: &Prepared, trainer: &Trainer, folder: &Path) -> Result<()> {
-    let plan = &prepared.plan;
-    let settings = AdapterSettings {
-        rank: plan.lora.rank,
-        alpha: plan.lora.alpha,
-        dropout: match &prepared.start {
-            Some(start) => start.settings.dropout,
-            None => config.lora.lora_dropout,
-        },
-        use_rslora: plan.lora.use_rslora,
-        base_model_name: config.model.model_name_or_path.as_ref().map(|path| path.display().to_string()),
-    };
-    let layout = trainer.adapter.layout();
-    let flat = trainer.adapter.flat().f32s()?;
-    let factors = |index: usize| (&flat[layout.range(index, Factor::A)], &flat[layout.range(index, Factor::B)]);
-    write_adapter(folder, plan.adapter_layout, &settings, layout.modules(), &factors)?;
-    // Whoever serves the adapter wants the tokenizer it was trained with beside it.
-    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
-        let Some(from) = plan.source.folder.as_ref().map(|folder| folder.join(name)).filter(|path| path.is_file())
-        else {
-            continue;
-        };
-        let to = folder.join(name);
-        std::fs::copy(&from, &to).map_err(|cause| TrainError::Io {
-            act: "write",
-            path: to.display().to_string(),
-            cause,
-        })?;
-    }
-    Ok(())
-}
-
 /// The loop's memory: sums since the last line of the log.
 struct Session<'a> {
     config: &'a RunConfig,
@@ -157,6 +126,8 @@ struct Session<'a> {
     evaluation: Vec<scout_model::Batch>,
     begun: Instant,
     line_begun: Instant,
+    /// What this rank had waited for others when the line began.
+    line_waited: Duration,
     losses: Vec<f32>,
     since_line: Vec<StepReport>,
     tokens_since_line: u64,
@@ -192,6 +163,7 @@ impl<'a> Session<'a> {
             evaluation,
             begun: now,
             line_begun: now,
+            line_waited: trainer.job.comm.waited(),
             losses: Vec::with_capacity(steps.total_steps),
             since_line: Vec::new(),
             tokens_since_line: 0,
@@ -209,7 +181,7 @@ impl<'a> Session<'a> {
         self.losses.push(report.loss as f32);
         self.tokens_since_line += report.num_tokens as u64;
         self.total_tokens += report.num_tokens as u64;
-        self.total_flops += useful_flops(model, report.num_tokens, report.num_attended_pairs);
+        self.total_flops += self.prepared.plan.useful_flops(report.num_tokens, report.num_attended_pairs);
         self.since_line.push(report);
         Ok(())
     }
@@ -228,6 +200,7 @@ impl<'a> Session<'a> {
         let num_steps = self.since_line.len() as f64;
         let mean_loss = self.since_line.iter().map(|report| report.loss).sum::<f64>() / num_steps;
         let last = self.since_line.last().copied();
+        let waited = trainer.job.comm.waited();
         let record = StepRecord {
             loss: Some(mean_loss as f32),
             grad_norm: last.map(|report| report.grad_norm as f32),
@@ -235,17 +208,19 @@ impl<'a> Session<'a> {
             tokens: Some(self.tokens_since_line),
             step_time: Some(seconds / num_steps),
             tok_s_gpu: Some(self.tokens_since_line as f64 / seconds / trainer.job.mesh().size() as f64),
+            exposed_comm: Some((waited - self.line_waited).as_secs_f64() / seconds),
             mem_peak: scout_device::host::peak_resident(),
             ..self.record(step)
         };
         self.since_line.clear();
         self.tokens_since_line = 0;
         self.line_begun = Instant::now();
+        self.line_waited = waited;
         record
     }
 
     fn evaluate(&mut self, step: usize, trainer: &Trainer) -> Result<(StepRecord, EvalResults)> {
-        let begun = Instant::now();
+        let (begun, waited) = (Instant::now(), trainer.job.comm.waited());
         let loss = trainer.evaluate(&self.evaluation)?;
         let record = StepRecord { eval_loss: Some(loss as f32), ..self.record(step) };
         let seconds = begun.elapsed().as_secs_f64();
@@ -258,6 +233,7 @@ impl<'a> Session<'a> {
         };
         // Time spent on held-out rows is nobody's step time.
         self.line_begun += begun.elapsed();
+        self.line_waited += trainer.job.comm.waited() - waited;
         self.evaluated = Some(results);
         Ok((record, results))
     }

@@ -33,7 +33,7 @@ pub struct SynthRequest {
 
 /// Conversations in a synthetic data set.
 const NUM_TOY_ROWS: usize = 96;
-const MAX_SHARD_BYTES: ByteCount = ByteCount(5_000_000_000);
+pub(crate) const MAX_SHARD_BYTES: ByteCount = ByteCount(5_000_000_000);
 
 pub fn config(shape: SynthShape, num_layers: Option<usize>) -> ModelConfig {
     let base = ModelConfig::scout();

@@ -6,12 +6,15 @@ use scout_core::Phase;
 use scout_device::{Account, Tensor};
 use scout_model::head::Loss;
 use scout_model::pass::Dropout;
-use scout_model::{Batch, Keep, LoraGradients, LoraWeights, Model, NoTrace, Pass, Routes, Trace};
+use scout_model::{Batch, Block, Keep, LoraGradients, LoraWeights, Model, NoTrace, Pass, Routes, Trace};
 use scout_shard::{Schedule, ShardPlan, ShardStore, Walk};
 
 use crate::adapter::AdapterState;
-use crate::optimizer::{self, OptimizerSettings, sum_over_ranks};
+use crate::optimizer::{self, OptimizerSettings, StepGradients, Update, sum_over_ranks};
+use crate::reducer::Reducer;
 use crate::schedule::LearningRate;
+use crate::trained_weights::TrainedWeights;
+use crate::weight_set::WeightSet;
 use crate::{Result, TrainError};
 
 /// How a step computes, apart from what it computes on.
@@ -24,23 +27,27 @@ pub struct StepSettings {
     pub learning_rate: LearningRate,
 }
 
-/// A model with its weights, its adapter and its seat among the ranks.
+/// A model with its weights, its adapter and its seat among the ranks. Either the adapter is trained or weights are.
 pub struct Trainer {
     pub model: Model,
     pub plan: ShardPlan,
     pub store: ShardStore,
     pub adapter: AdapterState,
+    pub weights: TrainedWeights,
     pub job: Job,
     pub account: Account,
     pub schedules: Schedules,
     pub settings: StepSettings,
 }
 
-/// The order in which units are used: forward and back again, or forward alone.
+/// The order in which units are used, forward and back again or forward alone, and in which their gradients are ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedules {
     pub train: Schedule,
     pub evaluate: Schedule,
+    pub send: Schedule,
+    /// Blocks below this one are not walked back: nothing in them or under them is trained.
+    pub first_backward: usize,
 }
 
 /// What one update did, summed over all ranks.
@@ -56,18 +63,33 @@ pub struct StepReport {
 }
 
 impl Schedules {
+    /// For adapters, which sit on every layer.
     pub fn of(model: &Model) -> Schedules {
+        Schedules::from_block(model, 0)
+    }
+
+    /// For weights: the way back ends at the lowest block of which something is trained.
+    pub fn of_weights(model: &Model, set: &WeightSet) -> Schedules {
+        let is_trained = |block: &Block| block.backward_units().iter().any(|unit| set.has(*unit));
+        let lowest = model.blocks.iter().position(is_trained).unwrap_or(model.blocks.len());
+        Schedules::from_block(model, if set.has(model.embedding.unit) { 0 } else { lowest })
+    }
+
+    fn from_block(model: &Model, first_backward: usize) -> Schedules {
         let mut forward = Schedule::default();
         forward.push(&[model.embedding.unit]);
         for block in &model.blocks {
             forward.push(&block.forward_units());
         }
         forward.push(&[model.head.unit]);
-        let mut train = forward.clone();
-        for block in model.blocks.iter().rev() {
+        let (mut train, mut send) = (forward.clone(), Schedule::default());
+        send.push(&[model.head.unit]);
+        for block in model.blocks[first_backward..].iter().rev() {
             train.push(&block.backward_units());
+            send.push(&block.backward_units());
         }
-        Schedules { train, evaluate: forward }
+        send.push(&[model.embedding.unit]);
+        Schedules { train, evaluate: forward, send, first_backward }
     }
 }
 
@@ -76,7 +98,7 @@ impl Trainer {
     pub fn step(&mut self, micro_batches: &[Batch], step: usize) -> Result<StepReport> {
         let comm = &*self.job.comm;
         let lora = self.adapter.weights()?;
-        let mut gradients = LoraGradients::zeros(self.adapter.layout().clone());
+        let mut gradients = self.gradients();
         let mut loss_sum = 0.0;
         for batch in micro_batches {
             self.job.whereabouts.enter_step(Phase::Forward, step as u64 + 1);
@@ -93,8 +115,9 @@ impl Trainer {
         let gradient = optimizer::reduce(gradients, &self.adapter, comm)?;
         self.job.whereabouts.enter(Phase::Update);
         let learning_rate = self.settings.learning_rate.at(step);
-        let optimizer = &self.settings.optimizer;
-        optimizer::update(&mut self.adapter, &gradient, optimizer, learning_rate, step, comm)?;
+        let update = Update::new(&self.settings.optimizer, gradient.norm, learning_rate, step)?;
+        self.adapter.update(&gradient.adapter_part, &update, comm)?;
+        self.weights.update(&gradient.weight_parts, &update, &mut self.store, &self.plan, comm)?;
         Ok(StepReport {
             loss,
             grad_norm: gradient.norm,
@@ -104,33 +127,50 @@ impl Trainer {
         })
     }
 
-    /// One pass through all blocks and back. Activation gradients are overwritten on the way; adapter gradients are
+    /// Nothing found yet, for the micro-batches of one update.
+    pub fn gradients(&self) -> StepGradients<'_> {
+        let lora = LoraGradients::zeros(self.adapter.layout().clone());
+        StepGradients { lora, weights: Reducer::new(self.weights.set(), &self.plan, &self.job, &self.account) }
+    }
+
+    /// One pass through all blocks and back. Activation gradients are overwritten on the way; those of what is trained are
     /// added to `gradients`, for only they live across micro-batches.
-    pub fn forward_backward(&self, pass: &Pass, gradients: &mut LoraGradients, trace: &mut dyn Trace) -> Result<Loss> {
+    pub fn forward_backward(&self, pass: &Pass, gradients: &mut StepGradients, trace: &mut dyn Trace) -> Result<Loss> {
+        let first_backward = self.schedules.first_backward;
         let mut walk = self.walk(&self.schedules.train);
         let embedding = &self.model.embedding;
         let mut x = embedding.forward(&mut walk.gather(&[embedding.unit])?, pass.batch, trace)?;
         let mut tape = Vec::with_capacity(self.model.blocks.len());
-        for block in &self.model.blocks {
+        for (index, block) in self.model.blocks.iter().enumerate() {
             let mut weights = walk.gather(&block.forward_units())?; // waits for these units, starts the next ones
             let (y, saved) = block.forward(&mut weights, x, pass, trace)?;
-            tape.push(saved);
+            if index >= first_backward {
+                tape.push(saved);
+            }
             x = y;
         } // weights go back here, every turn
         self.job.whereabouts.enter(Phase::Loss);
         let head = &self.model.head;
-        let (loss, mut dx) = head.loss_and_gradient(&mut walk.gather(&[head.unit])?, &x, pass.batch, trace)?;
+        let (loss, mut dx) = {
+            let mut weights = walk.gather(&[head.unit])?;
+            head.loss_and_gradient(&mut weights, &x, pass.batch, &mut gradients.sink(), trace)?
+        };
+        gradients.weights.send(&[head.unit])?;
         drop(x);
         self.job.whereabouts.enter(Phase::Backward);
-        for (block, saved) in self.model.blocks.iter().zip(tape).rev() {
+        for (block, saved) in self.model.blocks[first_backward..].iter().zip(tape).rev() {
             if let Some(layer_index) = block.closes_layer()
                 && trace.is_on()
             {
                 trace.record(&format!("grad_of.layer.{layer_index}.out"), &dx);
             }
             let mut weights = walk.gather(&block.backward_units())?;
-            dx = block.backward(&mut weights, dx, saved, pass, gradients)?;
+            dx = block.backward(&mut weights, dx, saved, pass, &mut gradients.sink())?;
+            gradients.weights.send(&block.backward_units())?; // summed by all ranks under the next block
         }
+        embedding.backward(&dx, pass.batch, &mut gradients.sink())?;
+        gradients.weights.send(&[embedding.unit])?;
+        gradients.weights.drain()?;
         Ok(loss)
     }
 

@@ -21,7 +21,7 @@ enum Source {
     RustComponent(&'static str),
 }
 
-const NEEDS: [Need; 3] = [
+const NEEDS: [Need; 9] = [
     // This program was linked, but perhaps by another linker than the one that build scripts call.
     Need {
         probe: &["cc", "--version"],
@@ -38,40 +38,70 @@ const NEEDS: [Need; 3] = [
         why: "the lints are checked",
         source: Source::RustComponent("clippy"),
     },
+    // Both kinds of MPI are called by their full names, so that neither hides the other.
+    Need {
+        probe: &["mpirun.openmpi", "--version"],
+        why: "jobs are started by Open MPI",
+        source: Source::DebianPackage("openmpi-bin"),
+    },
+    Need {
+        probe: &["sh", "-c", "echo '#include <mpi.h>' | mpicc.openmpi -E -"],
+        why: "the program is also built with MPI in it",
+        source: Source::DebianPackage("libopenmpi-dev"),
+    },
+    Need {
+        probe: &["sh", "-c", "ls /usr/lib/llvm-*/lib/libclang.so*"],
+        why: "the binding to MPI is made from its header",
+        source: Source::DebianPackage("libclang-dev"),
+    },
+    Need {
+        probe: &["mpirun.mpich", "--version"],
+        why: "jobs are started by MPICH",
+        source: Source::DebianPackage("mpich"),
+    },
+    Need {
+        probe: &["sh", "-c", "slurmctld -V && slurmd -V && srun --version"],
+        why: "jobs are started by Slurm",
+        source: Source::DebianPackage("slurm-wlm"),
+    },
+    Need {
+        probe: &["munged", "--version"],
+        why: "the parts of Slurm know each other by it",
+        source: Source::DebianPackage("munge"),
+    },
 ];
+
+/// Daemons lie where the search path of a user who is not root does not lead.
+const FOLDERS_OF_DAEMONS: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 
 /// Installs what is missing, and says so. Where that is not permitted, says which command the user must run.
 pub fn provide(workspace: &Workspace) -> Result<bool> {
-    let mut is_complete = true;
-    for need in &NEEDS {
-        if succeeds(need.probe) {
+    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !succeeds(need.probe)).collect();
+    for need in &missing {
+        println!("`{}` does not run: {}", need.probe.join(" "), need.why);
+    }
+    let permission = Permission::of_this_process();
+    for words in commands(&missing, permission) {
+        if !permission_to_run(&words, permission) {
             continue;
         }
-        let permission = Permission::of_this_process();
-        let commands = commands(need.source, permission);
-        println!("`{}` does not run: {}", need.probe.join(" "), need.why);
-        match permission_to_install(need.source, permission) {
-            true => {
-                for words in &commands {
-                    println!("installing: {}", words.join(" "));
-                    let mut command = Command::new(&words[0]);
-                    command.args(&words[1..]).current_dir(&workspace.root).env("DEBIAN_FRONTEND", "noninteractive");
-                    // A mirror that cannot be reached must not hang the gate.
-                    process::run(&mut command, std::time::Duration::from_secs(600), &mut |_| {})?;
-                }
-            }
-            false => println!("installing it is not permitted here"),
-        }
-        if !succeeds(need.probe) {
-            is_complete = false;
-            let lines: Vec<String> = commands.iter().map(|words| words.join(" ")).collect();
-            println!("it is still missing; run: {}", lines.join(" && "));
-        }
+        println!("installing: {}", words.join(" "));
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).current_dir(&workspace.root);
+        // A mirror that cannot be reached must not hang the gate.
+        process::run(&mut command, std::time::Duration::from_secs(600), &mut |_| {})?;
     }
-    if is_complete {
+    let missing: Vec<&Need> = missing.into_iter().filter(|need| !succeeds(need.probe)).collect();
+    if missing.is_empty() {
         println!("all {} needs are met", NEEDS.len());
+        return Ok(true);
     }
-    Ok(is_complete)
+    for need in &missing {
+        println!("`{}` still does not run: {}", need.probe.join(" "), need.why);
+    }
+    let lines: Vec<String> = commands(&missing, permission).iter().map(|words| words.join(" ")).collect();
+    println!("run: {}", lines.join(" && "));
+    Ok(false)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,29 +124,48 @@ impl Permission {
 }
 
 /// Components of the toolchain belong to the user; packages belong to the machine.
-fn permission_to_install(source: Source, permission: Permission) -> bool {
-    matches!(source, Source::RustComponent(_)) || permission != Permission::None
+fn permission_to_run(words: &[String], permission: Permission) -> bool {
+    words[0] == "rustup" || permission != Permission::None
 }
 
-fn commands(source: Source, permission: Permission) -> Vec<Vec<String>> {
+/// What installs all of `needs`: one command for the components, and for the packages one that asks which there are and
+/// one that gets them.
+fn commands(needs: &[&Need], permission: Permission) -> Vec<Vec<String>> {
     let sudo: &[&str] = match permission {
         Permission::Root => &[],
         Permission::SudoWithoutPassword => &["sudo", "-n"],
         Permission::None => &["sudo"],
     };
     let owned = |words: &[&str]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
-    match source {
-        Source::RustComponent(name) => vec![owned(&["rustup", "component", "add", name])],
-        Source::DebianPackage(name) => vec![
-            owned(&[sudo, &["apt-get", "update"]].concat()),
-            owned(&[sudo, &["apt-get", "install", "-y", "--no-install-recommends", name]].concat()),
-        ],
+    let mut components = Vec::new();
+    let mut packages = Vec::new();
+    for need in needs {
+        match need.source {
+            Source::RustComponent(name) => components.push(name),
+            Source::DebianPackage(name) => packages.push(name),
+        }
     }
+    let mut commands = Vec::new();
+    if !components.is_empty() {
+        commands.push(owned(&[&["rustup", "component", "add"], &components[..]].concat()));
+    }
+    if !packages.is_empty() {
+        // In runlevel 1 nothing is started: the tests start what they need themselves, and in a container without an
+        // init system a package whose daemon cannot start would count as not installed. `sudo` passes on no variables,
+        // so they are set behind it.
+        let apt = ["env", "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "apt-get"];
+        let install = ["install", "-y", "--no-install-recommends"];
+        commands.push(owned(&[sudo, &apt, &["update"]].concat()));
+        commands.push(owned(&[sudo, &apt, &install, &packages].concat()));
+    }
+    commands
 }
 
 fn succeeds(words: &[&str]) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new(words[0]);
-    command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(&words[1..]).env("PATH", format!("{path}:{FOLDERS_OF_DAEMONS}"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
@@ -124,23 +173,36 @@ fn succeeds(words: &[&str]) -> bool {
 mod tests {
     use super::*;
 
+    fn need(source: Source) -> Need {
+        Need { probe: &["false"], why: "a test says so", source }
+    }
+
     #[test]
-    fn the_command_fits_what_this_user_may_do() {
-        let package = Source::DebianPackage("build-essential");
-        for (source, permission, may_install, last) in [
-            (package, Permission::Root, true, "apt-get install -y --no-install-recommends build-essential"),
-            (
-                package,
-                Permission::SudoWithoutPassword,
-                true,
-                "sudo -n apt-get install -y --no-install-recommends build-essential",
-            ),
-            (package, Permission::None, false, "sudo apt-get install -y --no-install-recommends build-essential"),
-            (Source::RustComponent("clippy"), Permission::None, true, "rustup component add clippy"),
+    fn everything_that_is_missing_comes_with_one_command_that_fits_what_this_user_may_do() {
+        let needs = [
+            need(Source::DebianPackage("munge")),
+            need(Source::RustComponent("clippy")),
+            need(Source::DebianPackage("mpich")),
+        ];
+        let needs: Vec<&Need> = needs.iter().collect();
+        const APT: &str = "env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get";
+        for (permission, may_install, sudo) in [
+            (Permission::Root, true, ""),
+            (Permission::SudoWithoutPassword, true, "sudo -n "),
+            (Permission::None, false, "sudo "),
         ] {
-            assert_eq!(permission_to_install(source, permission), may_install);
-            assert_eq!(commands(source, permission).last().unwrap().join(" "), last);
+            let commands = commands(&needs, permission);
+            let lines: Vec<String> = commands.iter().map(|words| words.join(" ")).collect();
+            let expected = [
+                "rustup component add clippy".to_string(),
+                format!("{sudo}{APT} update"),
+                format!("{sudo}{APT} install -y --no-install-recommends munge mpich"),
+            ];
+            assert_eq!(lines, expected);
+            let permitted: Vec<bool> = commands.iter().map(|words| permission_to_run(words, permission)).collect();
+            assert_eq!(permitted, [true, may_install, may_install]);
         }
+        assert!(commands(&[], Permission::Root).is_empty());
     }
 
     #[test]

@@ -84,6 +84,12 @@ impl TensorFile {
         self.bytes_read.load(Ordering::Relaxed)
     }
 
+    /// Bytes of the header with its length, read once when the file was opened. Together with `bytes_read` these are all
+    /// bytes that were read of the file.
+    pub fn header_bytes_read(&self) -> u64 {
+        self.data_start
+    }
+
     /// Reads the elements `range` of a floating-point tensor, counted in row-major order, as f32.
     ///
     /// Fails when the tensor is of another kind, and on the first value that is not finite.

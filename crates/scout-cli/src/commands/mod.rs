@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod demo;
+pub mod launch;
 pub mod plan;
 pub mod preprocess;
 pub mod selftest;

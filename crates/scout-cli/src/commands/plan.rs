@@ -2,6 +2,7 @@
 
 use scout_core::{ByteCount, DType, ExitCode};
 use scout_model::Keep;
+use scout_shard::{Placement, Schedule, ShardPlan};
 use scout_telemetry::grouped;
 use scout_train::TrainError;
 use scout_train::plan::{ModelSource, RunPlan};
@@ -45,7 +46,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     for note in &loaded.notes {
         print(&format!("note: {note}"))?;
     }
-    for line in summary(&plan).into_iter().chain(unit_table(&plan)) {
+    for line in summary(&plan).into_iter().chain(unit_table(&plan)).chain(gathering(&plan)) {
         print(&line)?;
     }
     if let Some(reason) = unknown {
@@ -77,7 +78,6 @@ fn resolve(config: &scout_config::RunConfig, world: usize) -> Result<(RunPlan, O
 /// The plan in a few lines.
 pub fn summary(plan: &RunPlan) -> Vec<String> {
     let config = &plan.source.config;
-    let names: Vec<&str> = plan.lora.projections.iter().map(|projection| projection.leaf_name()).collect();
     let memory = &plan.memory;
     let mut lines = vec![
         format!(
@@ -87,19 +87,14 @@ pub fn summary(plan: &RunPlan) -> Vec<String> {
             config.hidden_size,
             config.num_experts
         ),
-        format!(
-            "trained    {} parameters: LoRA rank {}, alpha {}, on {}",
-            grouped(plan.num_trained() as u64),
-            plan.lora.rank,
-            plan.lora.alpha,
-            names.join(", ")
-        ),
+        format!("trained    {} parameters: {}", grouped(plan.num_trained() as u64), trained_words(plan)),
         format!("ranks      {}", plan.world_size),
         format!("memory     {} a rank{}", memory.total(), budget(memory.budget)),
         format!(
-            "           weights {}, gathered {}, adapter and optimizer {}, activations {} ({}), head {}",
+            "           weights {}, gathered {}, {} {}, activations {} ({}), head {}",
             memory.shard,
             memory.gathered,
+            if plan.weights.is_empty() { "adapter and optimizer" } else { "gradients and optimizer" },
             memory.trained,
             memory.activations,
             keep_words(plan.settings.keep),
@@ -113,6 +108,18 @@ pub fn summary(plan: &RunPlan) -> Vec<String> {
         ));
     }
     lines
+}
+
+fn trained_words(plan: &RunPlan) -> String {
+    if plan.weights.is_empty() {
+        let names: Vec<&str> = plan.lora.projections.iter().map(|projection| projection.leaf_name()).collect();
+        return format!("LoRA rank {}, alpha {}, on {}", plan.lora.rank, plan.lora.alpha, names.join(", "));
+    }
+    let (num_units, of_units) = (plan.weights.units().count(), plan.units.units().len());
+    match plan.num_trained() as u64 == plan.source.config.num_params() {
+        true => "every weight of the text model".to_string(),
+        false => format!("weights in {num_units} of {of_units} units, the rest is frozen"),
+    }
 }
 
 fn budget(budget: Option<ByteCount>) -> String {
@@ -152,15 +159,80 @@ fn unit_table(plan: &RunPlan) -> Vec<String> {
     lines
 }
 
+/// The order in which units become whole during an update. Layers that use their units alike share a line.
+fn gathering(plan: &RunPlan) -> Vec<String> {
+    if plan.memory.gathered == ByteCount(0) {
+        return vec!["gathered   nothing: every rank keeps all weights".to_string()];
+    }
+    let mut lines = vec![format!(
+        "gathered   {} units ahead of the block in use, at most {} at one time, in this order:",
+        plan.shards.lookahead(),
+        plan.memory.gathered
+    )];
+    let runs = runs_of_layers(&plan.shards, &plan.schedules.train);
+    lines.extend(runs.into_iter().map(|LayerRun { first, last, blocks }| match (first, last) {
+        (None, _) | (_, None) => format!("           {blocks}"),
+        (Some(first), Some(last)) if first == last => format!("           layer {first}: {blocks}"),
+        (Some(first), Some(last)) => format!("           layers {first} to {last}, each: {blocks}"),
+    }));
+    lines
+}
+
+/// Neighbouring layers of a walk that use the same units in the same order.
+struct LayerRun {
+    /// `None` outside of the layers.
+    first: Option<usize>,
+    last: Option<usize>,
+    /// Units of one layer, block by block.
+    blocks: String,
+}
+
+fn runs_of_layers(shards: &ShardPlan, schedule: &Schedule) -> Vec<LayerRun> {
+    let mut layers: Vec<(Option<usize>, String)> = Vec::new();
+    for step in schedule.steps() {
+        let names: Vec<&str> = schedule.order()[step].iter().map(|id| shards.unit(*id).spec.name.as_str()).collect();
+        let Some((layer, _)) = names.first().map(|name| split_name(name)) else { continue };
+        let block = names.iter().map(|name| split_name(name).1).collect::<Vec<_>>().join(", ");
+        match layers.last_mut() {
+            Some((last, blocks)) if *last == layer => *blocks += &format!(" | {block}"),
+            _ => layers.push((layer, block)),
+        }
+    }
+    let mut runs: Vec<LayerRun> = Vec::new();
+    for (layer, blocks) in layers {
+        match runs.last_mut() {
+            Some(run) if run.last.is_some() && layer.is_some() && run.blocks == blocks => run.last = layer,
+            _ => runs.push(LayerRun { first: layer, last: layer, blocks }),
+        }
+    }
+    runs
+}
+
+/// `layers.17.gate_up` is `gate_up` of layer 17.
+fn split_name(name: &str) -> (Option<usize>, &str) {
+    let of_layer = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+    match of_layer.map(|(index, part)| (index.parse().ok(), part)) {
+        Some((Some(index), part)) => (Some(index), part),
+        _ => (None, name),
+    }
+}
+
 fn as_json(plan: &RunPlan) -> serde_json::Value {
     let unit = |id| {
         let shard = plan.shards.unit(id);
+        let is_sharded = shard.placement == Placement::Sharded;
         json!({
             "name": shard.spec.name,
             "parameters": shard.spec.num_elements(),
             "bytes": shard.spec.bytes(DType::F32).0,
             "kept_elements": shard.shard_len,
+            "kept_bytes": DType::F32.size().0 * shard.shard_len as u64,
+            "gathered_bytes": if is_sharded { DType::F32.size().0 * plan.shards.gathered_len(id) as u64 } else { 0 },
         })
+    };
+    let schedule = &plan.schedules.train;
+    let names = |step: std::ops::Range<usize>| -> Vec<&str> {
+        schedule.order()[step].iter().map(|id| plan.shards.unit(*id).spec.name.as_str()).collect()
     };
     let memory = &plan.memory;
     json!({
@@ -168,6 +240,8 @@ fn as_json(plan: &RunPlan) -> serde_json::Value {
         "parameters": plan.source.config.num_params(),
         "trained_parameters": plan.num_trained(),
         "units": plan.units.units().iter().map(|spec| unit(spec.id)).collect::<Vec<_>>(),
+        "lookahead": plan.shards.lookahead(),
+        "order": schedule.steps().map(names).collect::<Vec<_>>(),
         "memory": {
             "shard": memory.shard.0, "gathered": memory.gathered.0, "trained": memory.trained.0,
             "activations": memory.activations.0, "head": memory.head.0, "total": memory.total().0,

@@ -1,52 +1,66 @@
-//! `train`: the main job. One process is one rank.
+//! `train`: the main job. One process is one rank; which one it is, its surroundings say.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use scout_comm::Job;
-use scout_config::{DeviceKind, Loaded};
-use scout_core::ExitCode;
+use scout_config::{DeviceKind, Loaded, RunConfig};
+use scout_core::{ExitCode, Phase};
 use scout_device::device::DeviceWish;
 use scout_telemetry::{Progress, grouped};
-use scout_train::plan::RunPlan;
-use scout_train::prepare::prepare;
+use scout_train::identity;
+use scout_train::plan::{ModelSource, RunPlan};
+use scout_train::prepare::prepare_model;
 use scout_train::run::{self, Outcome};
 
 use super::{compute_on_host, load, plan};
+use crate::joined::{Identity, Joined, Waits};
+use crate::ranks::Ranks;
 use crate::{ConfigArguments, surroundings};
-
-/// A rank alone waits for nobody; a deadline is set all the same, because every wait has one.
-pub const ALONE_DEADLINE: Duration = Duration::from_secs(120);
 
 pub fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
     let loaded = load(arguments)?;
     loaded.check_for_training()?;
-    let mut progress = Progress::new(surroundings::terminal());
-    let outcome = train(&loaded, &mut progress)?;
-    for line in closing_lines(&loaded, &outcome) {
-        progress.say(&line)?;
-    }
-    Ok(ExitCode::Success)
-}
-
-/// Trains and returns what the run can tell.
-pub fn train(loaded: &Loaded, progress: &mut Progress) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
-    let config = &loaded.config;
-    compute_on_host(wish(config.device.device))?;
-    let job = Job::alone(config.device.hang_limit.unwrap_or(ALONE_DEADLINE));
+    let ranks = surroundings::ranks()?;
+    let mut progress = match ranks.mesh().is_first() {
+        true => Progress::new(surroundings::terminal()),
+        false => Progress::silent(),
+    };
     for note in &loaded.notes {
         progress.say(&format!("note: {note}"))?;
     }
-    let prepared = prepare(config, job.mesh().size()).map_err(anyhow::Error::from)?;
+    compute_on_host(wish(loaded.config.device.device))?;
+    surroundings::share_the_host(ranks.seat.local_size.unwrap_or(1))?;
+    let source = ModelSource::find(&loaded.config, false)?;
+    let joined = join(&ranks, &loaded.config, &source, &mut progress)?;
+    joined.work(|job| {
+        let outcome = train(&loaded, source, job, &mut progress)?;
+        progress.say(&format!("done in {:.1} s", begun.elapsed().as_secs_f64()))?;
+        for line in closing_lines(&loaded, &outcome) {
+            progress.say(&line)?;
+        }
+        Ok(ExitCode::Success)
+    })
+}
+
+fn join(ranks: &Ranks, config: &RunConfig, source: &ModelSource, progress: &mut Progress) -> anyhow::Result<Joined> {
+    let waits = Waits { init_timeout: config.device.init_timeout, hang_limit: config.device.hang_limit };
+    let model = identity::of_model(source, config.model.random_weights)?;
+    Joined::with_others(ranks, Identity { config: identity::of_config(config), model }, waits, progress)
+}
+
+/// Trains and returns what the run can tell.
+fn train(loaded: &Loaded, source: ModelSource, job: &Job, progress: &mut Progress) -> anyhow::Result<Outcome> {
+    let config = &loaded.config;
+    job.whereabouts.enter(Phase::Data);
+    let prepared = prepare_model(config, source, job.mesh().size())?;
     for note in &prepared.notes {
         progress.say(&format!("note: {note}"))?;
     }
     for line in opening_lines(&prepared.plan) {
         progress.say(&line)?;
     }
-    let outcome = run::run(config, prepared, &job, progress)?;
-    progress.say(&format!("done in {:.1} s", begun.elapsed().as_secs_f64()))?;
-    Ok(outcome)
+    Ok(run::run(config, prepared, job, progress)?)
 }
 
 fn wish(kind: DeviceKind) -> DeviceWish {

@@ -1,15 +1,26 @@
 //! `verify`: prints the verdict on a folder of recorded numbers. Every failing row is named; passing rows of a kind are
 //! one line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::ExitCode as ProcessExitCode;
+use std::time::Duration;
 
-use scout_core::ExitCode;
+use scout_core::{ByteCount, ExitCode, env};
 use scout_device::device::DeviceWish;
-use scout_train::verify::{Row, Status, verify};
+use scout_launch::{Launch, Lines};
+use scout_telemetry::Progress;
+use scout_train::verify::{Held, Row, Status, Verdict, identity_of, verify_on_rank, verify_on_threads};
 use serde_json::json;
 
-use super::compute_on_host;
-use crate::surroundings::print;
+use super::{compute_on_host, launch};
+use crate::failure::Mistake;
+use crate::joined::{Identity, Joined, Waits};
+use crate::ranks::Ranks;
+use crate::surroundings::{self, print};
+
+/// How long ranks wait for each other at the start.
+const INIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -18,6 +29,12 @@ pub struct Arguments {
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceName,
+    /// Number of ranks that compute together, each with its shard of the weights
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    world: u16,
+    /// What ranks are and how they reach each other
+    #[arg(long, value_enum, default_value = "threads")]
+    transport: Transport,
     /// Print JSON, one object for each row
     #[arg(long)]
     json: bool,
@@ -29,29 +46,98 @@ enum DeviceName {
     Cuda,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Transport {
+    /// Threads of this process
+    Threads,
+    /// Processes of this host that meet over TCP
+    Tcp,
+}
+
+pub fn run(arguments: &Arguments) -> anyhow::Result<ProcessExitCode> {
     let wish = match arguments.device {
         DeviceName::Cpu => DeviceWish::Cpu,
         DeviceName::Cuda => DeviceWish::Cuda,
     };
     compute_on_host(wish)?;
-    let rows = verify(&arguments.folder)?.all_rows();
-    if arguments.json {
-        print(&serde_json::to_string_pretty(&rows.iter().map(as_json).collect::<Vec<_>>())?)?;
-    } else {
-        print_table(&rows)?;
-    }
-    let failed = rows.iter().any(|row| row.status == Status::Fail);
-    Ok(if failed { ExitCode::CheckFailed } else { ExitCode::Success })
+    let ranks = surroundings::ranks()?;
+    let code = match (arguments.transport, arguments.world) {
+        _ if ranks.mesh().size() > 1 => as_rank(arguments, &ranks)?,
+        (Transport::Tcp, 2..) => return as_processes(arguments),
+        (_, world) => report(&verify_on_threads(&arguments.folder, usize::from(world))?, arguments.json)?,
+    };
+    Ok(ProcessExitCode::from(code.code()))
 }
 
-fn print_table(rows: &[Row]) -> std::io::Result<()> {
+/// Starts this command once for each rank. Of all of them the first one alone prints.
+fn as_processes(arguments: &Arguments) -> anyhow::Result<ProcessExitCode> {
+    let started = Launch {
+        program: std::env::current_exe()?,
+        arguments: std::env::args_os().skip(1).collect::<Vec<OsString>>(),
+        num_ranks: usize::from(arguments.world),
+        variables: vec![(env::TRANSPORT, "tcp".to_string())],
+        lines: Lines::Plain,
+    };
+    Ok(launch::exit_code(launch::wait_for(&started)?))
+}
+
+/// Computes as the rank that this process is. All ranks come to the same verdict and leave with the same code.
+fn as_rank(arguments: &Arguments, ranks: &Ranks) -> anyhow::Result<ExitCode> {
+    let (mesh, world) = (ranks.mesh(), usize::from(arguments.world));
+    if world > 1 && world != mesh.size() {
+        let message = format!("`--world` is {world}, and {} started {} ranks", ranks.seat.launcher, mesh.size());
+        return Err(Mistake { message, code: ExitCode::Usage, hint: None }.into());
+    }
+    surroundings::share_the_host(ranks.seat.local_size.unwrap_or(1))?;
+    let waits = Waits { init_timeout: INIT_TIMEOUT, hang_limit: None };
+    let digest = identity_of(&arguments.folder);
+    let joined =
+        Joined::with_others(ranks, Identity { config: digest, model: digest }, waits, &mut Progress::silent())?;
+    let verdict = joined.work(|job| Ok(verify_on_rank(&arguments.folder, job)?))?;
+    match mesh.is_first() {
+        true => report(&verdict, arguments.json),
+        false => Ok(code_of(&verdict.all_rows())),
+    }
+}
+
+fn code_of(rows: &[Row]) -> ExitCode {
+    let failed = rows.iter().any(|row| row.status == Status::Fail);
+    if failed { ExitCode::CheckFailed } else { ExitCode::Success }
+}
+
+/// Prints the verdict and says how to leave.
+fn report(verdict: &Verdict, in_json: bool) -> anyhow::Result<ExitCode> {
+    let rows = verdict.all_rows();
+    if in_json {
+        print(&serde_json::to_string_pretty(&rows.iter().map(as_json).collect::<Vec<_>>())?)?;
+    } else {
+        print_table(&rows, &verdict.ranks)?;
+    }
+    Ok(code_of(&rows))
+}
+
+fn print_table(rows: &[Row], ranks: &[Held]) -> std::io::Result<()> {
     print(&format!("{:<22} {:<34} {:>6} {:>10} {:>10}  result", "from", "quantity", "rows", "error", "tolerance"))?;
     for line in lines(rows) {
         print(&line)?;
     }
+    if ranks.len() > 1 {
+        print(&of_ranks(ranks))?;
+    }
     let count = |status| rows.iter().filter(|row| row.status == status).count();
     print(&format!("{} ok, {} failed, {} later", count(Status::Ok), count(Status::Fail), count(Status::Later)))
+}
+
+/// How the weights were shared, where they were.
+fn of_ranks(ranks: &[Held]) -> String {
+    let most = |of: fn(&Held) -> ByteCount| ranks.iter().map(of).max().unwrap_or_default();
+    format!(
+        "{} ranks: {} of weights on each and at most {} gathered, {} read from files in all",
+        ranks.len(),
+        most(|rank| rank.shard),
+        most(|rank| rank.gathered),
+        ranks.iter().map(|rank| rank.read).sum::<ByteCount>(),
+    )
 }
 
 /// Rows in order; those of one kind that do not fail share a line.

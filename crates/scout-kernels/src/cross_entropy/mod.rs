@@ -24,6 +24,14 @@ pub struct HeadLoss {
     pub dx: Tensor,
 }
 
+/// A loss whose head is trained as well.
+#[derive(Debug, Clone)]
+pub struct TrainedHeadLoss {
+    pub loss: HeadLoss,
+    /// `[V, D]`, the gradient of Σ weight · loss by the head.
+    pub dweight: Tensor,
+}
+
 /// The losses alone: `[N]`.
 pub fn forward(x_ND: &Tensor, weight_VD: &Tensor, targets_N: &Tensor) -> Result<Tensor> {
     check(x_ND, weight_VD, targets_N)?;
@@ -35,6 +43,19 @@ pub fn forward_backward(x_ND: &Tensor, weight_VD: &Tensor, targets_N: &Tensor, w
     check(x_ND, weight_VD, targets_N)?;
     weights_N.expect_dims("cross entropy: weights", &[x_ND.dims()[0]])?;
     host::forward_backward(x_ND, weight_VD, (targets_N, weights_N), LOGITS_PER_CHUNK)
+}
+
+/// The same with the gradient of the head: `Σ_N weight · (softmax − onehot)ᵀ · x`, a product for each chunk, the chunks
+/// added in their order.
+pub fn forward_backward_of_head(
+    x_ND: &Tensor,
+    weight_VD: &Tensor,
+    targets_N: &Tensor,
+    weights_N: &Tensor,
+) -> Result<TrainedHeadLoss> {
+    check(x_ND, weight_VD, targets_N)?;
+    weights_N.expect_dims("cross entropy: weights", &[x_ND.dims()[0]])?;
+    host::forward_backward_of_head(x_ND, weight_VD, (targets_N, weights_N), LOGITS_PER_CHUNK)
 }
 
 fn check(x: &Tensor, weight: &Tensor, targets: &Tensor) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use scout_device::Tensor;
 
-use super::{HeadLoss, forward, forward_backward, host, reference};
+use super::{HeadLoss, TrainedHeadLoss, forward, forward_backward, forward_backward_of_head, host, reference};
 use crate::test_inputs::{assert_close, assert_gradient, bits, doubles, index_tensor, indices, tensor};
 
 #[test]
@@ -14,16 +14,24 @@ fn losses_and_gradients_agree_with_the_reference() {
         let (x64, weight64) = (doubles(&x), doubles(&weight));
         let losses = reference::losses(&x64, &weight64, &targets, width);
         let dx = reference::dx(&x64, &weight64, &targets, &doubles(&weights), width);
+        let dweight = reference::dweight(&x64, &weight64, &targets, &doubles(&weights), width);
         let targets = index_tensor(&targets);
         let check = |found: HeadLoss| {
             assert_close(&what, &found.token_loss, &[num_rows], &losses, 1e-6);
             assert_close(&what, &found.dx, &[num_rows, width], &dx, 3e-6);
         };
+        let check_of_head = |found: TrainedHeadLoss| {
+            check(found.loss);
+            assert_close(&what, &found.dweight, &[vocabulary, width], &dweight, 3e-6);
+        };
         check(forward_backward(&x, &weight, &targets, &weights).unwrap());
+        check_of_head(forward_backward_of_head(&x, &weight, &targets, &weights).unwrap());
         assert_close(&what, &forward(&x, &weight, &targets).unwrap(), &[num_rows], &losses, 1e-6);
         // Chunks of three rows and a tail, and of one row because none fits.
         for logits_per_chunk in [3 * vocabulary, 0] {
             check(host::forward_backward(&x, &weight, (&targets, &weights), logits_per_chunk).unwrap());
+            let found = host::forward_backward_of_head(&x, &weight, (&targets, &weights), logits_per_chunk);
+            check_of_head(found.unwrap());
             let found = host::forward(&x, &weight, &targets, logits_per_chunk).unwrap();
             assert_close(&what, &found, &[num_rows], &losses, 1e-6);
         }
@@ -35,6 +43,9 @@ fn both_functions_find_the_same_loss_to_the_last_bit() {
     let (x, weight, targets) = (tensor(1, [9, 16]), tensor(2, [50, 16]), index_tensor(&indices(3, 9, 50)));
     let with_gradient = forward_backward(&x, &weight, &targets, &tensor(4, [9])).unwrap();
     assert_eq!(bits(&with_gradient.token_loss), bits(&forward(&x, &weight, &targets).unwrap()));
+    let of_head = forward_backward_of_head(&x, &weight, &targets, &tensor(4, [9])).unwrap().loss;
+    assert_eq!(bits(&of_head.token_loss), bits(&with_gradient.token_loss));
+    assert_eq!(bits(&of_head.dx), bits(&with_gradient.dx));
 }
 
 #[test]
@@ -43,6 +54,8 @@ fn the_gradient_is_that_of_the_losses() {
     let targets = [4, 0];
     let dx = reference::dx(&x, &weight, &targets, &weights, 3);
     assert_gradient("cross entropy", &x, &weights, |x| reference::losses(x, &weight, &targets, 3), &dx);
+    let dweight = reference::dweight(&x, &weight, &targets, &weights, 3);
+    assert_gradient("head", &weight, &weights, |weight| reference::losses(&x, weight, &targets, 3), &dweight);
 }
 
 #[test]
@@ -70,4 +83,6 @@ fn targets_and_shapes_that_do_not_fit_are_refused() {
     assert!(forward(&x, &tensor(2, [0, 3]), &targets).is_err());
     assert!(forward_backward(&x, &weight, &targets, &weights).is_ok());
     assert!(forward_backward(&x, &weight, &targets, &tensor(3, [3])).is_err());
+    assert!(forward_backward_of_head(&x, &weight, &targets, &tensor(3, [3])).is_err());
+    assert!(forward_backward_of_head(&x, &weight, &index_tensor(&[5, 0]), &weights).is_err());
 }

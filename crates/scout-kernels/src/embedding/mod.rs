@@ -1,6 +1,10 @@
-//! Token ids to rows of the embedding: exact copies in a new tensor. The embedding is frozen, so there is no backward.
+//! Token ids to rows of the embedding: exact copies in a new tensor. On the way back each row of the embedding collects
+//! the gradients of its tokens, in the order of the batch, in f64 and rounded once.
 #![expect(non_snake_case, reason = "shape suffixes: T tokens, V vocabulary, D model width")]
 
+mod host;
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -15,4 +19,13 @@ pub fn forward(ids_T: &Tensor, weight_VD: &Tensor) -> Result<Tensor> {
     ids_T.expect_dims(WHAT, &[ids_T.num_elements()])?;
     check::indices(WHAT, &ids_T.u32s()?, vocabulary)?;
     rows::host::gather(weight_VD, ids_T)
+}
+
+/// The gradient of the embedding, `[V, D]`: zeros for tokens that do not occur.
+pub fn weight_gradient(dx_TD: &Tensor, ids_T: &Tensor, vocabulary: usize) -> Result<Tensor> {
+    const WHAT: &str = "embedding, gradient of the weight";
+    let (num_tokens, _) = dx_TD.dims2(WHAT)?;
+    ids_T.expect_dims(WHAT, &[num_tokens])?;
+    check::indices(WHAT, &ids_T.u32s()?, vocabulary)?;
+    host::weight_gradient(dx_TD, ids_T, vocabulary)
 }

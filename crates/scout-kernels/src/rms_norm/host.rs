@@ -4,7 +4,7 @@ use scout_device::Tensor;
 
 use super::Normed;
 use crate::Result;
-use crate::host::{dot, filled, for_each_row, for_each_row_pair};
+use crate::host::{dot, filled, for_each_piece, for_each_row, for_each_row_pair, sum_over_rows};
 
 pub(super) fn forward(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Normed> {
     let (num_tokens, width) = (x.dims()[0], x.dims()[1]);
@@ -45,6 +45,19 @@ pub(super) fn backward(dy: &Tensor, x: &Tensor, inverse_rms: &Tensor, weight: &T
             for (dx, &x) in dx.iter_mut().zip(x) {
                 *dx = r * (*dx - x * along);
             }
+        });
+    })
+}
+
+pub(super) fn weight_gradient(dy: &Tensor, x: &Tensor, inverse_rms: &Tensor) -> Result<Tensor> {
+    let (num_tokens, width) = (x.dims()[0], x.dims()[1]);
+    let (dy, x, inverse_rms) = (dy.f32s()?, x.f32s()?, inverse_rms.f32s()?);
+    let (dy, x, inverse_rms) = (&dy[..], &x[..], &inverse_rms[..]);
+    filled([width], |dweight| {
+        for_each_piece(dweight, |first_column, dweight| {
+            sum_over_rows(dweight, first_column, 0..num_tokens, |row, column| {
+                f64::from(dy[row * width + column]) * f64::from(x[row * width + column] * inverse_rms[row])
+            });
         });
     })
 }

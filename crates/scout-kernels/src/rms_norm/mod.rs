@@ -1,7 +1,7 @@
 //! RMS norm over the last dimension: `y = (x · r) ⊙ weight` with `r = 1/√(mean(x²) + ε)`. Results are new tensors.
-//! The mean is within 1e-6 of the exact one, everything else is rounded once per operation. The weight is frozen, so
-//! there is no gradient for it. On a GPU all tensors are f32 or all bf16, but for the inverse rms, which is f32;
-//! arithmetic is f32.
+//! The mean is within 1e-6 of the exact one, everything else is rounded once per operation. The gradient of the weight
+//! is for those who train it: a sum over all rows in their order, taken in f64 and rounded once.
+//! On a GPU all tensors are f32 or all bf16, but for the inverse rms, which is f32; arithmetic is f32.
 #![expect(non_snake_case, reason = "shape suffixes: T tokens, D model width")]
 
 mod cuda;
@@ -42,4 +42,13 @@ pub fn backward(dy_TD: &Tensor, x_TD: &Tensor, inverse_rms_T: &Tensor, weight_D:
         None => host::backward(dy_TD, x_TD, inverse_rms_T, weight_D),
         Some(device) => cuda::backward(device, dy_TD, x_TD, inverse_rms_T, weight_D),
     }
+}
+
+/// The gradient of `weight`: `Σ_T dy ⊙ x·r`.
+pub fn weight_gradient(dy_TD: &Tensor, x_TD: &Tensor, inverse_rms_T: &Tensor) -> Result<Tensor> {
+    const WHAT: &str = "rms norm, gradient of the weight";
+    let (num_tokens, width) = x_TD.dims2(WHAT)?;
+    dy_TD.expect_dims(WHAT, &[num_tokens, width])?;
+    inverse_rms_T.expect_dims(WHAT, &[num_tokens])?;
+    host::weight_gradient(dy_TD, x_TD, inverse_rms_T)
 }

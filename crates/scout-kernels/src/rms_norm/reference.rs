@@ -24,3 +24,13 @@ pub(super) fn backward(dy: &[f64], x: &[f64], inverse_rms: &[f64], weight: &[f64
     }
     dx
 }
+
+pub(super) fn weight_gradient(dy: &[f64], x: &[f64], inverse_rms: &[f64], width: usize) -> Vec<f64> {
+    let mut dweight = vec![0.0; width];
+    for (row, &r) in inverse_rms.iter().enumerate() {
+        for (column, dweight) in dweight.iter_mut().enumerate() {
+            *dweight += dy[row * width + column] * x[row * width + column] * r;
+        }
+    }
+    dweight
+}

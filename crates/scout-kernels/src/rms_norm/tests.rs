@@ -1,6 +1,6 @@
 //! RMS norm against the reference, and the reference against differences.
 
-use super::{backward, forward, reference};
+use super::{backward, forward, reference, weight_gradient};
 use crate::test_inputs::{assert_close, assert_gradient, doubles, tensor};
 
 const EPSILON: f32 = 1e-5;
@@ -14,6 +14,9 @@ fn both_directions_agree_with_the_reference() {
         let found = forward(&x, &weight, EPSILON).unwrap();
         assert_close(&what, &found.y, &[num_tokens, width], &y, 1e-6);
         assert_close(&what, &found.inverse_rms, &[num_tokens], &inverse_rms, 1e-6);
+        let dweight = reference::weight_gradient(&doubles(&dy), &doubles(&x), &inverse_rms, width);
+        let of_weight = weight_gradient(&dy, &x, &found.inverse_rms).unwrap();
+        assert_close(&what, &of_weight, &[width], &dweight, 2e-6);
         let dx = reference::backward(&doubles(&dy), &doubles(&x), &inverse_rms, &doubles(&weight));
         let found = backward(&dy, &x, &found.inverse_rms, &weight).unwrap();
         // With one column the two terms cancel but for ε, and so do most of their digits.
@@ -36,6 +39,8 @@ fn the_gradient_is_that_of_the_forward_pass() {
     let (_, inverse_rms) = reference::forward(&x, &weight, 1e-3);
     let dx = reference::backward(&dy, &x, &inverse_rms, &weight);
     assert_gradient("rms norm", &x, &dy, |x| reference::forward(x, &weight, 1e-3).0, &dx);
+    let dweight = reference::weight_gradient(&dy, &x, &inverse_rms, 7);
+    assert_gradient("rms norm's weight", &weight, &dy, |weight| reference::forward(&x, weight, 1e-3).0, &dweight);
 }
 
 #[test]
@@ -47,4 +52,7 @@ fn shapes_that_do_not_fit_are_refused() {
     assert!(backward(&tensor(1, [4, 3]), &x, &r, &weight).is_err());
     assert!(backward(&x, &x, &weight, &weight).is_err());
     assert!(backward(&x, &x, &r, &r).is_err());
+    assert!(weight_gradient(&x, &x, &r).is_ok());
+    assert!(weight_gradient(&tensor(1, [4, 3]), &x, &r).is_err());
+    assert!(weight_gradient(&x, &x, &weight).is_err());
 }

@@ -6,7 +6,7 @@ use scout_device::Tensor;
 use super::{RouterGradient, Routing};
 use crate::Result;
 use crate::exp::sigmoid;
-use crate::host::{dot, filled, for_each_row, for_each_row_pair};
+use crate::host::{dot, filled, for_each_piece, for_each_row, for_each_row_pair, sum_over_rows};
 
 pub(super) fn choose(logits: &Tensor) -> Result<Routing> {
     let num_experts = logits.dims()[1];
@@ -125,6 +125,23 @@ pub(super) fn backward(
         });
     })?;
     Ok(RouterGradient { dx, dlogit_T: Tensor::from_f32(dlogit, [num_tokens])? })
+}
+
+pub(super) fn weight_gradient(dlogit: &Tensor, x: &Tensor, routing: &Routing) -> Result<Tensor> {
+    let width = x.dims()[1];
+    let (dlogit, x, order) = (dlogit.f32s()?, x.f32s()?, routing.order_T.u32s()?);
+    let (dlogit, x, order) = (&dlogit[..], &x[..], &order[..]);
+    filled([routing.offsets.len() - 1, width], |dweight| {
+        for (dweight, ends) in dweight.chunks_exact_mut(width.max(1)).zip(routing.offsets.windows(2)) {
+            let of_expert = &order[ends[0] as usize..ends[1] as usize];
+            for_each_piece(dweight, |first_column, dweight| {
+                let tokens = of_expert.iter().map(|&token| token as usize);
+                sum_over_rows(dweight, first_column, tokens, |token, column| {
+                    f64::from(dlogit[token]) * f64::from(x[token * width + column])
+                });
+            });
+        }
+    })
 }
 
 /// The sorted position of each token.

@@ -97,6 +97,15 @@ pub fn backward(
     host::backward(du_sorted_TD, x_TD, routing, weight_ED, dx_other_TD)
 }
 
+/// The gradient of the router's weight, `[E, D]`: each expert sums `dz·x` over its tokens, in their order, in f64 and
+/// rounded once. Experts without tokens get zeros.
+pub fn weight_gradient(dlogit_T: &Tensor, x_TD: &Tensor, routing: &Routing) -> Result<Tensor> {
+    const WHAT: &str = "router, gradient of the weight";
+    check_rows(WHAT, x_TD, routing)?;
+    dlogit_T.expect_dims(WHAT, &[x_TD.dims()[0]])?;
+    host::weight_gradient(dlogit_T, x_TD, routing)
+}
+
 fn check_logits(what: &'static str, logits: &Tensor) -> Result<(usize, usize)> {
     match logits.dims2(what)? {
         (num_tokens, 0) if num_tokens > 0 => {

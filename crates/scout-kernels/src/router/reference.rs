@@ -41,3 +41,15 @@ pub(super) fn backward(
     }
     (dx, dlogit)
 }
+
+/// The gradient of the router's weight, token by token.
+pub(super) fn weight_gradient(dlogit: &[f64], x: &[f64], experts: &[u32], num_experts: usize) -> Vec<f64> {
+    let width = x.len() / experts.len().max(1);
+    let mut dweight = vec![0.0; num_experts * width];
+    for (token, &expert) in experts.iter().enumerate() {
+        for i in 0..width {
+            dweight[expert as usize * width + i] += dlogit[token] * x[token * width + i];
+        }
+    }
+    dweight
+}

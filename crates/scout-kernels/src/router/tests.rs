@@ -2,7 +2,7 @@
 
 use scout_device::Tensor;
 
-use super::{Routing, backward, choose, combine, forced, gather, gather_scaled, reference};
+use super::{Routing, backward, choose, combine, forced, gather, gather_scaled, reference, weight_gradient};
 use crate::matmul;
 use crate::test_inputs::{assert_close, assert_gradient, bits, doubles, index_tensor, indices, tensor};
 
@@ -107,6 +107,12 @@ fn moves_and_gradients_agree_with_the_reference() {
                 reference::backward(&doubles(&routed), &x64, (&experts, &scores), &doubles(&weight), &doubles(&shared));
             assert_close(&what, &found.dx, &dims, &dx, 2e-6);
             assert_close(&what, &found.dlogit_T, &[num_tokens], &dlogit, 2e-6);
+            let dweight = reference::weight_gradient(&dlogit, &x64, &experts, 4);
+            let of_weight = weight_gradient(&found.dlogit_T, &x, &routing).unwrap();
+            if num_tokens > 0 {
+                assert_close(&what, &of_weight, &[4, width], &dweight, 3e-6);
+            }
+            assert_eq!(of_weight.dims(), [4, width]);
         }
     }
 }
@@ -118,8 +124,10 @@ fn the_gradient_is_that_of_the_forward_pass() {
     let scores: Vec<f64> = (0..3)
         .map(|t| reference::sigmoid((0..5).map(|i| x[t * 5 + i] * weight[experts[t] as usize * 5 + i]).sum()))
         .collect();
-    let (dx, _) = reference::backward(&du, &x, (&experts, &scores), &weight, &[0.0; 15]);
+    let (dx, dlogit) = reference::backward(&du, &x, (&experts, &scores), &weight, &[0.0; 15]);
     assert_gradient("router", &x, &du, |x| reference::scaled(x, &weight, &experts, 5), &dx);
+    let dweight = reference::weight_gradient(&dlogit, &x, &experts, 4);
+    assert_gradient("router's weight", &weight, &du, |weight| reference::scaled(&x, weight, &experts, 5), &dweight);
 }
 
 #[test]
@@ -137,6 +145,9 @@ fn shapes_that_do_not_fit_are_refused() {
     assert!(backward(&x, &x, &routing, &weight, &x).is_ok());
     assert!(backward(&x, &x, &routing, &x, &x).is_err());
     assert!(backward(&x, &short, &routing, &weight, &x).is_err());
+    assert!(weight_gradient(&tensor(1, [6]), &x, &routing).is_ok());
+    assert!(weight_gradient(&tensor(1, [5]), &x, &routing).is_err());
+    assert!(weight_gradient(&tensor(1, [6]), &short, &routing).is_err());
     let broken = Routing { order_T: index_tensor(&[9; 6]), ..routing };
     assert!(gather(&x, &broken).is_err());
 }

@@ -1,12 +1,12 @@
-//! Forward, input gradient and every adapter gradient of each block against candle's autograd.
+//! Forward, input gradient, and the gradient of every adapter and every weight of each block against candle's autograd.
 
-use scout_core::Projection;
+use scout_core::{Projection, UnitId};
 use scout_device::Tensor;
 use scout_model::pass::Dropout;
-use scout_model::{LoraSettings, ModelConfig, NoTrace, Pass};
+use scout_model::{Gradients, LoraGradients, LoraSettings, ModelConfig, NoTrace, NoWeights, Pass};
 
 use crate::reference::{Found, Reference};
-use crate::rig::{BlockOutcome, Rig, assert_close, lora, small};
+use crate::rig::{BlockOutcome, ByParam, Collected, Rig, assert_close, bits, lora, small};
 
 /// Ours is f32, the reference f64: the noise of a few dozen additions, an order below what recorded numbers may miss.
 const TOLERANCE: f64 = 1e-5;
@@ -63,6 +63,20 @@ fn compare(name: &str, rig: &Rig, ours: &BlockOutcome, theirs: &Found) {
             let range = rig.layout.range(index, factor);
             let what = format!("{name}: {:?} of {:?} of layer {}", factor, module.projection, module.layer_index);
             assert_close(&what, &ours.gradients[range.clone()], &theirs.gradients[range], TOLERANCE);
+        }
+    }
+    compare_weights(name, rig, &ours.weights, &theirs.weights);
+}
+
+/// Every weight of the units that took part, and no other, has the gradient that candle found.
+fn compare_weights(name: &str, rig: &Rig, ours: &ByParam, theirs: &[Vec<Vec<f64>>]) {
+    for (unit, theirs) in rig.units.units().iter().zip(theirs) {
+        for (index, (param, theirs)) in unit.params.iter().zip(theirs).enumerate() {
+            let what = format!("{name}: {}", param.name);
+            match ours.get(&(unit.id, index)) {
+                Some(ours) => assert_close(&what, ours, theirs, TOLERANCE),
+                None => assert!(theirs.iter().all(|&value| value == 0.0), "{what} has no gradient"),
+            }
         }
     }
 }
@@ -156,12 +170,66 @@ fn loss_and_gradient_of_the_head_agree_with_candles_autograd() {
         let batch = rig.batch(&documents(lengths));
         let x = rig.activations(4, &batch);
         let head = &rig.model.head;
-        let (loss, dx) = head.loss_and_gradient(&mut rig.source(vec![head.unit]), &x, &batch, &mut NoTrace).unwrap();
-        let (expected, expected_dx) = Reference::new(&rig, &x).head(&batch);
+        let (mut of_adapters, mut collected) = (LoraGradients::zeros(rig.layout.clone()), rig.collected());
+        let mut gradients = Gradients { lora: &mut of_adapters, weights: &mut collected };
+        let mut source = rig.source(vec![head.unit]);
+        let (loss, dx) = head.loss_and_gradient(&mut source, &x, &batch, &mut gradients, &mut NoTrace).unwrap();
+        let theirs = Reference::new(&rig, &x).head(&batch);
+        let expected = theirs.y[0];
         assert!((loss.weighted_sum - expected).abs() <= TOLERANCE * expected.abs(), "{name}: {expected}");
-        assert_close(&format!("{name}: dx"), &dx.to_f32_vec().unwrap(), &expected_dx, TOLERANCE);
+        assert_close(&format!("{name}: dx"), &dx.to_f32_vec().unwrap(), &theirs.dx, TOLERANCE);
+        assert_eq!(collected.found.len(), 2, "{name}: norm and head");
+        compare_weights(name, &rig, &collected.found, &theirs.weights);
+        // Where the head is frozen, not a bit of the rest changes.
+        let mut frozen = Gradients { lora: &mut of_adapters, weights: &mut NoWeights };
+        let mut source = rig.source(vec![head.unit]);
+        let again = head.loss_and_gradient(&mut source, &x, &batch, &mut frozen, &mut NoTrace).unwrap();
+        assert_eq!(again.0.weighted_sum.to_bits(), loss.weighted_sum.to_bits(), "{name}");
+        assert_eq!(bits(&again.1.to_f32_vec().unwrap()), bits(&dx.to_f32_vec().unwrap()), "{name}");
         let alone = head.loss(&mut rig.source(vec![head.unit]), &x, &batch).unwrap();
         assert_eq!(alone.weighted_sum.to_bits(), loss.weighted_sum.to_bits(), "{name}: evaluation loses no bit");
         assert_eq!(alone.token_loss.num_elements(), batch.num_targets());
+    }
+}
+
+#[test]
+fn the_gradient_of_the_embedding_agrees_with_candles_autograd() {
+    for (vocab_size, lengths) in [(48, &[13, 1, 7][..]), (2, &[9]), (3001, &[5, 12])] {
+        let rig = Rig::new(ModelConfig { vocab_size, ..small() }, &lora(&[]));
+        let batch = rig.batch(&documents(lengths));
+        let dy = rig.activations(2, &batch);
+        let (mut of_adapters, mut collected) = (LoraGradients::zeros(rig.layout.clone()), rig.collected());
+        let mut gradients = Gradients { lora: &mut of_adapters, weights: &mut collected };
+        rig.model.embedding.backward(&dy, &batch, &mut gradients).unwrap();
+        let theirs = Reference::new(&rig, &dy).embedding(&batch, &dy);
+        assert_eq!(collected.found.len(), 1);
+        compare_weights(&format!("vocabulary of {vocab_size}"), &rig, &collected.found, &theirs.weights);
+    }
+}
+
+#[test]
+fn gradients_of_frozen_weights_are_not_made_and_the_others_keep_their_bits() {
+    let rig = Rig::new(small(), &lora(&[]));
+    let batch = rig.batch(&documents(&[9, 4]));
+    let pass = rig.pass(&batch);
+    let whole = rig.whole(&pass).weights;
+    let num_params: usize = rig.units.units().iter().map(|unit| unit.params.len()).sum();
+    assert_eq!(whole.len(), num_params, "every weight of the model has a gradient");
+    let [x, dy] = [1, 2].map(|seed| rig.activations(seed, &batch));
+    for (index, block) in rig.model.blocks.iter().enumerate() {
+        let everything = rig.block(index, &x, &dy, &pass).weights;
+        for wanted in everything.keys().copied() {
+            let (_, saved) =
+                block.forward(&mut rig.source(block.forward_units()), x.clone(), &pass, &mut NoTrace).unwrap();
+            let wants = move |unit: UnitId, param: usize| (unit, param) == wanted;
+            let mut collected = Collected { wants: &wants, ..rig.collected() };
+            let mut of_adapters = LoraGradients::zeros(rig.layout.clone());
+            let mut gradients = Gradients { lora: &mut of_adapters, weights: &mut collected };
+            let mut source = rig.source(block.backward_units());
+            block.backward(&mut source, dy.clone(), saved, &pass, &mut gradients).unwrap();
+            let found: Vec<_> = collected.found.into_iter().collect();
+            assert!(found.len() == 1 && found[0].0 == wanted);
+            assert_eq!(bits(&found[0].1), bits(&everything[&wanted]), "{wanted:?}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use scout_device::Tensor;
 use scout_model::pass::Dropout;
 use scout_model::{Keep, Pass};
 
-use crate::rig::{BlockOutcome, Rig, bits, lora, small};
+use crate::rig::{BlockOutcome, Rig, bits, bits_by_param, lora, small};
 
 const LESS: [Keep; 2] = [Keep::AllButGateUp, Keep::InputOnly];
 
@@ -13,6 +13,7 @@ fn assert_same_bits(what: &str, found: &BlockOutcome, expected: &BlockOutcome) {
     assert_eq!(bits(&found.y), bits(&expected.y), "{what}: y");
     assert_eq!(bits(&found.dx), bits(&expected.dx), "{what}: dx");
     assert_eq!(bits(&found.gradients), bits(&expected.gradients), "{what}: gradients");
+    assert_eq!(bits_by_param(&found.weights), bits_by_param(&expected.weights), "{what}: gradients of weights");
 }
 
 #[test]
@@ -50,6 +51,7 @@ fn a_whole_pass_has_the_same_loss_and_gradients_whatever_is_kept() {
         assert_eq!(found.loss.to_bits(), expected.loss.to_bits(), "{keep:?}");
         assert_eq!(bits(&found.dx), bits(&expected.dx), "{keep:?}");
         assert_eq!(bits(&found.gradients), bits(&expected.gradients), "{keep:?}");
+        assert_eq!(bits_by_param(&found.weights), bits_by_param(&expected.weights), "{keep:?}");
     }
 }
 

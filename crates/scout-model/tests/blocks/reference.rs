@@ -17,6 +17,8 @@ pub struct Found {
     pub dx: Vec<f64>,
     /// Laid out like the adapter.
     pub gradients: Vec<f64>,
+    /// Of each parameter of each unit.
+    pub weights: Vec<Vec<Vec<f64>>>,
 }
 
 pub struct Reference<'a> {
@@ -24,6 +26,8 @@ pub struct Reference<'a> {
     x: Var,
     /// Factors A and B of each module.
     factors: Vec<[Var; 2]>,
+    /// Parameters of each unit.
+    params: Vec<Vec<Var>>,
     /// Takes the router's score for a number that does not depend on the input, which is wrong.
     pub is_score_constant: bool,
 }
@@ -41,7 +45,9 @@ impl<'a> Reference<'a> {
                 [factor(index, Factor::A, m.a_shape().dims()), factor(index, Factor::B, m.b_shape().dims())]
             })
             .collect();
-        Reference { rig, x, factors, is_score_constant: false }
+        let units = 0..rig.units.units().len();
+        let params = units.map(|unit| params_of(rig, unit)).collect();
+        Reference { rig, x, factors, params, is_score_constant: false }
     }
 
     pub fn attention(&self, layer: usize, pass: &Pass, dy: &scout_device::Tensor) -> Found {
@@ -52,17 +58,32 @@ impl<'a> Reference<'a> {
         self.differentiate(self.experts_forward(layer, pass).unwrap(), dy)
     }
 
-    /// Weighted loss and its gradient by the input.
-    pub fn head(&self, batch: &Batch) -> (f64, Vec<f64>) {
+    /// Weighted loss, in the place of `y`.
+    pub fn head(&self, batch: &Batch) -> Found {
         let loss = self.head_forward(batch).unwrap();
-        let gradients = loss.backward().unwrap();
-        (loss.to_scalar().unwrap(), vector(gradients.get(&self.x).unwrap()))
+        self.found(&loss, &loss.backward().unwrap())
+    }
+
+    /// The embedding picks rows by one-hot products.
+    pub fn embedding(&self, batch: &Batch, dy: &scout_device::Tensor) -> Found {
+        let vocab_size = self.rig.config.vocab_size;
+        let ids = batch.ids.u32s().unwrap().to_vec();
+        let one_hot =
+            ids.iter().flat_map(|&id| (0..vocab_size).map(move |word| f64::from(u8::from(word == id as usize))));
+        let one_hot = Tensor::from_vec(one_hot.collect(), (ids.len(), vocab_size), &Device::Cpu).unwrap();
+        self.differentiate(one_hot.matmul(&self.param(self.rig.units.embedding().0, 0)).unwrap(), dy)
     }
 
     fn differentiate(&self, y: Tensor, dy: &scout_device::Tensor) -> Found {
         let gradients = (&y * double(dy)).unwrap().sum_all().unwrap().backward().unwrap();
-        let of_factors = self.factors.iter().flatten().flat_map(|factor| gradient_of(&gradients, factor)).collect();
-        Found { y: vector(&y), dx: gradient_of(&gradients, &self.x), gradients: of_factors }
+        self.found(&y, &gradients)
+    }
+
+    fn found(&self, y: &Tensor, gradients: &GradStore) -> Found {
+        let of_factors = self.factors.iter().flatten().flat_map(|factor| gradient_of(gradients, factor)).collect();
+        let of_unit = |params: &Vec<Var>| params.iter().map(|param| gradient_of(gradients, param)).collect();
+        let weights = self.params.iter().map(of_unit).collect();
+        Found { y: vector(y), dx: gradient_of(gradients, &self.x), gradients: of_factors, weights }
     }
 
     fn attention_forward(&self, layer: usize, pass: &Pass) -> Result<Tensor> {
@@ -221,11 +242,20 @@ impl<'a> Reference<'a> {
     }
 
     fn param(&self, unit: usize, index: usize) -> Tensor {
-        let params = &self.rig.units.units()[unit].params;
-        let start: usize = params[..index].iter().map(|param| param.num_elements()).sum();
-        let flat = self.rig.weights[unit].f32s().unwrap();
-        constant(&flat[start..start + params[index].num_elements()], params[index].shape.dims())
+        self.params[unit][index].as_tensor().clone()
     }
+}
+
+fn params_of(rig: &Rig, unit: usize) -> Vec<Var> {
+    let flat = rig.weights[unit].f32s().unwrap();
+    let mut rest = &flat[..];
+    let mut params = Vec::new();
+    for param in &rig.units.units()[unit].params {
+        let (values, behind) = rest.split_at(param.num_elements());
+        params.push(Var::from_tensor(&constant(values, param.shape.dims())).unwrap());
+        rest = behind;
+    }
+    params
 }
 
 fn rms_norm(x: &Tensor, epsilon: f32) -> Result<Tensor> {

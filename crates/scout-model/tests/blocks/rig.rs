@@ -1,15 +1,15 @@
 //! A small model with values that look random, and passes through its parts as a trainer makes them. Checks only that
 //! units are taken in the order a block promises.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use scout_core::{Projection, UnitId};
 use scout_device::{Buffer, Tensor, UnitSource, UnitWeights};
 use scout_model::config::{RopeBands, RopeConfig, Temperature};
 use scout_model::{
-    Batch, Block, Document, Keep, LoraGradients, LoraLayout, LoraSettings, LoraWeights, Model, ModelConfig, NameStyle,
-    NoTrace, Pass, Target, UnitPlan,
+    Batch, Block, Document, Gradients, Keep, LoraGradients, LoraLayout, LoraSettings, LoraWeights, Model, ModelConfig,
+    NameStyle, NoTrace, Pass, Target, UnitPlan, WeightGradients,
 };
 
 /// Widths of which none equals another, one layer of each kind, and borders that fall inside short documents.
@@ -125,11 +125,19 @@ impl Rig {
         let mut source = self.source(block.forward_units());
         let (y, saved) = block.forward(&mut source, x.clone(), forward, &mut NoTrace).unwrap();
         source.expect_all_taken();
-        let mut gradients = LoraGradients::zeros(self.layout.clone());
+        let mut lora = LoraGradients::zeros(self.layout.clone());
+        let mut collected = self.collected();
+        let mut gradients = Gradients { lora: &mut lora, weights: &mut collected };
         let mut source = self.source(block.backward_units());
         let dx = block.backward(&mut source, dy.clone(), saved, backward, &mut gradients).unwrap();
         source.expect_all_taken();
-        BlockOutcome { y: y.to_f32_vec().unwrap(), dx: dx.to_f32_vec().unwrap(), gradients: floats(gradients) }
+        let (y, dx) = (y.to_f32_vec().unwrap(), dx.to_f32_vec().unwrap());
+        BlockOutcome { y, dx, gradients: floats(lora), weights: collected.found }
+    }
+
+    /// Wants the gradient of every weight.
+    pub fn collected(&self) -> Collected<'_> {
+        Collected { units: &self.units, wants: &|_, _| true, found: BTreeMap::new() }
     }
 
     /// From tokens to loss and back again.
@@ -144,17 +152,20 @@ impl Rig {
         }
         let head = &self.model.head;
         let mut source = self.source(vec![head.unit]);
-        let (loss, mut dx) = head.loss_and_gradient(&mut source, &x, pass.batch, &mut NoTrace).unwrap();
-        let mut gradients = LoraGradients::zeros(self.layout.clone());
+        let (mut lora, mut collected) = (LoraGradients::zeros(self.layout.clone()), self.collected());
+        let mut gradients = Gradients { lora: &mut lora, weights: &mut collected };
+        let (loss, mut dx) = head.loss_and_gradient(&mut source, &x, pass.batch, &mut gradients, &mut NoTrace).unwrap();
         for (block, saved) in self.model.blocks.iter().zip(tape).rev() {
             dx = block.backward(&mut self.source(block.backward_units()), dx, saved, pass, &mut gradients).unwrap();
         }
+        embedding.backward(&dx, pass.batch, &mut gradients).unwrap();
         WholeOutcome {
             hidden: x.to_f32_vec().unwrap(),
             loss: loss.weighted_sum,
             token_loss: loss.token_loss.to_f32_vec().unwrap(),
             dx: dx.to_f32_vec().unwrap(),
-            gradients: floats(gradients),
+            gradients: floats(lora),
+            weights: collected.found,
         }
     }
 
@@ -176,6 +187,31 @@ pub struct BlockOutcome {
     pub y: Vec<f32>,
     pub dx: Vec<f32>,
     pub gradients: Vec<f32>,
+    pub weights: ByParam,
+}
+
+/// Gradients of weights, by unit and place in it.
+pub type ByParam = BTreeMap<(UnitId, usize), Vec<f32>>;
+
+/// Keeps the gradients of the weights it wants, and lets no other be made.
+pub struct Collected<'a> {
+    pub units: &'a UnitPlan,
+    pub wants: &'a dyn Fn(UnitId, usize) -> bool,
+    pub found: ByParam,
+}
+
+impl WeightGradients for Collected<'_> {
+    fn wants(&self, unit: UnitId, param: usize) -> bool {
+        (self.wants)(unit, param)
+    }
+
+    fn add(&mut self, unit: UnitId, param: usize, gradient: &Tensor) -> scout_device::Result<()> {
+        assert!((self.wants)(unit, param), "parameter {param} of {unit:?} is frozen");
+        assert_eq!(gradient.shape(), &self.units.unit(unit).params[param].shape, "parameter {param} of {unit:?}");
+        let twice = self.found.insert((unit, param), gradient.to_f32_vec()?);
+        assert!(twice.is_none(), "parameter {param} of {unit:?} got two gradients in one pass");
+        Ok(())
+    }
 }
 
 pub struct WholeOutcome {
@@ -185,6 +221,7 @@ pub struct WholeOutcome {
     /// Of the embedding's output.
     pub dx: Vec<f32>,
     pub gradients: Vec<f32>,
+    pub weights: ByParam,
 }
 
 /// Hands out the units of one block, and none in another order.
@@ -237,6 +274,10 @@ fn hash(seed: u64, at: u64) -> u64 {
         z = (z ^ (z >> 29)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     }
     z ^ (z >> 32)
+}
+
+pub fn bits_by_param(weights: &ByParam) -> BTreeMap<(UnitId, usize), Vec<u32>> {
+    weights.iter().map(|(&place, gradient)| (place, bits(gradient))).collect()
 }
 
 pub fn bits(values: &[f32]) -> Vec<u32> {

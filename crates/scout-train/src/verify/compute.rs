@@ -4,69 +4,73 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use scout_checkpoint::{AdapterLayout, LoadedAdapter, ModelFolder, adapter};
 use scout_comm::Job;
-use scout_core::{Mesh, Rank};
-use scout_device::{Account, Tensor};
+use scout_core::{ByteCount, DType, Mesh};
+use scout_device::{Account, Buffer, Purpose, Tensor};
 use scout_model::lora::Factor;
-use scout_model::{
-    Batch, LoraGradients, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, Trace, UnitPlan, rope,
-};
+use scout_model::{Batch, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, Trace, UnitPlan, rope};
 use scout_shard::{ShardPlan, WeightsMode};
 
 use super::compare::{Numbered, Numbers};
+use super::held::Held;
 use super::padded::Padded;
+use super::together::merge_rows;
 use super::training::Recipe;
-use crate::Result;
 use crate::adapter::AdapterState;
-use crate::load;
+use crate::optimizer::{self, sum_over_ranks};
+use crate::plan::LOOKAHEAD;
+use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, Trainer};
+use crate::{Result, load};
 
-/// A trainer over a recorded folder's model, with whichever adapter is being checked.
+/// A trainer over a recorded folder's model, with whichever adapter is being checked, on one of the ranks. What it
+/// computes is whole on every rank.
 pub struct Bench {
     pub config: ModelConfig,
     pub style: NameStyle,
     folder: PathBuf,
     trainer: Trainer,
     modules: Vec<scout_core::LoraModule>,
+    read: [ByteCount; 2],
 }
 
 impl Bench {
-    pub fn open(folder: &Path, config: ModelConfig) -> Result<Bench> {
+    /// Reads this rank's weights. Waits for no other rank.
+    pub fn open(folder: &Path, config: ModelConfig, job: &Job) -> Result<Bench> {
         let files = ModelFolder::open(folder)?;
         let style = NameStyle::of_names(files.names());
         let units = UnitPlan::new(&config, style);
         files.check(&units.checkpoint_params(&config, style), &UnitPlan::STORED_AS)?;
-        let plan = ShardPlan::new(units.units(), 1, WeightsMode::Resident, 0);
+        let mesh = job.mesh();
+        let plan = ShardPlan::new(units.units(), mesh.size(), WeightsMode::Zero3, LOOKAHEAD);
         let account = Account::new(None);
-        let store = load::weights(&files, &plan, Rank(0), &account)?;
+        let store = load::weights(&files, &plan, mesh.rank(), &account)?;
+        let read = [files.bytes_read(), load::stored_bytes(&files, &plan, mesh.rank())?];
         let model = Model::new(&config, &units)?;
         let schedules = Schedules::of(&model);
-        let job = Job::alone(Duration::from_secs(600));
-        let adapter = without_adapter(&config, &account)?;
+        let adapter = without_adapter(&config, mesh, &account)?;
         let settings = Recipe::default().settings();
-        let trainer = Trainer { model, plan, store, adapter, job, account, schedules, settings };
-        Ok(Bench { config, style, folder: folder.to_path_buf(), trainer, modules: Vec::new() })
+        let weights = TrainedWeights::new(Arc::default(), &plan, &account)?;
+        let trainer = Trainer { model, plan, store, adapter, weights, job: job.clone(), account, schedules, settings };
+        Ok(Bench { config, style, folder: folder.to_path_buf(), trainer, modules: Vec::new(), read })
     }
 
-    /// Puts `adapter_NAME` on the model.
+    /// Puts `adapter_NAME` on the model. Waits for no other rank.
     pub fn wear(&mut self, name: &str) -> Result<LoadedAdapter> {
         let loaded = load::adapter(&self.folder.join(format!("adapter_{name}")), &self.config)?;
-        self.trainer.adapter = load::adapter_state(&loaded, &self.config, Mesh::solo(), &self.trainer.account)?;
+        self.trainer.adapter = load::adapter_state(&loaded, &self.config, self.mesh(), &self.trainer.account)?;
         self.modules = loaded.modules.clone();
         Ok(loaded)
     }
 
     /// The tensors of `expected.safetensors`: a forward pass over the probe batch with every intermediate tensor.
     pub fn forward(&self, probe: &Padded) -> Result<Numbered> {
-        let batch = self.batch(probe)?;
         let seen = Seen::default();
-        let mut computed = self.logits_and_losses(probe, &batch, &seen)?;
-        for (name, tensor) in seen.0.borrow().iter() {
-            computed.insert(name.clone(), probe.spread(tensor)?);
-        }
+        let (mut rows, mut computed) = self.logits_and_losses(probe, &seen)?;
+        rows.extend(self.spread(probe, &seen)?);
+        computed.extend(self.merged(probe, rows)?);
         let frequencies = rope::frequencies(&self.config.rope, self.config.head_dim);
         computed.insert("rope_inv_freq".to_string(), Numbers::floats(&[frequencies.len()], frequencies));
         Ok(computed)
@@ -74,28 +78,28 @@ impl Bench {
 
     /// The tensors of `adapter_X.expected.safetensors`: the same batch with the adapter, forward and backward.
     pub fn with_adapter(&self, probe: &Padded) -> Result<Numbered> {
+        let (mut rows, mut computed) = self.logits_and_losses(probe, &Seen::default())?;
+        let comm = &*self.trainer.job.comm;
         let batch = self.batch(probe)?;
-        let mut computed = self.logits_and_losses(probe, &batch, &Seen::default())?;
         let seen = Seen::default();
         let lora = self.trainer.adapter.weights()?;
-        let mut gradients = LoraGradients::zeros(self.trainer.adapter.layout().clone());
+        let mut gradients = self.trainer.gradients();
         let pass = self.trainer.pass(&batch, &lora, Some(0));
-        let loss = self.trainer.forward_backward(&pass, &mut gradients, &mut &seen)?;
-        computed.insert("loss".to_string(), Numbers::scalar(loss.weighted_sum));
-        for (name, tensor) in seen.0.borrow().iter() {
-            computed.insert(name.clone(), probe.spread(tensor)?);
-        }
-        let flat = gradients.into_flat();
-        computed.extend(self.file_tensors(flat.f32s()?)?.into_iter().map(|(name, x)| (format!("grad.{name}"), x)));
-        let norm = scout_kernels::norms::sum_of_squares(flat.f32s()?).sqrt();
-        computed.insert("grad_norm".to_string(), Numbers::scalar(norm));
+        let own = self.trainer.forward_backward(&pass, &mut gradients, &mut &seen)?;
+        let [loss] = sum_over_ranks(comm, [own.weighted_sum])?;
+        computed.insert("loss".to_string(), Numbers::scalar(loss));
+        rows.extend(self.spread(probe, &seen)?);
+        computed.extend(self.merged(probe, rows)?);
+
+        let reduced = optimizer::reduce(gradients, &self.trainer.adapter, comm)?;
+        let whole = Buffer::zeros(DType::F32, self.trainer.adapter.flat().len())?;
+        let whole = comm.all_gather(&reduced.adapter_part, whole)?.wait()?;
+        computed.extend(self.file_tensors(whole.f32s()?)?.into_iter().map(|(name, x)| (format!("grad.{name}"), x)));
+        computed.insert("grad_norm".to_string(), Numbers::scalar(reduced.norm));
 
         let num_targets = probe.num_targets();
-        let one_by_one = |weight: &dyn Fn(usize) -> f64| -> Result<f64> {
-            (0..probe.num_rows).map(|row| self.loss(&self.batch_of(probe, row..row + 1, weight(row))?)).sum()
-        };
-        let accumulated = one_by_one(&|_| 1.0 / num_targets as f64)?;
-        let of_means = one_by_one(&|row| 1.0 / (probe.num_targets_of(row) * probe.num_rows) as f64)?;
+        let accumulated = self.row_by_row(probe, |_| 1.0 / num_targets as f64)?;
+        let of_means = self.row_by_row(probe, |row| 1.0 / (probe.num_targets_of(row) * probe.num_rows) as f64)?;
         computed.insert("accum_loss".to_string(), Numbers::scalar(accumulated));
         computed.insert("mean_of_row_means".to_string(), Numbers::scalar(of_means));
         Ok(computed)
@@ -108,34 +112,74 @@ impl Bench {
 
     /// The loss of a padded batch, every target counted alike.
     pub fn probe_loss(&self, probe: &Padded) -> Result<f64> {
-        self.loss(&self.batch(probe)?)
+        self.trainer.evaluate(&[self.batch(probe)?])
     }
 
-    pub fn batch(&self, padded: &Padded) -> Result<Batch> {
-        self.batch_of(padded, 0..padded.num_rows, 1.0 / padded.num_targets() as f64)
+    /// What this rank has held and read so far.
+    pub fn held(&self) -> Held {
+        let Trainer { account, plan, schedules, .. } = &self.trainer;
+        let gathered = [&schedules.train, &schedules.evaluate].map(|schedule| plan.gathered_peak(schedule));
+        let [read, read_planned] = self.read;
+        Held {
+            shard: account.peak(Purpose::Shard),
+            shard_planned: plan.kept_bytes(),
+            gathered: account.peak(Purpose::Gathered),
+            gathered_planned: gathered[0].max(gathered[1]),
+            read,
+            read_planned,
+        }
     }
 
-    fn batch_of(&self, padded: &Padded, rows: std::ops::Range<usize>, weight: f64) -> Result<Batch> {
-        padded.batch(rows, weight as f32, self.config.attention_chunk_size)
+    fn mesh(&self) -> Mesh {
+        self.trainer.job.mesh()
     }
 
-    fn loss(&self, batch: &Batch) -> Result<f64> {
-        self.trainer.evaluate(std::slice::from_ref(batch))
+    /// This rank's rows of `padded`, every target of all ranks counted alike.
+    fn batch(&self, padded: &Padded) -> Result<Batch> {
+        let weight = 1.0 / padded.num_targets() as f64;
+        padded.batch(&padded.rows_of(self.mesh()), weight as f32, self.config.attention_chunk_size)
     }
 
-    fn logits_and_losses(&self, probe: &Padded, batch: &Batch, seen: &Seen) -> Result<Numbered> {
+    /// The loss of each row as a micro-batch of its own, added up.
+    fn row_by_row(&self, probe: &Padded, weight: impl Fn(usize) -> f64) -> Result<f64> {
+        let own = probe.rows_of(self.mesh());
+        let loss_of = |row: usize| {
+            // Ranks that do not have the row walk along with none.
+            let rows: &[usize] = if own.contains(&row) { &[row] } else { &[] };
+            let batch = probe.batch(rows, weight(row) as f32, self.config.attention_chunk_size)?;
+            self.trainer.evaluate(&[batch])
+        };
+        (0..probe.num_rows).map(loss_of).sum()
+    }
+
+    /// Tensors with one row for each row of `probe`, this rank's filled, and numbers that are whole.
+    fn logits_and_losses(&self, probe: &Padded, seen: &Seen) -> Result<(Numbered, Numbered)> {
+        let batch = self.batch(probe)?;
+        let own = probe.rows_of(self.mesh());
         let lora = self.trainer.adapter.weights()?;
-        let pass = self.trainer.pass(batch, &lora, None);
+        let pass = self.trainer.pass(&batch, &lora, None);
         let logits = self.trainer.logits(&pass, &mut &*seen)?;
         let loss = self.trainer.losses(&pass)?;
-        Ok([
-            ("logits", probe.spread(&logits)?),
-            ("token_loss", probe.spread_losses(&loss.token_loss)?),
-            ("loss", Numbers::scalar(loss.weighted_sum)),
-            ("num_target_tokens", Numbers::integers(&[1], vec![probe.num_targets() as i64])),
-        ]
-        .map(|(name, numbers)| (name.to_string(), numbers))
-        .into())
+        let sums = [loss.weighted_sum, batch.num_targets() as f64];
+        let [weighted_sum, num_targets] = sum_over_ranks(&*self.trainer.job.comm, sums)?;
+        let rows = [
+            ("logits".to_string(), probe.spread(&own, &logits)?),
+            ("token_loss".to_string(), probe.spread_losses(&own, &loss.token_loss)?),
+        ];
+        let whole = [
+            ("loss".to_string(), Numbers::scalar(weighted_sum)),
+            ("num_target_tokens".to_string(), Numbers::integers(&[1], vec![num_targets as i64])),
+        ];
+        Ok((rows.into(), whole.into()))
+    }
+
+    fn spread(&self, probe: &Padded, seen: &Seen) -> Result<Numbered> {
+        let own = probe.rows_of(self.mesh());
+        seen.0.borrow().iter().map(|(name, tensor)| Ok((name.clone(), probe.spread(&own, tensor)?))).collect()
+    }
+
+    fn merged(&self, probe: &Padded, rows: Numbered) -> Result<Numbered> {
+        merge_rows(&*self.trainer.job.comm, probe.num_rows, rows)
     }
 
     /// Values laid out like the adapter, under the names and in the shapes of its file.
@@ -157,9 +201,9 @@ pub fn adapter_layout(style: NameStyle) -> AdapterLayout {
     }
 }
 
-fn without_adapter(config: &ModelConfig, account: &Account) -> Result<AdapterState> {
+fn without_adapter(config: &ModelConfig, mesh: Mesh, account: &Account) -> Result<AdapterState> {
     let none = LoraSettings { rank: 1, alpha: 1.0, use_rslora: false, projections: BTreeSet::new() };
-    AdapterState::new(Arc::new(LoraLayout::new(config, &none)), Vec::new(), Mesh::solo(), account)
+    AdapterState::new(Arc::new(LoraLayout::new(config, &none)), Vec::new(), mesh, account)
 }
 
 /// Keeps every tensor it is shown.

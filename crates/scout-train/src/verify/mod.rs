@@ -4,22 +4,30 @@
 
 pub mod compare;
 mod compute;
+mod held;
 mod padded;
 mod promise;
 mod texts;
+mod threads;
+mod together;
 mod training;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use scout_checkpoint::TensorFile;
-use scout_core::DType;
+use scout_comm::Job;
+use scout_core::{DType, Phase, Rank};
 use scout_model::{ModelConfig, NameStyle};
 
 pub use compare::{Numbered, Numbers, Row, Rule, Status, Values, compare, compare_all};
 use compute::Bench;
+pub use held::Held;
 use padded::Padded;
 use promise::{ADAPTERS, Manifest};
+pub use threads::on_threads;
+use together::agree;
 use training::Recorded;
 
 use crate::{Result, TrainError};
@@ -30,6 +38,9 @@ pub type Recording = BTreeMap<String, std::result::Result<Numbers, String>>;
 /// Why 4-bit rows wait.
 const NO_FOUR_BIT: &str = "4-bit weights are not built yet";
 const NO_PICTURES: &str = "pictures are not built yet";
+
+/// Longer than any step of a comparison takes; ranks that fail end the others at once.
+const DEADLINE: Duration = Duration::from_secs(600);
 
 /// One recorded file beside what was computed for it: enough to compare again with other numbers.
 #[derive(Debug, Clone)]
@@ -55,6 +66,8 @@ pub struct Verdict {
     pub groups: Vec<Group>,
     /// Rows that are settled without a comparison of tensors.
     pub rows: Vec<Row>,
+    /// What each rank held and read; empty where nothing could be computed.
+    pub ranks: Vec<Held>,
 }
 
 impl Verdict {
@@ -62,137 +75,228 @@ impl Verdict {
         self.groups.iter().flat_map(Group::compare).chain(self.rows.iter().cloned()).collect()
     }
 
-    /// Adds the group that `make` returns, or the row that says why there is none.
-    fn attempt(&mut self, name: &str, make: impl FnOnce() -> Result<Group>) {
-        match make() {
-            Ok(group) => self.groups.push(group),
-            Err(error) => self.rows.push(Row::fail(name, "all", error.with_causes())),
-        }
+    fn fail(mut self, group: &str, quantity: &str, detail: impl Into<String>) -> Verdict {
+        self.rows.push(Row::fail(group, quantity, detail));
+        self
     }
 }
 
 /// Compares everything in `folder`. An error means that there is nothing to compare with; everything else is a row.
 pub fn verify(folder: &Path) -> Result<Verdict> {
-    let manifest = Manifest::read(folder)?;
-    let mut verdict = Verdict::default();
-    let config = match ModelConfig::read(&folder.join("config.json")) {
-        Ok(config) => config,
-        Err(error) => {
-            verdict.rows.push(Row::fail("config.json", "all", TrainError::from(error).with_causes()));
-            return Ok(verdict);
-        }
-    };
-    verdict.rows.push(hub_spelling(folder, &config));
-    let mut bench = match Bench::open(folder, config.clone()) {
-        Ok(bench) => bench,
-        Err(error) => {
-            verdict.rows.push(Row::fail("model", "weights", error.with_causes()));
-            return Ok(verdict);
-        }
-    };
-    if manifest.vision_config.is_some() {
-        verify_text_rows(folder, &mut bench, &mut verdict);
-    } else {
-        verify_text_folder(folder, &manifest, &mut bench, &mut verdict);
+    verify_on_rank(folder, &Job::alone(DEADLINE))
+}
+
+/// What ranks that compare together must have in common, in a few bytes: which folder of numbers, of which model.
+/// Files that cannot be read are no matter here; their rows will say so.
+pub fn identity_of(folder: &Path) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for name in ["manifest.json", "config.json", "training.json"] {
+        let text = std::fs::read(folder.join(name)).unwrap_or_default();
+        hasher.update(&(text.len() as u64).to_le_bytes()).update(&text);
     }
+    *hasher.finalize().as_bytes()
+}
+
+/// The same, computed sharded by `world_size` ranks that are threads of this process.
+pub fn verify_on_threads(folder: &Path, world_size: usize) -> Result<Verdict> {
+    on_threads(world_size, DEADLINE, |job| verify_on_rank(folder, job))
+}
+
+/// The same on one of the ranks of a job: row i of every batch belongs to rank i modulo their number, weights are
+/// sharded, and every rank returns the same verdict. Fails on all ranks when one of them cannot go on.
+pub fn verify_on_rank(folder: &Path, job: &Job) -> Result<Verdict> {
+    let rank = job.mesh().rank();
+    verdict_on(folder, job).inspect_err(|error| job.comm.abort(&format!("rank {rank}: {}", error.with_causes())))
+}
+
+fn verdict_on(folder: &Path, job: &Job) -> Result<Verdict> {
+    let comm = &*job.comm;
+    let manifest = Manifest::read(folder)?;
+    let verdict = Verdict::default();
+    let config = ModelConfig::read(&folder.join("config.json")).map_err(TrainError::from);
+    let config = match agree(comm, config)? {
+        Ok(config) => config,
+        Err(reason) => return Ok(verdict.fail("config.json", "all", reason)),
+    };
+    let spelling = hub_spelling(folder, &config);
+    job.whereabouts.enter(Phase::Load);
+    let bench = match agree(comm, Bench::open(folder, config, job))? {
+        Ok(bench) => bench,
+        Err(reason) => {
+            let verdict = Verdict { rows: vec![spelling], ..verdict };
+            return Ok(verdict.fail("model", "weights", reason));
+        }
+    };
+    let verdict = Verdict { rows: vec![spelling], ..verdict };
+    let mut checks = Checks { folder, manifest: &manifest, job, bench, verdict };
+    match manifest.vision_config {
+        Some(_) => checks.text_rows()?,
+        None => checks.text_folder()?,
+    }
+    let Checks { bench, mut verdict, .. } = checks;
+    verdict.ranks = bench.held().of_all(comm)?;
+    let failures = verdict.ranks.iter().enumerate().flat_map(|(rank, held)| held.failures(Rank(rank)));
+    verdict.rows.extend(failures.collect::<Vec<_>>());
     Ok(verdict)
 }
 
-fn verify_text_folder(folder: &Path, manifest: &Manifest, bench: &mut Bench, verdict: &mut Verdict) {
-    let config = bench.config.clone();
-    let expected =
-        read(&folder.join("expected.safetensors")).and_then(|recorded| Ok((padded(&recorded, "")?, recorded)));
-    let (probe, recorded) = match expected {
-        Ok(read) => read,
-        Err(error) => return verdict.rows.push(Row::fail("expected", "batch", error.with_causes())),
-    };
-    verdict.attempt("expected", || {
-        let computed = bench.forward(&probe)?;
-        Ok(Group::new("expected", manifest.expected_names(&config), recorded, computed))
-    });
-    let training = Recorded::read(folder);
-    let batches = read_batches(folder, manifest);
-    for adapter in ADAPTERS {
+/// The comparison while it goes on, on one rank. Everything that may fail on one rank alone is agreed upon before the
+/// next collective.
+struct Checks<'a> {
+    folder: &'a Path,
+    manifest: &'a Manifest,
+    job: &'a Job,
+    bench: Bench,
+    verdict: Verdict,
+}
+
+impl Checks<'_> {
+    /// Adds the group that `compute` makes of what `prepare` returns, or the row that says why there is none. `prepare`
+    /// reads files and waits for nobody; `compute` fails on all ranks at the same point, or ends the comparison.
+    fn attempt<P>(
+        &mut self,
+        name: &str,
+        prepare: impl FnOnce(&mut Bench) -> Result<P>,
+        compute: impl FnOnce(&mut Bench, P) -> Result<Group>,
+    ) -> Result<()> {
+        let prepared = prepare(&mut self.bench);
+        let failed = match agree(&*self.job.comm, prepared)? {
+            Err(reason) => reason,
+            Ok(prepared) => match compute(&mut self.bench, prepared) {
+                Ok(group) => {
+                    self.verdict.groups.push(group);
+                    return Ok(());
+                }
+                // All ranks see the same sums. Other failures may be of one rank, which the others then wait for.
+                Err(error @ TrainError::NotANumber { .. }) => error.with_causes(),
+                Err(error) if self.job.mesh().size() == 1 => error.with_causes(),
+                Err(error) => return Err(error),
+            },
+        };
+        self.fail(name, "all", failed);
+        Ok(())
+    }
+
+    fn fail(&mut self, group: &str, quantity: &str, detail: impl Into<String>) {
+        self.verdict.rows.push(Row::fail(group, quantity, detail));
+    }
+
+    fn text_folder(&mut self) -> Result<()> {
+        let (folder, manifest, comm) = (self.folder, self.manifest, &*self.job.comm);
+        let config = self.bench.config.clone();
+        let (probe, recorded) = match agree(comm, read_probe(folder, "", config.vocab_size))? {
+            Ok(read) => read,
+            Err(reason) => {
+                self.fail("expected", "batch", reason);
+                return Ok(());
+            }
+        };
+        self.attempt(
+            "expected",
+            |_| Ok(()),
+            |bench, ()| {
+                let computed = bench.forward(&probe)?;
+                Ok(Group::new("expected", manifest.expected_names(&config), recorded, computed))
+            },
+        )?;
+        let training = agree(comm, Recorded::read(folder))?;
+        let batches = agree(comm, read_batches(folder, manifest, config.vocab_size))?;
+        for adapter in ADAPTERS {
+            let gradient_names = self.adapter(adapter, &probe)?;
+            match (&training, &batches) {
+                (Ok(training), Ok(batches)) => self.training(adapter, training, batches, &probe)?,
+                (Err(reason), _) | (_, Err(reason)) => self.fail(&format!("training_{adapter}"), "all", reason),
+            }
+            if adapter == "all" && manifest.args.nf4 {
+                self.verdict.rows.extend(four_bit_rows(folder, manifest, &config, &gradient_names));
+            }
+        }
+        self.verdict.rows.extend(texts::rows(folder, &probe, batches.as_deref().unwrap_or_default()));
+        Ok(())
+    }
+
+    /// The probe batch with `adapter_X`; returns the names of its tensors, or none if it could not be read.
+    fn adapter(&mut self, adapter: &str, probe: &Padded) -> Result<Vec<String>> {
+        let (folder, manifest) = (self.folder, self.manifest);
         let name = format!("adapter_{adapter}");
         let mut gradient_names = Vec::new();
-        verdict.attempt(&name, || {
-            bench.wear(adapter)?;
-            gradient_names = bench.adapter_tensors()?.into_keys().collect();
-            let promised = manifest.adapter_names(&config, adapter, &gradient_names);
-            let recorded = read_promised(&folder.join(format!("{name}.expected.safetensors")), &promised);
-            Ok(Group::new(&name, promised, recorded, bench.with_adapter(&probe)?))
-        });
-        match (&training, &batches) {
-            (Ok(training), Ok(batches)) => {
-                verify_training(folder, adapter, (training, batches, &probe), bench, verdict);
-            }
-            (Err(error), _) | (_, Err(error)) => {
-                verdict.rows.push(Row::fail(&format!("training_{adapter}"), "all", error.with_causes()));
-            }
-        }
-        if adapter == "all" && manifest.args.nf4 {
-            verdict.rows.extend(four_bit_rows(folder, manifest, &config, &gradient_names));
-        }
+        self.attempt(
+            &name,
+            |bench| {
+                bench.wear(adapter)?;
+                gradient_names = bench.adapter_tensors()?.into_keys().collect();
+                let promised = manifest.adapter_names(&bench.config, adapter, &gradient_names);
+                let recorded = read_promised(&folder.join(format!("{name}.expected.safetensors")), &promised);
+                Ok((promised, recorded))
+            },
+            |bench, (promised, recorded)| Ok(Group::new(&name, promised, recorded, bench.with_adapter(probe)?)),
+        )?;
+        Ok(gradient_names)
     }
-    verdict.rows.extend(texts::rows(folder, &probe, batches.as_deref().unwrap_or_default()));
-}
 
-/// The recorded run from `adapter_X`, and the adapter it ends with.
-fn verify_training(
-    folder: &Path,
-    adapter: &str,
-    (training, batches, probe): (&Recorded, &[Padded], &Padded),
-    bench: &mut Bench,
-    verdict: &mut Verdict,
-) {
-    let name = format!("training_{adapter}");
-    let Some(recorded) = training.runs.get(adapter) else {
-        return verdict.rows.push(Row::fail(&name, "all", "is not in training.json"));
-    };
-    verdict.attempt(&name, || {
-        bench.wear(adapter)?;
-        let run = compute::train(bench, batches, &training.recipe)?;
-        let after = bench.probe_loss(probe)?;
-        let series = [
-            ("lr", compare::LEARNING_RATE, &recorded.lr, run.learning_rate),
-            ("loss", compare::TRAINING_LOSS, &recorded.loss, run.loss),
-            ("grad_norm", compare::TRAINING_GRAD_NORM, &recorded.grad_norm, run.grad_norm),
-            ("probe_loss_after", compare::TRAINING_LOSS, &vec![recorded.probe_loss_after], vec![after]),
-        ];
-        let mut group = Group::new(&name, Vec::new(), Recording::new(), Numbered::new());
-        for (quantity, rule, recorded, computed) in series {
-            group.add(quantity, rule, Ok(as_numbers(recorded)), as_numbers(&computed));
-        }
-        let path = folder.join(format!("adapter_{adapter}_trained")).join("adapter_model.safetensors");
-        let computed = bench.adapter_tensors()?;
-        let mut trained = read_promised(&path, &computed.keys().cloned().collect::<Vec<_>>());
-        for (tensor, computed) in computed {
-            let recorded = trained.remove(&tensor).unwrap_or_else(|| Err(missing(&path)));
-            group.add(&format!("trained.{tensor}"), compare::TRAINED_ADAPTER, recorded, computed);
-        }
-        Ok(group)
-    });
-}
+    /// The recorded run from `adapter_X`, and the adapter it ends with.
+    fn training(&mut self, adapter: &str, training: &Recorded, batches: &[Padded], probe: &Padded) -> Result<()> {
+        let name = format!("training_{adapter}");
+        let Some(recorded) = training.runs.get(adapter) else {
+            self.fail(&name, "all", "is not in training.json");
+            return Ok(());
+        };
+        let path = self.folder.join(format!("adapter_{adapter}_trained")).join("adapter_model.safetensors");
+        self.attempt(
+            &name,
+            |bench| bench.wear(adapter),
+            |bench, _| {
+                let run = compute::train(bench, batches, &training.recipe)?;
+                let after = bench.probe_loss(probe)?;
+                let series = [
+                    ("lr", compare::LEARNING_RATE, &recorded.lr, run.learning_rate),
+                    ("loss", compare::TRAINING_LOSS, &recorded.loss, run.loss),
+                    ("grad_norm", compare::TRAINING_GRAD_NORM, &recorded.grad_norm, run.grad_norm),
+                    ("probe_loss_after", compare::TRAINING_LOSS, &vec![recorded.probe_loss_after], vec![after]),
+                ];
+                let mut group = Group::new(&name, Vec::new(), Recording::new(), Numbered::new());
+                for (quantity, rule, recorded, computed) in series {
+                    group.add(quantity, rule, Ok(as_numbers(recorded)), as_numbers(&computed));
+                }
+                let computed = bench.adapter_tensors()?;
+                let mut trained = read_promised(&path, &computed.keys().cloned().collect::<Vec<_>>());
+                for (tensor, computed) in computed {
+                    let recorded = trained.remove(&tensor).unwrap_or_else(|| Err(missing(&path)));
+                    group.add(&format!("trained.{tensor}"), compare::TRAINED_ADAPTER, recorded, computed);
+                }
+                Ok(group)
+            },
+        )
+    }
 
-/// What a folder of the multimodal class holds for the text model alone.
-fn verify_text_rows(folder: &Path, bench: &mut Bench, verdict: &mut Verdict) {
-    let expected = read(&folder.join("expected.safetensors"));
-    match expected.and_then(|recorded| Ok((padded(&recorded, "text_only.")?, recorded))) {
-        Err(error) => verdict.rows.push(Row::fail("text_only", "batch", error.with_causes())),
-        Ok((probe, mut recorded)) => verdict.attempt("text_only", || {
-            let names = ["logits", "loss"].map(String::from).to_vec();
-            let of_text = |name: &String| Some((name.clone(), recorded.remove(&format!("text_only.{name}"))?));
-            let recorded = names.iter().filter_map(of_text).collect();
-            Ok(Group::new("text_only", names, recorded, bench.forward(&probe)?))
-        }),
-    }
-    match bench.wear("all") {
-        Ok(_) if bench.style == NameStyle::Conditional => verdict.rows.push(Row::ok("adapter_all", "names and shapes")),
-        Ok(_) => verdict.rows.push(Row::fail("model", "names", "expected those of the multimodal class")),
-        Err(error) => verdict.rows.push(Row::fail("adapter_all", "names and shapes", error.with_causes())),
-    }
-    for group in ["expected", "adapter_all"] {
-        verdict.rows.push(Row::later(group, "with pictures", NO_PICTURES));
+    /// What a folder of the multimodal class holds for the text model alone.
+    fn text_rows(&mut self) -> Result<()> {
+        let comm = &*self.job.comm;
+        match agree(comm, read_probe(self.folder, "text_only.", self.bench.config.vocab_size))? {
+            Err(reason) => self.fail("text_only", "batch", reason),
+            Ok((probe, mut recorded)) => self.attempt(
+                "text_only",
+                |_| Ok(()),
+                |bench, ()| {
+                    let names = ["logits", "loss"].map(String::from).to_vec();
+                    let of_text = |name: &String| Some((name.clone(), recorded.remove(&format!("text_only.{name}"))?));
+                    let recorded = names.iter().filter_map(of_text).collect();
+                    Ok(Group::new("text_only", names, recorded, bench.forward(&probe)?))
+                },
+            )?,
+        }
+        let worn = self.bench.wear("all");
+        match agree(comm, worn)? {
+            Ok(_) if self.bench.style == NameStyle::Conditional => {
+                self.verdict.rows.push(Row::ok("adapter_all", "names and shapes"));
+            }
+            Ok(_) => self.fail("model", "names", "expected those of the multimodal class"),
+            Err(reason) => self.fail("adapter_all", "names and shapes", reason),
+        }
+        for group in ["expected", "adapter_all"] {
+            self.verdict.rows.push(Row::later(group, "with pictures", NO_PICTURES));
+        }
+        Ok(())
     }
 }
 
@@ -270,6 +374,12 @@ fn read_promised(path: &Path, promised: &[String]) -> Recording {
     })
 }
 
+/// `expected.safetensors` and the batch it was made with.
+fn read_probe(folder: &Path, prefix: &str, vocab_size: usize) -> Result<(Padded, Recording)> {
+    let recorded = read(&folder.join("expected.safetensors"))?;
+    Ok((padded(&recorded, prefix)?.inside_vocabulary(vocab_size)?, recorded))
+}
+
 /// The batch that a recording was made with; its ids may stand under a prefix, the rest is shared.
 fn padded(recorded: &Recording, prefix: &str) -> Result<Padded> {
     let (shape, ids) = integers(recorded, &format!("{prefix}input_ids"))?;
@@ -288,7 +398,7 @@ fn integers(recorded: &Recording, name: &str) -> Result<(Vec<usize>, Vec<i64>)> 
     Err(TrainError::Input { path: name.to_string(), problem, code: scout_core::ExitCode::BadData })
 }
 
-fn read_batches(folder: &Path, manifest: &Manifest) -> Result<Vec<Padded>> {
+fn read_batches(folder: &Path, manifest: &Manifest, vocab_size: usize) -> Result<Vec<Padded>> {
     let recorded = read(&folder.join("train_batches.safetensors"))?;
     let [(shape, ids), (_, labels), (_, mask)] = ["input_ids", "labels", "attention_mask"]
         .map(|name| integers(&recorded, name))
@@ -308,7 +418,7 @@ fn read_batches(folder: &Path, manifest: &Manifest) -> Result<Vec<Padded>> {
     (0..args.steps)
         .map(|step| {
             let part = |values: &[i64]| values[step * step_len..(step + 1) * step_len].to_vec();
-            Padded::new(&shape[1..], part(&ids), part(&labels), part(&mask))
+            Padded::new(&shape[1..], part(&ids), part(&labels), part(&mask))?.inside_vocabulary(vocab_size)
         })
         .collect()
 }

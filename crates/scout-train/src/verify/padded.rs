@@ -1,9 +1,7 @@
 //! The padded batches of recorded files, and the way between them and flat runs: in by dropping padding, out by putting
 //! rows back where they stood and blanking the rest, as the recorder did.
 
-use std::ops::Range;
-
-use scout_core::{DType, ExitCode};
+use scout_core::{DType, ExitCode, Mesh};
 use scout_device::Tensor;
 use scout_model::{Batch, Document, Target};
 
@@ -22,14 +20,13 @@ pub struct Padded {
     lengths: Vec<usize>,
 }
 
+fn wrong(problem: &str) -> TrainError {
+    TrainError::Input { path: "recorded batch".to_string(), problem: problem.to_string(), code: ExitCode::BadData }
+}
+
 impl Padded {
     /// Fails unless all three are `[rows, seq_len]` and padding stands on the right.
     pub fn new(shape: &[usize], ids: Vec<i64>, labels: Vec<i64>, mask: Vec<i64>) -> Result<Padded> {
-        let wrong = |problem: &str| TrainError::Input {
-            path: "recorded batch".to_string(),
-            problem: problem.to_string(),
-            code: ExitCode::BadData,
-        };
         let &[num_rows, seq_len] = shape else { return Err(wrong("does not have two dimensions")) };
         let num_entries = num_rows * seq_len;
         if seq_len == 0 || [ids.len(), labels.len(), mask.len()] != [num_entries; 3] {
@@ -46,6 +43,21 @@ impl Padded {
         Ok(Padded { num_rows, seq_len, ids, labels, lengths })
     }
 
+    /// Fails unless every token is one of the vocabulary. Asked on all ranks about all rows: one that found out while it
+    /// computes would leave the others waiting.
+    pub fn inside_vocabulary(self, vocab_size: usize) -> Result<Padded> {
+        let is_token = |&id: &i64| usize::try_from(id).is_ok_and(|id| id < vocab_size);
+        match self.ids.iter().all(is_token) && self.labels.iter().all(|label| *label == IGNORED || is_token(label)) {
+            true => Ok(self),
+            false => Err(wrong(&format!("holds ids outside of the vocabulary of {vocab_size}"))),
+        }
+    }
+
+    /// The rows that a rank works on: row i belongs to rank i modulo their number.
+    pub fn rows_of(&self, mesh: Mesh) -> Vec<usize> {
+        (mesh.rank().0..self.num_rows).step_by(mesh.size()).collect()
+    }
+
     pub fn num_targets_of(&self, row: usize) -> usize {
         self.targets_of(row).count()
     }
@@ -55,11 +67,11 @@ impl Padded {
     }
 
     /// Rows `rows` as one flat batch, each target with the same weight.
-    pub fn batch(&self, rows: Range<usize>, weight: f32, chunk_size: usize) -> Result<Batch> {
+    pub fn batch(&self, rows: &[usize], weight: f32, chunk_size: usize) -> Result<Batch> {
         let mut documents = Vec::new();
         let mut targets = Vec::new();
         let mut start = 0;
-        for row in rows {
+        for &row in rows {
             let tokens = &self.ids[row * self.seq_len..][..self.lengths[row]];
             let tokens: Vec<u32> = tokens.iter().map(|&id| id as u32).collect();
             let of_row = self.targets_of(row);
@@ -90,21 +102,21 @@ impl Padded {
             .map(|(t, &label)| (t - 1, label as u32))
     }
 
-    /// Puts the rows of a flat tensor back to `[rows, seq_len, …]`; heads come before positions, as recorded. Padding
-    /// becomes 0, or -1 for whole numbers.
-    pub fn spread(&self, flat: &Tensor) -> Result<Numbers> {
+    /// Puts a flat tensor over `rows` back to `[rows, seq_len, …]`; heads come before positions, as recorded. Padding and
+    /// the rows of others become 0, or -1 for whole numbers.
+    pub fn spread(&self, rows: &[usize], flat: &Tensor) -> Result<Numbers> {
         let dims = flat.dims();
         let width: usize = dims[1..].iter().product();
         if flat.dtype() == DType::U32 {
             let values = flat.u32s()?;
             let mut out = vec![-1; self.num_rows * self.seq_len];
-            self.each_token(|flat_row, padded_row| out[padded_row] = i64::from(values[flat_row]));
+            self.each_token(rows, |flat_row, padded_row| out[padded_row] = i64::from(values[flat_row]));
             return Ok(Numbers::integers(&[self.num_rows, self.seq_len], out));
         }
         let values = flat.f32s()?;
         let mut out = vec![0.0; self.num_rows * self.seq_len * width];
         if let &[_, num_heads, head_dim] = dims {
-            self.each_token(|flat_row, padded_row| {
+            self.each_token(rows, |flat_row, padded_row| {
                 let (row, t) = (padded_row / self.seq_len, padded_row % self.seq_len);
                 for head in 0..num_heads {
                     let to = ((row * num_heads + head) * self.seq_len + t) * head_dim;
@@ -114,7 +126,7 @@ impl Padded {
             });
             return Ok(Numbers::floats(&[self.num_rows, num_heads, self.seq_len, head_dim], out));
         }
-        self.each_token(|flat_row, padded_row| {
+        self.each_token(rows, |flat_row, padded_row| {
             out[padded_row * width..][..width].copy_from_slice(&values[flat_row * width..][..width]);
         });
         let mut shape = vec![self.num_rows, self.seq_len];
@@ -123,21 +135,20 @@ impl Padded {
     }
 
     /// Token losses as recorded: `[rows, seq_len - 1]`, 0 where nothing is scored.
-    pub fn spread_losses(&self, token_loss: &Tensor) -> Result<Numbers> {
+    pub fn spread_losses(&self, rows: &[usize], token_loss: &Tensor) -> Result<Numbers> {
         let losses = token_loss.f32s()?;
         let mut out = vec![0.0; self.num_rows * (self.seq_len - 1)];
-        let places =
-            (0..self.num_rows).flat_map(|row| self.targets_of(row).map(move |(t, _)| row * (self.seq_len - 1) + t));
+        let places = rows.iter().flat_map(|&row| self.targets_of(row).map(move |(t, _)| row * (self.seq_len - 1) + t));
         for (place, &loss) in places.zip(losses.iter()) {
             out[place] = loss;
         }
         Ok(Numbers::floats(&[self.num_rows, self.seq_len - 1], out))
     }
 
-    fn each_token(&self, mut visit: impl FnMut(usize, usize)) {
+    fn each_token(&self, rows: &[usize], mut visit: impl FnMut(usize, usize)) {
         let mut flat_row = 0;
-        for (row, &length) in self.lengths.iter().enumerate() {
-            for t in 0..length {
+        for &row in rows {
+            for t in 0..self.lengths[row] {
                 visit(flat_row, row * self.seq_len + t);
                 flat_row += 1;
             }
@@ -147,6 +158,8 @@ impl Padded {
 
 #[cfg(test)]
 mod tests {
+    use scout_core::Rank;
+
     use super::*;
 
     #[test]
@@ -155,15 +168,47 @@ mod tests {
         let labels = vec![5, -100, 7, -100, 9, -100];
         let padded = Padded::new(&[2, 3], ids.clone(), labels.clone(), vec![1, 1, 1, 1, 1, 0]).unwrap();
         assert_eq!(padded.num_targets(), 2, "the first label of a row has no position that predicts it");
-        let batch = padded.batch(0..2, 0.5, 8).unwrap();
+        let batch = padded.batch(&[0, 1], 0.5, 8).unwrap();
         assert_eq!(&*batch.ids.u32s().unwrap(), &[5, 6, 7, 8, 9]);
         assert_eq!(&*batch.target_rows.u32s().unwrap(), &[1, 3]);
         assert_eq!(&*batch.target_tokens.u32s().unwrap(), &[7, 9]);
         let flat = Tensor::from_f32(vec![1.0, 2.0, 3.0, 4.0, 5.0], [5, 1]).unwrap();
-        assert_eq!(padded.spread(&flat).unwrap(), Numbers::floats(&[2, 3, 1], vec![1.0, 2.0, 3.0, 4.0, 5.0, 0.0]));
+        assert_eq!(
+            padded.spread(&[0, 1], &flat).unwrap(),
+            Numbers::floats(&[2, 3, 1], vec![1.0, 2.0, 3.0, 4.0, 5.0, 0.0])
+        );
         let losses = Tensor::from_f32(vec![0.25, 0.75], [2]).unwrap();
-        assert_eq!(padded.spread_losses(&losses).unwrap(), Numbers::floats(&[2, 2], vec![0.0, 0.25, 0.75, 0.0]));
+        assert_eq!(
+            padded.spread_losses(&[0, 1], &losses).unwrap(),
+            Numbers::floats(&[2, 2], vec![0.0, 0.25, 0.75, 0.0])
+        );
+        let second = Tensor::from_f32(vec![4.0, 5.0], [2, 1]).unwrap();
+        assert_eq!(
+            padded.spread(&[1], &second).unwrap(),
+            Numbers::floats(&[2, 3, 1], vec![0.0, 0.0, 0.0, 4.0, 5.0, 0.0])
+        );
+        let last = Tensor::from_f32(vec![0.75], [1]).unwrap();
+        assert_eq!(padded.spread_losses(&[1], &last).unwrap(), Numbers::floats(&[2, 2], vec![0.0, 0.0, 0.75, 0.0]));
         assert!(Padded::new(&[2, 3], ids.clone(), labels.clone(), vec![0, 1, 1, 1, 1, 0]).is_err());
         assert!(Padded::new(&[2, 3], ids, labels, vec![1; 5]).is_err());
+    }
+    #[test]
+    fn ids_and_labels_outside_of_the_vocabulary_are_refused() {
+        let inside = |ids: [i64; 2], labels: [i64; 2]| {
+            let padded = Padded::new(&[1, 2], ids.to_vec(), labels.to_vec(), vec![1, 1]).unwrap();
+            padded.inside_vocabulary(10).is_ok()
+        };
+        assert!(inside([9, 0], [-100, 9]));
+        assert!(!inside([10, 0], [-100, 9]));
+        assert!(!inside([9, 0], [-100, 10]));
+        assert!(!inside([9, 0], [-100, -1]));
+    }
+
+    #[test]
+    fn rows_are_dealt_one_by_one() {
+        let padded = Padded::new(&[3, 1], vec![1, 2, 3], vec![1, 2, 3], vec![1, 1, 1]).unwrap();
+        let of = |rank, size| padded.rows_of(Mesh::new(Rank(rank), size).unwrap());
+        assert_eq!([of(0, 1), of(0, 2), of(1, 2), of(2, 3)], [vec![0, 1, 2], vec![0, 2], vec![1], vec![2]]);
+        assert!(of(3, 4).is_empty());
     }
 }

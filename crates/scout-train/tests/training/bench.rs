@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use scout_comm::{Job, local_group};
 use scout_config::RunConfig;
-use scout_core::{ByteCount, DType};
-use scout_device::Purpose;
+use scout_core::DType;
 use scout_telemetry::Progress;
 use scout_train::prepare::{Prepared, prepare};
 use scout_train::run::{self, Outcome};
@@ -56,10 +55,6 @@ pub struct Trained {
     pub reports: Vec<StepReport>,
     /// The adapter without its padding.
     pub adapter: Vec<f32>,
-    /// Highest account of shard, gathered units and trained state.
-    pub peaks: [ByteCount; 3],
-    /// Still gathered when the training was over.
-    pub left_gathered: ByteCount,
 }
 
 pub fn alone() -> Job {
@@ -91,13 +86,7 @@ fn train_rank(config: &RunConfig, prepared: &Prepared, job: &Job, num_steps: usi
         let (batches, _) = prepared.data.update(step, rank, prepared.plan.source.config.attention_chunk_size)?;
         reports.push(trainer.step(&batches, step)?);
     }
-    let account = &trainer.account;
-    Ok(Trained {
-        reports,
-        adapter: adapter_of(&trainer),
-        peaks: [Purpose::Shard, Purpose::Gathered, Purpose::Trained].map(|purpose| account.peak(purpose)),
-        left_gathered: account.in_use(Purpose::Gathered),
-    })
+    Ok(Trained { reports, adapter: adapter_of(&trainer) })
 }
 
 pub fn on_every_rank<R: Send>(world_size: usize, body: impl Fn(Job) -> R + Sync) -> Vec<R> {

@@ -1,0 +1,143 @@
+//! This process among the ranks of its job: joined before the work that others would wait for, and left in order, so that
+//! whatever ends one rank ends all of them, with one sentence and one exit code.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use scout_comm::{Control, Ending, Introduction, Job, Limits, PeerName, Verdict, meet};
+use scout_core::causes::with_causes;
+use scout_core::{ExitCode, Mesh, Whereabouts};
+use scout_telemetry::Progress;
+use scout_train::TrainError;
+
+use crate::failure;
+use crate::ranks::Ranks;
+
+/// A rank alone waits for nobody; a deadline is set all the same, because every wait has one.
+pub const ALONE_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a rank whose collective failed waits to be told why.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What all ranks of a job must have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity {
+    pub config: [u8; 32],
+    pub model: [u8; 32],
+}
+
+/// How long ranks wait for each other.
+#[derive(Debug, Clone, Copy)]
+pub struct Waits {
+    pub init_timeout: Duration,
+    pub hang_limit: Option<Duration>,
+}
+
+/// This process as one rank of a job, of one rank or many.
+pub struct Joined {
+    pub job: Job,
+    others: Option<Others>,
+}
+
+struct Others {
+    control: Control,
+    peers: Vec<PeerName>,
+    mesh: Mesh,
+}
+
+impl Joined {
+    /// A job of one rank.
+    pub fn alone(hang_limit: Option<Duration>) -> Joined {
+        Joined { job: Job::alone(hang_limit.unwrap_or(ALONE_DEADLINE)), others: None }
+    }
+
+    /// Meets the other ranks and returns when all have come and mean the same job. The first rank says that they met.
+    pub fn with_others(
+        ranks: &Ranks,
+        identity: Identity,
+        waits: Waits,
+        progress: &mut Progress,
+    ) -> anyhow::Result<Joined> {
+        let Some(place) = ranks.meeting_place()? else { return Ok(Joined::alone(waits.hang_limit)) };
+        let mesh = ranks.mesh();
+        let introduction = Introduction {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            config_digest: identity.config,
+            model_digest: identity.model,
+            host: scout_device::host::name(),
+            pid: std::process::id(),
+        };
+        let limits =
+            Limits { init_timeout: waits.init_timeout, hang_limit: waits.hang_limit, ending: Ending::of_the_process() };
+        // A launcher that cannot tell where a dead rank was tells the rest all the same.
+        let place_file = ranks.place_file.as_ref().and_then(|path| File::create(path).ok());
+        let whereabouts = Arc::new(Whereabouts::new(place_file));
+        let seat = meet(&place, mesh, introduction, limits, whereabouts)?;
+        if let Some(address) = &seat.listening_at {
+            progress.say(&format!("meeting at {address}"))?;
+        }
+        let limit = seat.control.hang_limit().as_secs_f64();
+        progress.say(&format!("{} ranks met; one without progress for {limit} s ends the job", mesh.size()))?;
+        Ok(Joined { job: seat.job, others: Some(Others { control: seat.control, peers: seat.peers, mesh }) })
+    }
+
+    /// Does the work of this rank, and leaves: with a goodbye after success, and otherwise with the verdict that ends all
+    /// ranks. An error of this rank comes back as it is where this rank is the one to tell it.
+    pub fn work<T>(self, work: impl FnOnce(&Job) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let Joined { job, others } = self;
+        let Some(others) = others else { return work(&job) };
+        // The message of a panic was printed where it happened; the other ranks must hear of it all the same.
+        let done = catch_unwind(AssertUnwindSafe(|| work(&job)));
+        let error = match done {
+            Ok(Ok(value)) => {
+                others.control.leave();
+                return Ok(value);
+            }
+            Ok(Err(error)) => error,
+            Err(panic) => {
+                others.control.fail(ExitCode::Internal, &others.sentence(&job, "a bug in scout-dist"));
+                std::panic::resume_unwind(panic);
+            }
+        };
+        Err(others.settle(&job, error))
+    }
+}
+
+impl Others {
+    /// Finds out whose failure counts: this rank's own, or that of another of which `error` is only the echo.
+    fn settle(&self, job: &Job, error: anyhow::Error) -> anyhow::Error {
+        let verdict = match error.downcast_ref().is_some_and(TrainError::tells_of_another_rank) {
+            true => self.control.wait_for_verdict(PATIENCE),
+            false => None,
+        };
+        let sentence = self.sentence(job, &with_causes(error.as_ref()));
+        let verdict = verdict.unwrap_or_else(|| self.control.fail(failure::exit_code(&error), &sentence));
+        let speaks = self.control.may_speak();
+        let is_own = verdict.rank == self.mesh.rank() && verdict.sentence == sentence;
+        let hint = if is_own { failure::hint(&error) } else { None };
+        JobEnded { verdict, speaks, hint }.into()
+    }
+
+    fn sentence(&self, job: &Job, what: &str) -> String {
+        let rank = self.mesh.rank();
+        format!("rank {rank} of {} ({}), {}: {what}", self.mesh.size(), self.peers[rank.0], job.whereabouts.place())
+    }
+}
+
+/// The end of a job on one of its ranks.
+#[derive(Debug)]
+pub struct JobEnded {
+    pub verdict: Verdict,
+    /// Whether this rank is the one that tells it.
+    pub speaks: bool,
+    pub hint: Option<String>,
+}
+
+impl std::fmt::Display for JobEnded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.verdict.sentence)
+    }
+}
+
+impl std::error::Error for JobEnded {}

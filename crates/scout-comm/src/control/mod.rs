@@ -1,0 +1,161 @@
+//! The control plane: every rank says once in a while that it lives and where it is, rank 0 judges, and what it judges
+//! ends all ranks together. It runs on threads of its own beside the training thread and moves no tensors.
+
+mod judge;
+pub(crate) mod link;
+pub(crate) mod message;
+mod shared;
+mod watch;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use scout_core::{ExitCode, Rank};
+
+pub(crate) use judge::name_of;
+pub(crate) use shared::Shared;
+pub(crate) use watch::{Event, Watch};
+
+use crate::meeting::door::Door;
+
+/// How long a rank waits for others.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// For all ranks to come.
+    pub init_timeout: Duration,
+    /// For a sign of progress. `None` means five times the slowest of a hundred steps, and not below 30 s.
+    pub hang_limit: Option<Duration>,
+    /// What becomes of a rank that is still there a second after the verdict.
+    pub ending: Ending,
+}
+
+/// How a rank ends that does not leave by itself after a verdict.
+#[derive(Clone)]
+pub struct Ending(Arc<dyn Fn(&Verdict, bool) + Send + Sync>);
+
+impl Ending {
+    /// Prints the verdict, if it is this rank's to print and nobody has printed it, and ends the process with its code.
+    pub fn of_the_process() -> Ending {
+        Ending::calling(|verdict, speaks| {
+            if speaks {
+                eprintln!("error: {}", verdict.sentence);
+            }
+            std::process::exit(verdict.code.code().into())
+        })
+    }
+
+    /// Calls `end` with the verdict and whether this rank is to print it.
+    pub fn calling(end: impl Fn(&Verdict, bool) + Send + Sync + 'static) -> Ending {
+        Ending(Arc::new(end))
+    }
+}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ending")
+    }
+}
+
+/// Why the job ends, the same on every rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// The rank at fault.
+    pub rank: Rank,
+    /// What every rank leaves with.
+    pub code: ExitCode,
+    pub sentence: String,
+    /// The only rank that prints the sentence.
+    pub speaker: Rank,
+}
+
+/// A rank's part in the control plane. Dropping it without [`Control::leave`] is a death to the others.
+pub struct Control {
+    shared: Arc<Shared>,
+    events: Sender<Event>,
+    watch: Option<JoinHandle<()>>,
+    /// Rank 0 keeps its door, to tell strangers and late ranks that they are not expected.
+    door: Option<Door>,
+}
+
+/// For an answer of rank 0. All ranks are gone within two seconds of a death, and this is half of that.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+
+impl Control {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        events: Sender<Event>,
+        watch: JoinHandle<()>,
+        door: Option<Door>,
+    ) -> Control {
+        Control { shared, events, watch: Some(watch), door }
+    }
+
+    /// Says how long a step took: the hang limit follows the slowest ones.
+    pub fn step_took(&self, step: Duration) {
+        self.shared.step_took(step);
+    }
+
+    /// This rank has failed. Returns the verdict that counts, which is another one when somebody failed before; waits at
+    /// most a second for it, and then this failure counts.
+    pub fn fail(&self, code: ExitCode, sentence: &str) -> Verdict {
+        // A watch that has gone answers nothing, and then this rank's own verdict counts.
+        let _ = self.events.send(Event::Fail { code, sentence: sentence.to_string() });
+        self.wait_for_verdict(ANSWER_LIMIT).unwrap_or_else(|| {
+            let me = self.shared.mesh.rank();
+            self.shared.adopt(Verdict { rank: me, code, sentence: sentence.to_string(), speaker: me })
+        })
+    }
+
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.shared.verdict()
+    }
+
+    /// For a rank whose collective failed: the cause, which may take a moment to arrive.
+    pub fn wait_for_verdict(&self, patience: Duration) -> Option<Verdict> {
+        self.shared.wait_for_verdict(patience)
+    }
+
+    /// Whether the caller is to print the verdict: true once, on the rank that speaks, and never again.
+    pub fn may_speak(&self) -> bool {
+        self.shared.may_speak()
+    }
+
+    /// Goodbye after success: from here on this rank's absence is no death.
+    pub fn leave(self) {
+        // Dropping waits until the goodbye is on its way.
+        let _ = self.events.send(Event::Leave);
+    }
+
+    /// How long the job may go without progress, as of now.
+    pub fn hang_limit(&self) -> Duration {
+        self.shared.hang_limit()
+    }
+
+    /// How many connections knocked at rank 0 without proving that they belong to the job.
+    pub fn num_refused(&self) -> u64 {
+        self.door.as_ref().map_or(0, Door::num_refused)
+    }
+
+    /// Says nothing for a while, like a process that was stopped.
+    #[cfg(test)]
+    pub(crate) fn pause(&self, pause: Duration) {
+        self.events.send(Event::Pause(pause)).unwrap();
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.door.take();
+        let _ = self.events.send(Event::Stop);
+        if let Some(watch) = self.watch.take() {
+            // A watch that panicked has left its links, which the others notice.
+            let _ = watch.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

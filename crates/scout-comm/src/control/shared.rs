@@ -1,0 +1,179 @@
+//! What a rank's threads know together: the verdict, who has printed it, and how patient to be.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use scout_core::Mesh;
+
+use super::judge::LONG_PHASE;
+use super::{Limits, Verdict};
+use crate::Communicator;
+use crate::tcp::Ledger;
+
+pub(crate) struct Shared {
+    pub mesh: Mesh,
+    pub limits: Limits,
+    /// What the collectives do, also before there are any.
+    pub ledger: Arc<Ledger>,
+    /// Not held alive from here: the communicator ends when the job drops it.
+    comm: OnceLock<Weak<dyn Communicator>>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    verdict: Option<Verdict>,
+    has_spoken: bool,
+    /// The last steps, the oldest first.
+    steps: VecDeque<Duration>,
+}
+
+/// Enough that one slow step in a hundred counts, few enough to forget how the run began.
+const NUM_STEPS: usize = 200;
+/// No limit that follows from steps is shorter.
+const SHORTEST_LIMIT: Duration = Duration::from_secs(30);
+
+impl Shared {
+    pub fn new(mesh: Mesh, limits: Limits) -> Shared {
+        let shared = Shared {
+            mesh,
+            limits,
+            ledger: Arc::new(Ledger::new(LONG_PHASE)),
+            comm: OnceLock::new(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        shared.ledger.set_deadline(backstop(shared.hang_limit()));
+        shared
+    }
+
+    /// From here on a verdict ends the waits of `comm`.
+    pub fn watch_over(&self, comm: &Arc<dyn Communicator>) {
+        self.comm.set(Arc::downgrade(comm)).expect("a job has one communicator");
+        if let Some(verdict) = self.verdict() {
+            comm.abort(&verdict.sentence);
+        }
+    }
+
+    pub fn step_took(&self, step: Duration) {
+        let mut state = self.lock();
+        if state.steps.len() == NUM_STEPS {
+            state.steps.pop_front();
+        }
+        state.steps.push_back(step);
+        drop(state);
+        self.ledger.set_deadline(backstop(self.hang_limit()));
+    }
+
+    pub fn hang_limit(&self) -> Duration {
+        self.limits.hang_limit.unwrap_or_else(|| SHORTEST_LIMIT.max(5 * slow_step(&self.lock().steps)))
+    }
+
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.lock().verdict.clone()
+    }
+
+    pub fn wait_for_verdict(&self, patience: Duration) -> Option<Verdict> {
+        let until = Instant::now() + patience;
+        let mut state = self.lock();
+        while state.verdict.is_none() {
+            let left = until.checked_duration_since(Instant::now())?;
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+        state.verdict.clone()
+    }
+
+    /// The first verdict stays. Returns the one that counts, and ends the collectives with it.
+    pub fn adopt(&self, verdict: Verdict) -> Verdict {
+        let verdict = self.lock().verdict.get_or_insert(verdict).clone();
+        // The verdict stands before any wait fails, so that whoever asks for the cause finds it.
+        self.changed.notify_all();
+        self.ledger.board.abort(&verdict.sentence);
+        if let Some(comm) = self.comm.get().and_then(Weak::upgrade) {
+            comm.abort(&verdict.sentence);
+        }
+        verdict
+    }
+
+    pub fn may_speak(&self) -> bool {
+        let mut state = self.lock();
+        let is_ours = state.verdict.as_ref().is_some_and(|verdict| verdict.speaker == self.mesh.rank());
+        is_ours && !std::mem::replace(&mut state.has_spoken, true)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is whole before the lock is given back.
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The longest wait of a collective. The judge is always earlier; this holds only where there is no judge any more.
+fn backstop(hang_limit: Duration) -> Duration {
+    2 * hang_limit.max(LONG_PHASE)
+}
+
+/// The slowest of the last steps but for one in a hundred.
+fn slow_step(steps: &VecDeque<Duration>) -> Duration {
+    let mut steps: Vec<Duration> = steps.iter().copied().collect();
+    steps.sort_unstable();
+    match steps.len() {
+        0 => Duration::ZERO,
+        len => steps[len - 1 - len / 100],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use scout_core::{ExitCode, Rank};
+
+    use super::*;
+    use crate::control::Ending;
+
+    fn shared(hang_limit: Option<Duration>) -> Shared {
+        let ending = Ending::calling(|_, _| {});
+        let limits = Limits { init_timeout: Duration::from_secs(1), hang_limit, ending };
+        Shared::new(Mesh::new(Rank(1), 2).unwrap(), limits)
+    }
+
+    #[test]
+    fn the_hang_limit_follows_the_slowest_of_a_hundred_steps() {
+        let seconds = Duration::from_secs;
+        for (steps, expected) in [
+            (vec![], 30),
+            (vec![1], 30),
+            (vec![7], 35),
+            ([vec![10; 99], vec![100]].concat(), 50),
+            ([vec![10; 98], vec![100; 2]].concat(), 500),
+            ([vec![100; 2], vec![10; 200]].concat(), 50),
+        ] {
+            let shared = shared(None);
+            steps.iter().for_each(|step| shared.step_took(seconds(*step)));
+            assert_eq!(shared.hang_limit(), seconds(expected), "{steps:?}");
+            assert_eq!(shared.ledger.deadline(), seconds(1200.max(2 * expected)));
+        }
+        let set = shared(Some(seconds(3)));
+        set.step_took(seconds(100));
+        assert_eq!(set.hang_limit(), seconds(3));
+    }
+
+    #[test]
+    fn the_first_verdict_stays_and_is_printed_once_by_its_speaker() {
+        let verdict = |speaker| {
+            let sentence = format!("said by {speaker}");
+            Verdict { rank: Rank(0), code: ExitCode::BadData, sentence, speaker: Rank(speaker) }
+        };
+        let ours = shared(None);
+        assert!(!ours.may_speak(), "nothing to say yet");
+        assert_eq!(ours.wait_for_verdict(Duration::from_millis(1)), None);
+        assert_eq!(ours.adopt(verdict(1)), verdict(1));
+        assert_eq!(ours.adopt(verdict(0)), verdict(1));
+        assert_eq!(ours.wait_for_verdict(Duration::ZERO), Some(verdict(1)));
+        assert!(ours.ledger.board.check().unwrap_err().to_string().ends_with("said by 1"));
+        assert_eq!((ours.may_speak(), ours.may_speak()), (true, false));
+        let theirs = shared(None);
+        theirs.adopt(verdict(0));
+        assert!(!theirs.may_speak());
+    }
+}
