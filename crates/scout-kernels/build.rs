@@ -84,7 +84,8 @@ fn compiler() -> Option<PathBuf> {
 }
 
 fn pip_places(prefix: &Path) -> Vec<PathBuf> {
-    let versions = std::fs::read_dir(prefix.join("lib")).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let versions =
+        std::fs::read_dir(prefix.join("lib")).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let pythons = versions.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("python3")));
     pythons
         .flat_map(|python| ["site-packages", "dist-packages"].map(|packages| python.join(packages)))
@@ -97,13 +98,15 @@ fn compile_all(compiler: &Path, kernels: &[String], out: &Path) {
     let version = Command::new(compiler).arg("--version").output();
     let version = version.unwrap_or_else(|error| panic!("`{}` does not start: {error}", compiler.display())).stdout;
     let header = std::fs::read(HEADER).expect("the header is there");
-    let mut work: Vec<(&str, usize)> = kernels.iter().flat_map(|name| [(name.as_str(), 0), (name.as_str(), 1)]).collect();
+    let mut work: Vec<(&str, usize)> =
+        kernels.iter().flat_map(|name| [(name.as_str(), 0), (name.as_str(), 1)]).collect();
     work.retain(|&(name, architecture)| {
         let source = std::fs::read(format!("src/{name}/kernel.cu")).expect("the kernel was just found");
         let mut hasher = DefaultHasher::new();
         (&version, &header, source, architecture, OPTIONS).hash(&mut hasher);
         let (stamp, hash) = (out.join(format!("{name}.{architecture}.hash")), format!("{:016x}", hasher.finish()));
-        let is_done = std::fs::read_to_string(&stamp).is_ok_and(|found| found == hash) && output(out, name, architecture).is_file();
+        let is_done = std::fs::read_to_string(&stamp).is_ok_and(|found| found == hash)
+            && output(out, name, architecture).is_file();
         if !is_done {
             // Written before the compiler runs; when that fails there is no output.
             let _ = std::fs::remove_file(output(out, name, architecture));
@@ -116,7 +119,9 @@ fn compile_all(compiler: &Path, kernels: &[String], out: &Path) {
         for _ in 0..2 {
             scope.spawn(|| {
                 loop {
-                    let Some((name, architecture)) = work.lock().expect("not poisoned before a panic").pop() else { break };
+                    let Some((name, architecture)) = work.lock().expect("not poisoned before a panic").pop() else {
+                        break;
+                    };
                     compile(compiler, name, architecture, out);
                 }
             });

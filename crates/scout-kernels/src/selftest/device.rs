@@ -86,7 +86,8 @@ fn memory_is_used_again_after_other_streams(check: &mut Check) -> Result<()> {
         let expected = noise::value_at(seed, LEN - 1);
         check.holds(format!("round {round}: the copy saw the old values"), was_reused && last == expected);
         let new_last = new.rows(LEN - 1, 1)?.to_host()?.f32s()?[0];
-        check.holds(format!("round {round}: the new ones are there"), new_last == noise::value_at(seed + 1000, LEN - 1));
+        check
+            .holds(format!("round {round}: the new ones are there"), new_last == noise::value_at(seed + 1000, LEN - 1));
     }
     Ok(())
 }
@@ -98,8 +99,7 @@ fn streams_wait_for_events(check: &mut Check) -> Result<()> {
     let mut buffer = device.buffer(DType::F32, [1 << 26])?;
     side.wait_for(&device.compute().record()?)?;
     let start = side.record_time()?;
-    let mut arguments =
-        [Argument::Out(&mut buffer), Argument::U64(1 << 26), Argument::U64(5), Argument::F32(1.0)];
+    let mut arguments = [Argument::Out(&mut buffer), Argument::U64(1 << 26), Argument::U64(5), Argument::F32(1.0)];
     // SAFETY: the kernel writes elements below 2^26, of which the buffer has as many; the stream waits, above, for
     // whatever was queued on the memory before.
     unsafe { device.launch_on(&side, &kernel, Grid::new(64, 256), &mut arguments) }?;
@@ -165,7 +165,8 @@ fn wrong_arguments_are_refused(check: &mut Check) -> Result<()> {
     let mut y = device.buffer(DType::F32, [8])?;
     let grid = Grid::new(1, 32);
     // SAFETY: refused before it runs: three arguments where four are taken.
-    let outcome = unsafe { device.launch(&kernel, grid, &mut [Argument::In(&x), Argument::In(&x), Argument::Out(&mut y)]) };
+    let outcome =
+        unsafe { device.launch(&kernel, grid, &mut [Argument::In(&x), Argument::In(&x), Argument::Out(&mut y)]) };
     check.refused("too few arguments", "found arguments of", outcome);
     let mut arguments = [Argument::In(&x), Argument::In(&x), Argument::Out(&mut y), Argument::U32(8)];
     // SAFETY: refused before it runs: 4 bytes where 8 are taken.

@@ -36,12 +36,8 @@ pub(super) fn backward(
     let mut d_gate_up = device.buffer(dtype, [num_tokens, 2 * width])?;
     let kernel = kernel(device, &sources::SWIGLU, dtype, ["swiglu_backward_f32", "swiglu_backward_bf16"])?;
     let grid = Grid::new(count(WHAT, num_tokens)?, threads_for_row(width, dtype, VECTORS));
-    let mut arguments = [
-        Argument::In(dh),
-        Argument::In(gate_up),
-        Argument::Out(&mut d_gate_up),
-        Argument::U32(count(WHAT, width)?),
-    ];
+    let mut arguments =
+        [Argument::In(dh), Argument::In(gate_up), Argument::Out(&mut d_gate_up), Argument::U32(count(WHAT, width)?)];
     // SAFETY: block `i` reads row `i` of `dh` (`width` elements) and of `gate_up` (twice as many), and writes row `i` of
     // `d_gate_up`; the contract checked the shapes. All were written on the compute stream.
     unsafe { device.launch(&kernel, grid, &mut arguments) }?;
