@@ -1,11 +1,11 @@
 //! `bench`: how fast parts of the program are on this machine.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use scout_core::{ByteCount, ExitCode};
-use scout_device::cuda::CudaDevice;
-use scout_device::cuda::CudaOptions;
+use scout_device::cuda::{CudaDevice, CudaOptions};
 use scout_kernels::selftest::rates::{self, Rate};
 use scout_train::TrainError;
 use serde_json::json;
@@ -23,6 +23,8 @@ pub struct Arguments {
 enum What {
     /// Matrix products of Scout's shapes on one GPU
     Gemm(Gemm),
+    /// Kernels whose time is that of moving bytes, on one GPU
+    Kernels,
 }
 
 #[derive(clap::Args)]
@@ -36,19 +38,45 @@ struct Gemm {
 }
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let What::Gemm(gemm) = &arguments.what;
+    let device = open()?;
+    match &arguments.what {
+        What::Gemm(arguments) => gemm(&device, arguments),
+        What::Kernels => kernels(&device),
+    }
+}
+
+fn open() -> anyhow::Result<Arc<CudaDevice>> {
     let options = CudaOptions { working_memory: ByteCount(24 << 30), ..surroundings::cuda() };
     let device = CudaDevice::open(&options).map_err(TrainError::from)?;
     for line in selftest::about(&device) {
         print(&line)?;
     }
+    Ok(device)
+}
+
+fn kernels(device: &Arc<CudaDevice>) -> anyhow::Result<ExitCode> {
+    print(&format!("{:<24} {:>10} {:>12} {:>8}", "kernel", "MB", "time", "GB/s"))?;
+    for rate in rates::kernels(device).map_err(TrainError::from)? {
+        let (megabytes, microseconds) = (rate.bytes as f64 / 1e6, rate.time.as_secs_f64() * 1e6);
+        print(&format!(
+            "{:<24} {megabytes:>10.0} {microseconds:>9.1} µs {:>8.0}",
+            rate.name, rate.gigabytes_per_second
+        ))?;
+    }
+    for (name, cost) in rates::host_costs(device).map_err(TrainError::from)? {
+        print(&format!("a {name} costs the host {:.1} µs", cost.as_secs_f64() * 1e6))?;
+    }
+    Ok(ExitCode::Success)
+}
+
+fn gemm(device: &Arc<CudaDevice>, gemm: &Gemm) -> anyhow::Result<ExitCode> {
     print(&format!(
-        "{:<42} {:>6} {:>7} {:>6} {:>3} {:>10} {:>8} {:>9} {:>7}",
-        "product", "m", "n", "k", "of", "time", "TFLOP/s", "SM clock", "power"
+        "{:<42} {:>6} {:>7} {:>6} {:>3} {:>17} {:>17} {:>9} {:>7}",
+        "product", "m", "n", "k", "of", "rested: TFLOP/s", "steady: TFLOP/s", "SM clock", "power"
     ))?;
     let mut told = Ok(());
     let sustained = Duration::from_secs_f64(gemm.seconds.clamp(0.0, 600.0));
-    let rates = rates::products(&device, sustained, |rate| {
+    let rates = rates::products(device, sustained, |rate| {
         told = std::mem::replace(&mut told, Ok(())).and_then(|()| print(&line(rate)));
     });
     let rates = rates.map_err(TrainError::from)?;
@@ -80,21 +108,24 @@ fn line(rate: &Rate) -> String {
         None => ("–".to_string(), "–".to_string()),
     };
     format!(
-        "{:<42} {:>6} {:>7} {:>6} {:>3} {:>7.3} ms {:>8.0} {clock:>9} {power:>7}",
+        "{:<42} {:>6} {:>7} {:>6} {:>3} {:>7.3} ms {:>6.0} {:>7.3} ms {:>6.0} {clock:>9} {power:>7}",
         rate.name,
         rate.m,
         rate.n,
         rate.k,
         rate.count,
-        rate.time.as_secs_f64() * 1e3,
-        rate.tflops
+        rate.rested.as_secs_f64() * 1e3,
+        rate.rested_tflops,
+        rate.steady.as_secs_f64() * 1e3,
+        rate.steady_tflops
     )
 }
 
 fn as_json(rate: &Rate) -> serde_json::Value {
     json!({
         "name": rate.name, "m": rate.m, "n": rate.n, "k": rate.k, "count": rate.count,
-        "seconds": rate.time.as_secs_f64(), "useful_tflops": rate.tflops,
+        "rested_seconds": rate.rested.as_secs_f64(), "rested_tflops": rate.rested_tflops,
+        "steady_seconds": rate.steady.as_secs_f64(), "steady_tflops": rate.steady_tflops,
         "sm_clock_megahertz": rate.reading.map(|reading| reading.sm_clock_megahertz),
         "power_watts": rate.reading.map(|reading| reading.power_watts),
     })

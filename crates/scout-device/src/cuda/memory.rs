@@ -119,6 +119,36 @@ impl DeviceBuffer {
         }
     }
 
+    /// Queues on the compute stream: elements from `start` on become those of `from`, which has the same element type.
+    pub fn copy_from(&mut self, start: usize, from: &Tensor) -> Result<()> {
+        const WHAT: &str = "copy on the GPU";
+        self.must_be_alone(WHAT)?;
+        if from.dtype() != self.dtype {
+            return Err(DeviceError::DType { what: WHAT, found: from.dtype(), expected: self.dtype });
+        }
+        if start.checked_add(from.num_elements()).is_none_or(|end| end > self.num_elements()) {
+            let expected = format!("at most {} elements", self.num_elements().saturating_sub(start));
+            return Err(DeviceError::Shape { what: WHAT, found: from.shape().clone(), expected });
+        }
+        let region = from.region(WHAT)?;
+        let (context, stream, bytes) = (self.block.context(), self.device.compute(), from.bytes().0 as usize);
+        if !Arc::ptr_eq(context, region.block.context()) {
+            let problem = "found a tensor on another device".to_string();
+            return Err(DeviceError::Value { what: WHAT, problem });
+        }
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.block.is_used_on(stream);
+        region.block.is_used_on(stream);
+        let to = self.address() + (self.dtype.size() * start as u64).0;
+        let driver = context.driver()?;
+        // SAFETY: the range was checked above; nobody else looks at this buffer, so the two do not overlap; both blocks
+        // stay until the stream is done with them.
+        let code = unsafe { (driver.cuMemcpyDtoDAsync_v2)(to, region.address(), bytes, stream.raw()) };
+        context.check("cuMemcpyDtoDAsync", code)
+    }
+
     /// Copies `bytes` over all of the buffer, on the compute stream. Stops the host until they are there: for loading
     /// and tests; [`super::pinned::Pinned::upload`] does not stop it.
     pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<()> {

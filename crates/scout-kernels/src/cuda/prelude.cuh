@@ -39,19 +39,25 @@ struct Lanes {
     f32 at[COUNT];
 };
 
+// The same elements as they lie in memory: what to keep in registers between two uses.
+template <typename E>
+struct Packed {
+    uint4 raw;
+};
+
 // Reads `Lanes<E>::COUNT` elements; `from` is a multiple of 16.
 template <typename E>
-__device__ __forceinline__ Lanes<E> load(const E* from);
+__device__ __forceinline__ Packed<E> load_packed(const E* from) {
+    return {*reinterpret_cast<const uint4*>(from)};
+}
 
-template <>
-__device__ __forceinline__ Lanes<f32> load<f32>(const f32* from) {
-    const uint4 raw = *reinterpret_cast<const uint4*>(from);
+__device__ __forceinline__ Lanes<f32> unpack(const Packed<f32>& packed) {
+    const uint4 raw = packed.raw;
     return {{__uint_as_float(raw.x), __uint_as_float(raw.y), __uint_as_float(raw.z), __uint_as_float(raw.w)}};
 }
 
-template <>
-__device__ __forceinline__ Lanes<bf16> load<bf16>(const bf16* from) {
-    const uint4 raw = *reinterpret_cast<const uint4*>(from);
+__device__ __forceinline__ Lanes<bf16> unpack(const Packed<bf16>& packed) {
+    const uint4 raw = packed.raw;
     const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
     Lanes<bf16> lanes;
 #pragma unroll
@@ -60,6 +66,11 @@ __device__ __forceinline__ Lanes<bf16> load<bf16>(const bf16* from) {
         lanes.at[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
     }
     return lanes;
+}
+
+template <typename E>
+__device__ __forceinline__ Lanes<E> load(const E* from) {
+    return unpack(load_packed(from));
 }
 
 // Writes `Lanes<E>::COUNT` elements; `to` is a multiple of 16.

@@ -49,18 +49,18 @@ __device__ __forceinline__ void forward(
     }
     constexpr u32 COUNT = Lanes<E>::COUNT;
     const u32 num_vectors = width / COUNT;
-    Lanes<E> kept[KEPT];
+    Packed<E> kept[KEPT];
 #pragma unroll
     for (int i = 0; i < KEPT; ++i) {
         const u32 at = threadIdx.x + i * step;
         if (at < num_vectors) {
-            kept[i] = load(x + at * COUNT);
+            kept[i] = load_packed(x + at * COUNT);
         }
     }
 #pragma unroll
     for (int i = 0; i < KEPT; ++i) {
         if (threadIdx.x + i * step < num_vectors) {
-            sum += sum_of_squares<E>(kept[i]);
+            sum += sum_of_squares<E>(unpack(kept[i]));
         }
     }
     for (u32 at = threadIdx.x + KEPT * step; at < num_vectors; at += step) {
@@ -71,7 +71,7 @@ __device__ __forceinline__ void forward(
     for (int i = 0; i < KEPT; ++i) {
         const u32 at = threadIdx.x + i * step;
         if (at < num_vectors) {
-            store(y + at * COUNT, scaled<E>(kept[i], r, load(weight + at * COUNT)));
+            store(y + at * COUNT, scaled<E>(unpack(kept[i]), r, load(weight + at * COUNT)));
         }
     }
     for (u32 at = threadIdx.x + KEPT * step; at < num_vectors; at += step) {
@@ -127,20 +127,21 @@ __device__ __forceinline__ void backward(
     }
     constexpr u32 COUNT = Lanes<E>::COUNT;
     const u32 num_vectors = width / COUNT;
-    Lanes<E> g[KEPT], kept[KEPT];
+    Packed<E> kept_dy[KEPT], kept_x[KEPT];
 #pragma unroll
     for (int i = 0; i < KEPT; ++i) {
         const u32 at = threadIdx.x + i * step;
         if (at < num_vectors) {
-            g[i] = load(dy + at * COUNT);
-            kept[i] = load(x + at * COUNT);
+            kept_dy[i] = load_packed(dy + at * COUNT);
+            kept_x[i] = load_packed(x + at * COUNT);
         }
     }
 #pragma unroll
     for (int i = 0; i < KEPT; ++i) {
         const u32 at = threadIdx.x + i * step;
         if (at < num_vectors) {
-            sum += weigh<E>(g[i], kept[i], load(weight + at * COUNT));
+            Lanes<E> g = unpack(kept_dy[i]);
+            sum += weigh<E>(g, unpack(kept_x[i]), load(weight + at * COUNT));
         }
     }
     for (u32 at = threadIdx.x + KEPT * step; at < num_vectors; at += step) {
@@ -152,7 +153,10 @@ __device__ __forceinline__ void backward(
     for (int i = 0; i < KEPT; ++i) {
         const u32 at = threadIdx.x + i * step;
         if (at < num_vectors) {
-            store(dx + at * COUNT, gradient<E>(g[i], kept[i], r, along));
+            Lanes<E> g = unpack(kept_dy[i]);
+            const Lanes<E> x_here = unpack(kept_x[i]);
+            weigh<E>(g, x_here, load(weight + at * COUNT));
+            store(dx + at * COUNT, gradient<E>(g, x_here, r, along));
         }
     }
     for (u32 at = threadIdx.x + KEPT * step; at < num_vectors; at += step) {

@@ -67,9 +67,10 @@ struct Pair {
 
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
-/// How far one op may be from its host version: a few roundings of f32, or one of bf16, which is 1.1e-3 on average.
+/// How far one op may be from its host version: a few roundings of f32, or one of bf16, which is 2⁻⁸ where a result has one
+/// element that is just above a power of two, and less than half of that on average.
 fn tolerance(dtype: DType) -> f64 {
-    if dtype == DType::F32 { 1e-5 } else { 3e-3 }
+    if dtype == DType::F32 { 1e-5 } else { 4e-3 }
 }
 
 impl Check<'_> {

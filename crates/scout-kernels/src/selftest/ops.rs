@@ -14,6 +14,7 @@ pub(super) const CASES: &[Case] = &[
     ("rows.add", rows_add),
     ("matmul.all_forms", matmul_all_forms),
     ("matmul.windows", matmul_windows),
+    ("matmul.classes", matmul_classes),
     ("grouped_matmul.all_forms", grouped_matmul_all_forms),
 ];
 
@@ -171,6 +172,11 @@ fn matmul_windows(check: &mut Check) -> Result<()> {
             let whole = Tensor::from_f32(expected.clone(), [64, 56])?;
             check.close(format!("{dtype} into f32, {seen}"), &found.view(), &whole, tolerance(DType::F32))?;
         }
+        let twice = DeviceBuffer::from_tensor(check.pair(dtype, [10, 6], 1.0)?.gpu)?;
+        let (mut twice, part) = (twice, check.pair(dtype, [3, 6], 1.0)?);
+        twice.copy_from(24, &part.gpu)?;
+        check.close(format!("{dtype} copied rows"), &twice.view().rows(4, 3)?, &part.host, 0.0)?;
+        check.refused("a copy past the end", "at most 6 elements", twice.copy_from(54, &part.gpu));
         let outside = Window { start: 65 * 96, ..of_a };
         let factors = [
             Factor { tensor: &a.gpu, window: outside, transposed: false },
@@ -178,6 +184,22 @@ fn matmul_windows(check: &mut Check) -> Result<()> {
         ];
         let outcome = check.device.multiply(factors, (&mut found, of_c), Scale::ADD);
         check.refused("a window outside of its tensor", "lie inside", outcome);
+    }
+    Ok(())
+}
+
+/// Row counts change with every batch: one trial serves all of a class, and their products are right.
+fn matmul_classes(check: &mut Check) -> Result<()> {
+    let weight = check.pair(DType::BF16, [320, 256], 1.0)?;
+    let mut num_trials = 0;
+    for (index, num_rows) in [1920, 1921, 1999, 2007, 2048].into_iter().enumerate() {
+        let x = check.pair(DType::BF16, [num_rows, 256], 1.0)?;
+        let (found, expected) = (matmul::nt(&x.gpu, &weight.gpu)?, matmul::nt(&x.host, &weight.host)?);
+        check.close(format!("{num_rows} rows"), &found, &expected, tolerance(DType::BF16))?;
+        let trials = check.device.trials().len();
+        // The first number is alone in its class; the others share the next one.
+        check.holds(format!("{num_rows} rows: {trials} trials so far"), index < 2 || trials == num_trials);
+        num_trials = trials;
     }
     Ok(())
 }

@@ -1,13 +1,14 @@
-//! How fast matrix products of Scout's shapes are on this GPU. Useful FLOPs only: 2·m·n·k over the time between two events.
+//! How fast matrix products and kernels of Scout's shapes are on this GPU: useful FLOPs, or bytes that must be moved, over
+//! the time between two events.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use scout_core::DType;
 use scout_device::Tensor;
-use scout_device::cuda::{CudaDevice, Factor, Reading, Scale, Window};
+use scout_device::cuda::{CudaDevice, Event, Factor, Reading, Scale, Window};
 
-use crate::{Result, noise};
+use crate::{Result, noise, rms_norm, rows, swiglu};
 
 /// A measured product, or a loop of products over experts.
 #[derive(Debug, Clone)]
@@ -18,11 +19,24 @@ pub struct Rate {
     pub n: usize,
     pub k: usize,
     pub count: usize,
-    /// The median of the runs.
-    pub time: Duration,
-    pub tflops: f64,
+    /// The median time, and what it means, of a few runs after a rest.
+    pub rested: Duration,
+    pub rested_tflops: f64,
+    /// The same without pause, when the GPU is as hot as it gets and the power limit holds its clock down.
+    pub steady: Duration,
+    pub steady_tflops: f64,
     /// While the last runs were under way; none without NVML.
     pub reading: Option<Reading>,
+}
+
+/// A measured kernel.
+#[derive(Debug, Clone)]
+pub struct KernelRate {
+    pub name: &'static str,
+    /// Read once and written once.
+    pub bytes: u64,
+    pub time: Duration,
+    pub gigabytes_per_second: f64,
 }
 
 /// A product of the model: `x[m, k]` times a weight, stored `[n, k]` (as attention, shared expert and head are), or
@@ -92,26 +106,93 @@ fn measure(device: &Arc<CudaDevice>, shape: &Shape, at_least: Duration) -> Resul
     run(&mut y)?;
     run(&mut y)?;
     device.finish()?;
+    // A rest in which the GPU cools down and its clock comes back.
+    std::thread::sleep(Duration::from_millis(400));
+    let rested = median(runs(device, 6, || run(&mut y))?.1);
     let gauge = device.gauge().ok();
     let (begun, mut times, mut reading) = (Instant::now(), Vec::new(), None);
-    while begun.elapsed() < at_least || times.len() < 5 {
-        let mut marks = vec![device.compute().record_time()?];
-        for _ in 0..10 {
-            run(&mut y)?;
-            marks.push(device.compute().record_time()?);
-        }
-        // In the middle of the work that was just queued.
-        marks[5].wait(device.patience())?;
+    while begun.elapsed() < at_least {
+        let (marks, new) = runs(device, 10, || run(&mut y))?;
+        times.extend(new);
+        // Right behind the work: the clock falls and rises more slowly than this.
         reading = gauge.as_ref().and_then(|gauge| gauge.read().ok());
-        marks[10].wait(device.patience())?;
-        for pair in marks.windows(2) {
-            times.push(pair[1].since(&pair[0])?);
-        }
+        drop(marks);
     }
+    let steady = median(times);
+    let tflops = |time: Duration| 2.0 * (m * n * k * count) as f64 / time.as_secs_f64() / 1e12;
+    let (rested_tflops, steady_tflops) = (tflops(rested), tflops(steady));
+    Ok(Rate { name: shape.name.to_string(), m, n, k, count, rested, rested_tflops, steady, steady_tflops, reading })
+}
+
+/// The time of each of `count` runs, queued one behind the other.
+fn runs(
+    device: &Arc<CudaDevice>,
+    count: usize,
+    mut run: impl FnMut() -> Result<()>,
+) -> Result<(Vec<Event>, Vec<Duration>)> {
+    let mut marks = vec![device.compute().record_time()?];
+    for _ in 0..count {
+        run()?;
+        marks.push(device.compute().record_time()?);
+    }
+    marks[count].wait(device.patience())?;
+    let times = marks.windows(2).map(|pair| pair[1].since(&pair[0])).collect::<Result<_>>()?;
+    Ok((marks, times))
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
-    let time = times[times.len() / 2];
-    let tflops = 2.0 * (m * n * k * count) as f64 / time.as_secs_f64() / 1e12;
-    Ok(Rate { name: shape.name.to_string(), m, n, k, count, time, tflops, reading })
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// Kernels whose time is that of moving bytes, at 16,384 tokens of the model's widths, in bf16.
+pub fn kernels(device: &Arc<CudaDevice>) -> Result<Vec<KernelRate>> {
+    const TOKENS: usize = 16384;
+    const WIDTH: usize = 5120;
+    const INNER: usize = 8192;
+    let x = noise::tensor_on(device, DType::BF16, [TOKENS, WIDTH], 1, 1.0)?;
+    let dy = noise::tensor_on(device, DType::BF16, [TOKENS, WIDTH], 2, 1.0)?;
+    let weight = noise::tensor_on(device, DType::BF16, [WIDTH], 3, 1.0)?;
+    let gate_up = noise::tensor_on(device, DType::BF16, [TOKENS, 2 * INNER], 4, 4.0)?;
+    let dh = noise::tensor_on(device, DType::BF16, [TOKENS, INNER], 5, 1.0)?;
+    let inverse_rms = rms_norm::forward(&x, &weight, 1e-5)?.inverse_rms;
+    let mut copy = device.buffer(DType::BF16, [TOKENS, 2 * INNER])?;
+    let (of_x, of_h) = (x.bytes().0, dh.bytes().0);
+    let mut rates = Vec::new();
+    let mut measure = |name: &'static str, bytes: u64, run: &mut dyn FnMut() -> Result<()>| -> Result<()> {
+        run()?;
+        let time = median(runs(device, 20, run)?.1);
+        let gigabytes_per_second = bytes as f64 / time.as_secs_f64() / 1e9;
+        rates.push(KernelRate { name, bytes, time, gigabytes_per_second });
+        Ok(())
+    };
+    measure("copy, for comparison", 4 * of_h, &mut || copy.copy_from(0, &gate_up))?;
+    measure("rms_norm forward", 2 * of_x, &mut || rms_norm::forward(&x, &weight, 1e-5).map(|_| ()))?;
+    measure("rms_norm backward", 3 * of_x, &mut || rms_norm::backward(&dy, &x, &inverse_rms, &weight).map(|_| ()))?;
+    measure("swiglu forward", 3 * of_h, &mut || swiglu::forward(&gate_up).map(|_| ()))?;
+    measure("swiglu backward", 5 * of_h, &mut || swiglu::backward(&dh, &gate_up).map(|_| ()))?;
+    measure("rows add", 3 * of_x, &mut || rows::add(&x, &dy).map(|_| ()))?;
+    Ok(rates)
+}
+
+/// What a call costs the host that queues it: a small kernel, and a small product of a shape seen before.
+pub fn host_costs(device: &Arc<CudaDevice>) -> Result<Vec<(&'static str, Duration)>> {
+    const CALLS: u32 = 500;
+    let x = noise::tensor_on(device, DType::BF16, [64, 128], 1, 1.0)?;
+    let mut costs = Vec::new();
+    let calls: [(&str, &dyn Fn() -> Result<Tensor>); 2] =
+        [("kernel", &|| rows::add(&x, &x)), ("product", &|| crate::matmul::nt(&x, &x))];
+    for (name, call) in calls {
+        call()?;
+        device.finish()?;
+        let begun = Instant::now();
+        for _ in 0..CALLS {
+            call()?;
+        }
+        costs.push((name, begun.elapsed() / CALLS));
+        device.finish()?;
+    }
+    Ok(costs)
 }
 
 fn factors<'a>(shape: &Shape, x: &'a Tensor, weight: &'a Tensor, index: usize) -> [Factor<'a>; 2] {
