@@ -152,14 +152,20 @@ impl Block {
 
     /// Queues on home: every byte becomes `value`.
     pub(super) fn fill(&self, value: u8) -> Result<()> {
+        self.fill_on(&self.memory.home, value)
+    }
+
+    /// As [`Block::fill`], on another stream, which has to wait for whatever was queued on the block before.
+    pub(super) fn fill_on(&self, stream: &Arc<Stream>, value: u8) -> Result<()> {
+        self.is_used_on(stream);
         if self.bytes == 0 {
             return Ok(());
         }
         let context = &self.memory.context;
         let driver = context.driver()?;
-        // SAFETY: the block owns these bytes of the arena's allocation until it is dropped, and what is queued on home
-        // later, by its next owner too, runs later.
-        let code = unsafe { (driver.cuMemsetD8Async)(self.address(), value, self.bytes, self.memory.home.raw()) };
+        // SAFETY: the block owns these bytes of the arena's allocation until it is dropped, and its next owner's work is
+        // queued behind, or waits for, what `stream` was given.
+        let code = unsafe { (driver.cuMemsetD8Async)(self.address(), value, self.bytes, stream.raw()) };
         context.check("cuMemsetD8Async", code)
     }
 }

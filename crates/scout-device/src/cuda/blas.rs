@@ -1,5 +1,5 @@
 //! Matrix products on the GPU: which of cuBLASLt's algorithms computes which shape. The choice is made once for each
-//! class of shapes by timing, and kept; the library's own estimate misses the best one by up to a fifth.
+//! class of shapes by timing, and kept.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,11 @@ use crate::{DeviceError, Purpose, Result};
 
 /// What cuBLASLt is recommended on this architecture; more finds no faster algorithm.
 const WORKSPACE: usize = 32 << 20;
-const NUM_CANDIDATES: usize = 16;
+/// The library knows no more than these.
+const NUM_CANDIDATES: usize = 8;
+/// Written between the runs of a trial: more than the cache of any GPU holds, so that a run finds its factors in memory,
+/// as it does in a step. Where they stay in the cache, other algorithms win.
+const FLUSH: usize = 192 << 20;
 /// Plans kept for exact shapes. Row counts change from step to step, so old ones are dropped.
 const MAX_PLANS: usize = 4096;
 
@@ -230,56 +234,60 @@ impl Blas {
         }
         // The trial writes to memory of its own: the result may be added to. Without room for it there is no trial.
         let bytes = problem.result.size().0 as usize * problem.m * problem.leading;
-        let Ok(scratch) = self.arena.take(Purpose::Workspace, bytes) else { return Ok(first) };
+        let scratch = (self.arena.take(Purpose::Workspace, bytes), self.arena.take(Purpose::Workspace, FLUSH));
+        let (Ok(result), Ok(flush)) = scratch else { return Ok(first) };
         stream.wait_for(&self.arena.home().record()?)?;
-        scratch.is_used_on(stream);
-        let operands = Operands { c: scratch.address(), ..operands };
-        let mut times = vec![Duration::MAX; candidates.len()];
-        // Twice around, so that a change of the clock does not favour those that happened to run before it.
-        for _ in 0..2 {
-            for (time, candidate) in times.iter_mut().zip(&candidates) {
-                // A candidate that fails is none; it must not end the run.
-                let found = self.time(descriptors, candidate, operands, workspace, stream);
-                *time = found.map_or(*time, |found| found.min(*time));
-            }
-        }
-        let (chosen, &best) = times.iter().enumerate().min_by_key(|(_, time)| **time).expect("there are candidates");
-        let trial = Trial { class: *problem, num_candidates: candidates.len(), chosen, first: times[0], best };
-        self.state.lock().expect("no holder of this lock panics").trials.push(trial);
-        Ok(candidates[chosen])
-    }
-
-    /// The time of one run among several without pause, as products run in a step: the end of one runs beside the
-    /// beginning of the next. Stops the host, which happens once for each class of shapes.
-    fn time(
-        &self,
-        descriptors: &Descriptors,
-        algorithm: &Algorithm,
-        operands: Operands,
-        workspace: Workspace,
-        stream: &Arc<Stream>,
-    ) -> Result<Duration> {
-        const AT_MOST: u32 = 10;
-        const ENOUGH: Duration = Duration::from_millis(2);
-        const DEADLINE: Duration = Duration::from_secs(60);
-        let time = |count: u32| -> Result<Duration> {
+        result.is_used_on(stream);
+        let operands = Operands { c: result.address(), ..operands };
+        let run = |candidate: &Algorithm| -> Result<Duration> {
+            const DEADLINE: Duration = Duration::from_secs(60);
+            flush.fill_on(stream, 0)?;
             let start = stream.record_time()?;
-            for _ in 0..count {
-                // SAFETY: as in `multiply`; the result goes to scratch memory of the same shape.
-                unsafe { self.handle.multiply(descriptors, algorithm, operands, (1.0, 0.0), workspace, stream) }?;
-            }
+            // SAFETY: as in `multiply`; the result goes to scratch memory of the same shape.
+            unsafe { self.handle.multiply(descriptors, candidate, operands, (1.0, 0.0), workspace, stream) }?;
             let end = stream.record_time()?;
             end.wait(DEADLINE)?;
-            Ok(end.since(&start)? / count)
+            end.since(&start)
         };
-        let once = time(1)?;
-        let count = (ENOUGH.as_secs_f64() / once.as_secs_f64().max(1e-6)).ceil() as u32;
-        time(count.clamp(1, AT_MOST))
+        let times = trial(&candidates, run);
+        let chosen = clear_winner(&times);
+        let outcome =
+            Trial { class: *problem, num_candidates: candidates.len(), chosen, first: times[0], best: times[chosen] };
+        self.state.lock().expect("no holder of this lock panics").trials.push(outcome);
+        Ok(candidates[chosen])
     }
 
     pub(super) fn trials(&self) -> Vec<Trial> {
         self.state.lock().expect("no holder of this lock panics").trials.clone()
     }
+}
+
+/// The median time of each candidate. They take turns, so that a change of the clock meets all of them alike. One that
+/// fails is none; it must not end the run.
+fn trial<T>(candidates: &[T], run: impl Fn(&T) -> Result<Duration>) -> Vec<Duration> {
+    const ROUNDS: usize = 5;
+    let mut times = vec![Vec::new(); candidates.len()];
+    for round in 0..=ROUNDS {
+        for (times, candidate) in times.iter_mut().zip(candidates) {
+            let time = run(candidate).unwrap_or(Duration::MAX);
+            // The first round only warms up.
+            if round > 0 {
+                times.push(time);
+            }
+        }
+    }
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times[ROUNDS / 2]
+    };
+    times.into_iter().map(median).collect()
+}
+
+/// The shortest, if it beats the library's first candidate by more than trials differ among themselves.
+fn clear_winner(times: &[Duration]) -> usize {
+    const CLEARLY: f64 = 0.97;
+    let best = (0..times.len()).min_by_key(|&index| times[index]).unwrap_or(0);
+    if times[best].as_secs_f64() < CLEARLY * times[0].as_secs_f64() { best } else { 0 }
 }
 
 /// The problem and where its operands lie. Fails unless shapes, types and windows fit.
@@ -362,6 +370,36 @@ mod tests {
         for extent in 16..20_000 {
             assert!(rounded(extent) >= extent && rounded(extent) - extent <= extent / 8);
         }
+    }
+
+    #[test]
+    fn the_first_candidate_is_kept_unless_another_is_clearly_faster() {
+        for (milliseconds, expected) in [
+            (vec![100], 0),
+            (vec![100, 99, 98], 0),
+            (vec![100, 99, 96], 2),
+            (vec![100, 120, 130], 0),
+            (vec![100, 50, 40, 45], 2),
+        ] {
+            let times: Vec<Duration> = milliseconds.iter().map(|&time| Duration::from_millis(time)).collect();
+            assert_eq!(clear_winner(&times), expected, "{milliseconds:?}");
+        }
+        assert_eq!(clear_winner(&[Duration::MAX, Duration::from_millis(1)]), 1);
+    }
+
+    #[test]
+    fn a_candidate_that_fails_is_none() {
+        let run = |&candidate: &u64| match candidate {
+            0 => Err(DeviceError::Late { waited: Duration::ZERO }),
+            time => Ok(Duration::from_millis(time)),
+        };
+        assert_eq!(
+            trial(&[3, 0, 2], run),
+            [3, u64::MAX, 2].map(|time| match time {
+                u64::MAX => Duration::MAX,
+                time => Duration::from_millis(time),
+            })
+        );
     }
 
     #[test]
