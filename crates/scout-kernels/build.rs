@@ -57,7 +57,7 @@ fn sources(kernels: &[String], compiled: bool) -> String {
             code,
             "pub static {}: KernelSource = KernelSource {{ name: \"{name}\", \
              text: include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/src/{name}/kernel.cu\")), \
-             headers: HEADERS, images: &[{images}] }};",
+             headers: HEADERS, images: &[{images}] as &[Image] }};",
             name.to_uppercase()
         )
         .expect("writing to text");

@@ -283,9 +283,11 @@ fn trial<T>(candidates: &[T], run: impl Fn(&T) -> Result<Duration>) -> Vec<Durat
     times.into_iter().map(median).collect()
 }
 
-/// The shortest, if it beats the library's first candidate by more than trials differ among themselves.
+/// The shortest, if it beats the library's first candidate clearly. On an H200, what was faster by 3 or 4 % alone was slower
+/// by up to 5 % in a loop over experts, where the end of one product runs beside the beginning of the next; what was
+/// faster by 5 % and more stayed faster.
 fn clear_winner(times: &[Duration]) -> usize {
-    const CLEARLY: f64 = 0.97;
+    const CLEARLY: f64 = 0.955;
     let best = (0..times.len()).min_by_key(|&index| times[index]).unwrap_or(0);
     if times[best].as_secs_f64() < CLEARLY * times[0].as_secs_f64() { best } else { 0 }
 }
@@ -377,7 +379,8 @@ mod tests {
         for (milliseconds, expected) in [
             (vec![100], 0),
             (vec![100, 99, 98], 0),
-            (vec![100, 99, 96], 2),
+            (vec![100, 99, 96], 0),
+            (vec![100, 99, 95], 2),
             (vec![100, 120, 130], 0),
             (vec![100, 50, 40, 45], 2),
         ] {

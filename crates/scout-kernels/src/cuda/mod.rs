@@ -16,9 +16,11 @@ pub(crate) mod sources {
     const HEADERS: &[(&str, &str)] = &[("prelude.cuh", include_str!("prelude.cuh"))];
 
     /// Machine code begins where a number of 16 bytes could.
+    #[allow(dead_code, reason = "there is none where the program is built without CUDA's compiler")]
     #[repr(C, align(16))]
     struct Aligned<T: ?Sized>(T);
 
+    #[allow(unused_macros, reason = "as above")]
     macro_rules! aligned {
         ($path:expr) => {{
             static CODE: &Aligned<[u8]> = &Aligned(*include_bytes!($path));
