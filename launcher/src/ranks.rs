@@ -19,10 +19,11 @@ use crate::output::Output;
 
 /// After the first failure the others may leave by themselves with a reason of their own. Those that can learn of it at
 /// once, say so and end one second later even from the midst of a long computation.
-const SETTLE: Duration = Duration::from_millis(1500);
+const SETTLE: Duration = Duration::from_millis(1400);
 /// Between asking a rank to end and killing it. One that has not left by now has nothing to save: the state of a job
-/// that lost a rank is that of its last checkpoint. Together with the above everything is gone two seconds after a death.
-const GRACE: Duration = Duration::from_millis(300);
+/// that lost a rank is that of its last checkpoint. Together with the above everything is gone within two seconds
+/// of a death.
+const GRACE: Duration = Duration::from_millis(200);
 /// After a signal from outside: enough to save the state before a scheduler loses its patience.
 const GRACE_AFTER_SIGNAL: Duration = Duration::from_secs(120);
 /// After the second one: enough to write a line, not to finish a step.

@@ -1,5 +1,6 @@
 //! The backends under test, and a way to run the same body on every rank of each.
 
+use std::fmt;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +21,15 @@ pub enum Backend {
 pub const BACKENDS: &[Backend] = &[Backend::Threads, Backend::Met("unix", unix), Backend::Met("tcp", tcp)];
 /// Those whose ranks share no memory.
 pub const STREAMS: &[Backend] = &[Backend::Met("unix", unix), Backend::Met("tcp", tcp)];
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Backend::Threads => f.write_str("threads"),
+            Backend::Met(name, _) => f.write_str(name),
+        }
+    }
+}
 
 /// A rank's seat. Dropped, it leaves in peace.
 pub struct Member {
@@ -85,7 +95,7 @@ pub fn limits(hang_limit: Duration) -> Limits {
 }
 
 fn unix(mesh: Mesh, folder: &Path, _: &Token, hang_limit: Duration) -> Member {
-    seat(&MeetingPlace::Unix { socket: folder.join("meet.sock") }, mesh, hang_limit)
+    seat(&MeetingPlace::Unix { socket: folder.join("job/meet.sock") }, mesh, hang_limit)
 }
 
 fn tcp(mesh: Mesh, folder: &Path, token: &Token, hang_limit: Duration) -> Member {

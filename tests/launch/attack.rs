@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use scout_comm::{Ending, Introduction, Limits, MeetingPlace, Token, meet};
@@ -31,7 +31,7 @@ fn strangers_change_no_bit_and_cost_no_memory() {
     let toy = Toy::new();
     let run = |name: &str| {
         let output = format!("output_dir={name}");
-        toy.launch(4, &["--tcp"], &["max_steps=1500", "logging_steps=10", &output])
+        toy.launch(4, &["--tcp"], &["max_steps=500", "logging_steps=10", &output])
     };
     Started::one(run("quiet")).end_within(LIMIT).expect_success();
 
@@ -42,13 +42,18 @@ fn strangers_change_no_bit_and_cost_no_memory() {
     let log = toy.path("attacked/trainer_log.jsonl");
     job.wait_until("it trains", LIMIT, || log.metadata().is_ok_and(|log| log.len() > 0).then_some(()));
     let before = rank_0.memory("VmHWM").expect("rank 0 lives");
+    let begun = Instant::now();
     attack(&address);
+    let took = begun.elapsed();
     let after = rank_0.memory("VmHWM");
     let ended = job.end_within(LIMIT);
     ended.expect_success();
     let after = after.unwrap_or_else(|| panic!("the job ended before the attack did, and proves nothing\n{ended}"));
     assert_eq!(toy.loss_bits("attacked"), toy.loss_bits("quiet"));
-    assert!(after - before <= MAX_GROWTH_KIB, "rank 0 grew from {before} to {after} KiB");
+    // Past the test harness, which would keep the words of a test that passes to itself.
+    let told = format!("an attack of {took:.1?} took rank 0 from {before} to {after} KiB\n");
+    std::io::stderr().write_all(told.as_bytes()).unwrap();
+    assert!(after - before <= MAX_GROWTH_KIB, "{told}");
 }
 
 /// `127.0.0.1:PORT`, as the job's own log names it.

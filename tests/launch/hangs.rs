@@ -1,12 +1,13 @@
 //! A rank stands still without dying: the job ends at the hang limit and says which rank it was.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use scout_core::env;
 use scout_tests::program;
 
-use crate::elastic::Agent;
 use crate::faults::{ALL_GONE, ENDLESS, wait_for_step};
 use crate::sentence::{Told, host, place};
 use crate::started::{Ended, LIMIT, Started, turn};
@@ -51,24 +52,39 @@ fn check_stopped(toy: &Toy, victim: usize, limit: Duration, changes: &[&str]) {
 fn a_rank_whose_work_stands_still_is_named_with_the_collective_that_the_others_wait_in() {
     let _turn = turn();
     let toy = Toy::new();
-    let agent = Agent::new();
     const VICTIM: usize = 2;
+    // Ranks meet only in a folder that nobody else can enter.
+    let private = std::fs::Permissions::from_mode(0o700);
+    let folder = tempfile::Builder::new().permissions(private).tempdir().unwrap();
     let rank = |rank: usize| -> Command {
         let train = ["train", "run.yaml", ENDLESS[0], ENDLESS[1]];
-        if rank != VICTIM {
-            return toy.command(program(), &train);
-        }
         // The thread that trains writes its place to a file with this call, so after some hundred places it stands
         // still for ten minutes, while all other threads of its process go on: a hang that the program has no part in.
         let still = "inject=pwrite64:delay_enter=600000000:when=300";
-        let strace = ["-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64", "-e", still];
-        let mut command = toy.command("strace", &strace);
+        let strace = ["-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64", "-e", still];
+        let mut command = match rank {
+            VICTIM => toy.command("strace", &strace),
+            _ => toy.command("env", &[]),
+        };
         command.arg(program()).args(train);
+        // What our launcher says to its ranks; it would start all of them alike, and one is to be traced here.
+        command
+            .env(env::RANK, rank.to_string())
+            .env(env::LOCAL_RANK, rank.to_string())
+            .env(env::WORLD_SIZE, "4")
+            .env(env::JOB_FOLDER, folder.path())
+            .env(env::LAUNCHER_PID, std::process::id().to_string());
         command
     };
-    let job = agent.start(4, &[0, 1, 2, 3], rank);
+    let job = Started::several((0..4).map(rank).collect());
     let ranks = job.wait_for_ranks(4);
-    job.time_until_gone(Instant::now(), LIMIT);
+    job.wait_until("only the rank that stands still lives", LIMIT, || {
+        job.ranks().keys().all(|rank| *rank == VICTIM).then_some(())
+    });
+    // strace keeps a thread that it holds even from ending; without it the rank leaves by itself, as all others did.
+    let freed = Instant::now();
+    job.processes().iter().filter(|process| process.name == "strace").for_each(|strace| strace.send(Signal::KILL));
+    assert!(job.time_until_gone(freed, LIMIT) <= ALL_GONE);
     let ended = job.end_within(LIMIT);
     assert!(ended.codes.iter().all(|code| *code == Some(76)), "{ended}");
     let fate = fate_of_one(&ended, VICTIM, ranks[&VICTIM].pid);

@@ -124,15 +124,20 @@ impl Started {
     /// Returns what `look` finds; fails the test when it finds nothing for so long.
     pub fn wait_until<T>(&self, what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
         let begun = Instant::now();
-        loop {
+        for turn in 1.. {
             if let Some(found) = look() {
                 return found;
             }
             if begun.elapsed() > limit {
                 self.fail(&format!("waited {limit:?} until {what}"));
             }
+            // A job that is over will not come to it any more.
+            if turn % 100 == 0 && self.processes().is_empty() {
+                return look().unwrap_or_else(|| self.fail(&format!("the job ended before {what}")));
+            }
             thread::sleep(LOOK);
         }
+        unreachable!("the loop counts for ever")
     }
 
     /// Waits until no process of the job lives, and returns how long that took.

@@ -27,6 +27,8 @@ enum Damage {
     Number(&'static str, f64),
     WithoutTensor(&'static str),
     NotANumber(&'static str),
+    /// The first entry of a tensor of ids becomes larger than every vocabulary.
+    LargestId(&'static str),
     /// The last value of a tensor changes by a thousandth of the tensor's range.
     Changed(&'static str),
     Exchanged(&'static str, &'static str),
@@ -284,6 +286,64 @@ fn both_committed_folders_pass_and_no_row_is_lost() {
     }
 }
 
+#[test]
+fn several_ranks_find_the_same_damage_and_none_waits_for_another() {
+    let head = "model-00003-of-00003.safetensors";
+    let adapter = "adapter_experts/adapter_model.safetensors";
+    let inner_b = "base_model.model.model.layers.1.feed_forward.experts.base_layer.lora_B.weight";
+    let cases: [(&str, &[(&str, Damage)]); 5] = [
+        // Only the rank that keeps this value reads it.
+        ("--transport=threads", &[(head, NotANumber("lm_head.weight"))]),
+        ("--transport=tcp", &[(head, NotANumber("model.norm.weight"))]),
+        ("--transport=threads", &[("config.json", CutInHalf)]),
+        // Ids that no rank knows, in a row that one rank has.
+        (
+            "--transport=tcp",
+            &[("train_batches.safetensors", LargestId("input_ids")), ("config_hub_style.json", Deleted)],
+        ),
+        (
+            "--transport=threads",
+            &[
+                (adapter, NotANumber(inner_b)),
+                ("expected.safetensors", Changed("layer.0.v")),
+                ("adapter_attn.expected.safetensors", Changed("token_loss")),
+                ("training.json", Number("/runs/all/grad_norm/0", -8.3e-4)),
+            ],
+        ),
+    ];
+    for (transport, damage) in cases {
+        let folder = copy_of(&tiny_scout());
+        for (file, damage) in damage {
+            damage.inflict(&folder.path().join(file));
+        }
+        let alone = verify(folder.path());
+        let together = run_in(folder.path(), &["verify", ".", "--world", "3", transport], LIMIT);
+        let code = Some(ExitCode::CheckFailed.code().into());
+        assert_eq!((alone.code, together.code), (code, code), "{transport}\n{}{}", together.stdout, together.stderr);
+        let rows = |ended: &Ended| {
+            let mut rows = printed(&ended.stdout);
+            rows.retain(|(row, _)| !row.starts_with("3 ranks:"));
+            rows
+        };
+        assert_eq!(rows(&together), rows(&alone), "{transport}\n{}", together.stdout);
+        assert!(together.stderr.is_empty(), "{}", together.stderr);
+    }
+}
+
+#[test]
+fn processes_verify_what_threads_verify() {
+    for world in ["2", "4"] {
+        for folder in ["tiny-scout", "tiny-scout-vision"].map(|name| fixtures().join(name)) {
+            let with = |transport| {
+                let ended = run_in(&folder, &["verify", ".", "--world", world, "--transport", transport], LIMIT);
+                assert_eq!(ended.code, Some(0), "{world} {transport}\n{}{}", ended.stdout, ended.stderr);
+                ended.stdout
+            };
+            assert_eq!(with("tcp"), with("threads"), "{world} ranks, to the last digit of every error");
+        }
+    }
+}
+
 fn copy_of(folder: &Path) -> TempDir {
     fn copy(from: &Path, to: &Path) {
         for entry in fs::read_dir(from).unwrap() {
@@ -322,7 +382,7 @@ impl Damage {
                 *number = (number.as_f64().unwrap() + change).into();
                 fs::write(file, json.to_string()).unwrap();
             }
-            WithoutTensor(_) | NotANumber(_) | Changed(_) | Exchanged(..) => self.rewrite_tensors(file),
+            WithoutTensor(_) | NotANumber(_) | LargestId(_) | Changed(_) | Exchanged(..) => self.rewrite_tensors(file),
         }
     }
 
@@ -337,6 +397,10 @@ impl Damage {
         match *self {
             WithoutTensor(name) => drop(tensors.remove(name).expect("the tensor is there")),
             NotANumber(name) => set_last_f32(&mut tensors.get_mut(name).expect("the tensor is there").2, |_| f32::NAN),
+            LargestId(name) => {
+                let ids = &mut tensors.get_mut(name).expect("the tensor is there").2;
+                ids[..8].copy_from_slice(&i64::from(u32::MAX).to_le_bytes());
+            }
             Changed(name) => set_last_f32(&mut tensors.get_mut(name).expect("the tensor is there").2, |values| {
                 let range = values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
                     - values.iter().copied().fold(f32::INFINITY, f32::min);

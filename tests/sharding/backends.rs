@@ -1,5 +1,7 @@
 //! Ranks that are threads of the test, around one board or with streams between them as processes have.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +22,8 @@ const LIMIT: Duration = Duration::from_secs(100);
 
 /// What each rank's body returned, in rank order.
 pub fn on_every_rank<R: Send>(backend: Backend, world_size: usize, body: impl Fn(&Job) -> R + Sync) -> Vec<R> {
-    let folder = tempfile::tempdir().unwrap();
+    // Ranks meet only where nobody else of this host may look.
+    let folder = tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().unwrap();
     let seats: Vec<Join> = match backend {
         Backend::Local => {
             let jobs = local_group(world_size, LIMIT).into_iter().map(Job::over);

@@ -4,6 +4,7 @@
 mod backends;
 mod equality;
 mod memory;
+mod plan;
 mod reads;
 mod recorded;
 mod rig;

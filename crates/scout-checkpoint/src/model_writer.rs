@@ -180,6 +180,49 @@ mod tests {
     }
 
     #[test]
+    fn values_are_asked_for_in_the_written_order_and_each_tensor_keeps_its_own_type() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensor = |name: &str, len: usize, dtype| (ParamSpec::new(name, [len]), dtype);
+        let tensors = [
+            tensor("c", 3, DType::F32),
+            tensor("a", 5, DType::BF16),
+            tensor("d", 4, DType::F16),
+            tensor("b", 2, DType::F32),
+        ];
+        // Room for the first two and for the last two.
+        let max = ByteCount(24);
+        let expected: Vec<String> = written_order(&tensors, max).map(|param| param.name.clone()).collect();
+        assert_eq!(expected, ["a", "c", "b", "d"]);
+        for _ in 0..2 {
+            let mut asked = Vec::new();
+            write_typed_model(
+                folder.path(),
+                &tensors,
+                max,
+                &mut |param: &ParamSpec, range: Range<usize>, out: &mut [f32]| {
+                    asked.push(param.name.clone());
+                    out.iter_mut().zip(range).for_each(|(out, at)| *out = at as f32);
+                    Ok::<(), CheckpointError>(())
+                },
+            )
+            .unwrap();
+            assert_eq!(asked, expected);
+            let files = crate::ModelFolder::open(folder.path()).unwrap();
+            for (param, dtype) in &tensors {
+                assert_eq!(files.element_type(&param.name).unwrap().dtype(), Some(*dtype), "{}", param.name);
+                let mut values = vec![0.0; param.num_elements()];
+                files.read_f32(&param.name, 0..values.len(), &mut values).unwrap();
+                assert_eq!(values, (0..values.len()).map(|at| at as f32).collect::<Vec<_>>());
+            }
+            // What is removed leaves room for another; what else lies there stays.
+            fs::write(folder.path().join("config.json"), "{}").unwrap();
+            remove_model(folder.path()).unwrap();
+            let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(left, ["config.json"]);
+        }
+    }
+
+    #[test]
     fn scout_fills_fifty_files_of_five_gigabytes() {
         // Vision tower and projector stand for all their tensors: only their sum decides where the first file ends.
         let mut params = vec![ParamSpec::new("vision", [850_960_896]), ParamSpec::new("projector", [5120, 4096])];

@@ -6,14 +6,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::{Control, Ending, Introduction, Job, Limits, PeerName, Verdict, meet};
+use scout_comm::{Control, Ending, Introduction, Job, Limits, MeetingPlace, PeerName, Verdict};
 use scout_core::causes::with_causes;
 use scout_core::{ExitCode, Mesh, Whereabouts};
 use scout_telemetry::Progress;
 use scout_train::TrainError;
 
 use crate::failure;
-use crate::ranks::Ranks;
+use crate::ranks::{Launcher, Ranks};
 
 /// A rank alone waits for nobody; a deadline is set all the same, because every wait has one.
 pub const ALONE_DEADLINE: Duration = Duration::from_secs(120);
@@ -73,7 +73,7 @@ impl Joined {
         // A launcher that cannot tell where a dead rank was tells the rest all the same.
         let place_file = ranks.place_file.as_ref().and_then(|path| File::create(path).ok());
         let whereabouts = Arc::new(Whereabouts::new(place_file));
-        let seat = meet(&place, mesh, introduction, limits, whereabouts)?;
+        let seat = way_to_meet(ranks.seat.launcher, progress)?(&place, mesh, introduction, limits, whereabouts)?;
         if let Some(address) = &seat.listening_at {
             progress.say(&format!("meeting at {address}"))?;
         }
@@ -102,6 +102,23 @@ impl Joined {
         };
         Err(others.settle(&job, error))
     }
+}
+
+type Meet = fn(&MeetingPlace, Mesh, Introduction, Limits, Arc<Whereabouts>) -> scout_comm::Result<scout_comm::Seat>;
+
+/// With MPI in this program and MPI around it, collectives go through MPI.
+#[cfg(feature = "mpi")]
+fn way_to_meet(launcher: Launcher, progress: &mut Progress) -> anyhow::Result<Meet> {
+    if !matches!(launcher, Launcher::OpenMpi | Launcher::Pmi) {
+        return Ok(scout_comm::meet);
+    }
+    progress.say(&format!("collectives through {}", scout_comm::mpi::library()))?;
+    Ok(scout_comm::meet_over_mpi)
+}
+
+#[cfg(not(feature = "mpi"))]
+fn way_to_meet(_: Launcher, _: &mut Progress) -> anyhow::Result<Meet> {
+    Ok(scout_comm::meet)
 }
 
 impl Others {

@@ -128,10 +128,12 @@ impl Board {
 
     /// Fails once the work has been ended.
     pub fn check(&self) -> Result<()> {
-        match &self.lock().aborted {
-            Some(reason) => Err(CommError::Aborted { reason: reason.clone() }),
-            None => Ok(()),
-        }
+        self.aborted().map_or(Ok(()), |reason| Err(CommError::Aborted { reason }))
+    }
+
+    /// Why the work has been ended, if it has.
+    pub fn aborted(&self) -> Option<String> {
+        self.lock().aborted.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -185,4 +187,45 @@ impl Round {
 
 fn expect_same(sequence: u64, ours: Called, theirs: Called, theirs_rank: Rank) -> Result<()> {
     if ours == theirs { Ok(()) } else { Err(CommError::OutOfStep { sequence, ours, theirs, theirs_rank }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use scout_core::DType;
+
+    use super::*;
+    use crate::error::Op;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn given() -> Given {
+        let called = Called { op: Op::Barrier, count: 0, dtype: DType::U8 };
+        Given { called, buffer: Arc::new(Buffer::zeros(DType::U8, 0).unwrap()) }
+    }
+
+    #[test]
+    fn the_board_says_what_a_rank_waits_for_and_then_how_long_it_did() {
+        let board = Board::default();
+        let mesh = Mesh::new(Rank(1), 3).unwrap();
+        let late = Duration::from_millis(50);
+        board.give(7, 3, Rank(1), given());
+        board.give(7, 3, Rank(0), given());
+        assert_eq!((board.awaited(Rank(1)), board.waited(Rank(1))), (None, Duration::ZERO));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| board.take(7, mesh, 1, PATIENCE).unwrap());
+            let awaited = loop {
+                if let Some(awaited) = board.awaited(Rank(1)) {
+                    break awaited;
+                }
+                std::thread::yield_now();
+            };
+            assert_eq!((awaited.sequence, awaited.called.op, awaited.missing), (7, Op::Barrier, Some(Rank(2))));
+            std::thread::sleep(late);
+            board.give(7, 3, Rank(2), given());
+            waiting.join().unwrap();
+        });
+        assert_eq!(board.awaited(Rank(1)), None);
+        assert!(board.waited(Rank(1)) >= late && board.waited(Rank(1)) < PATIENCE);
+        assert_eq!(board.waited(Rank(0)), Duration::ZERO, "it has not waited");
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -24,6 +24,8 @@ pub(crate) struct TcpCommunicator {
     ledger: Arc<Ledger>,
     /// One for each rank; none for this one.
     peers: Vec<Option<Peer>>,
+    /// Whether the peers have been told that the work has ended.
+    has_passed_on: AtomicBool,
 }
 
 /// What happens in a rank's collectives, for those who watch over it.
@@ -66,7 +68,7 @@ impl TcpCommunicator {
             let opened = stream.map(|stream| Peer::new(peer, stream, mesh.size(), &ledger)).transpose();
             peers.push(opened.map_err(|cause| CommError::Stream { peer, cause })?);
         }
-        Ok(TcpCommunicator { mesh, ledger, peers })
+        Ok(TcpCommunicator { mesh, ledger, peers, has_passed_on: AtomicBool::new(false) })
     }
 
     /// Begins an operation of which `part` says what each rank gets, as start and length inside `buffer`.
@@ -96,6 +98,17 @@ impl TcpCommunicator {
         ledger.board.give(sequence, mesh.size(), mesh.rank(), Given { called, buffer: own });
         let finish = move |deadline| finish(ledger.board.take(sequence, mesh, 1, deadline)?);
         Ok(Pending::new(self.ledger.deadline(), finish))
+    }
+
+    /// Tells the peers, once, why the work has ended. Returns whether it has.
+    fn pass_on_the_end(&self) -> bool {
+        let Some(reason) = self.ledger.board.aborted() else { return false };
+        if !self.has_passed_on.swap(true, Ordering::Relaxed) {
+            for peer in self.peers.iter().flatten() {
+                peer.order(Order::Abort { reason: reason.clone() });
+            }
+        }
+        true
     }
 }
 
@@ -137,9 +150,7 @@ impl Communicator for TcpCommunicator {
 
     fn abort(&self, reason: &str) {
         self.ledger.board.abort(reason);
-        for peer in self.peers.iter().flatten() {
-            peer.order(Order::Abort { reason: reason.to_string() });
-        }
+        self.pass_on_the_end();
     }
 
     fn waited(&self) -> Duration {
@@ -151,7 +162,8 @@ impl Drop for TcpCommunicator {
     /// Lets what was ordered reach the peers, then says goodbye. Every write has a deadline, so this ends; after an abort
     /// a peer may not read any more, and the deadline is short.
     fn drop(&mut self) {
-        let was_aborted = self.ledger.board.check().is_err();
+        // A peer must not take this rank's absence for the reason.
+        let was_aborted = self.pass_on_the_end();
         for peer in self.peers.iter().flatten() {
             peer.order(Order::Bye);
         }
@@ -273,6 +285,8 @@ fn write_to(peer: Rank, stream: PeerStream, orders: Receiver<Order>, board: &Boa
             }
             Ok(()) => {}
             Err(_) if is_last => return,
+            // Why the peer has ended the connection, the reader hears: its last words lie there.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => return,
             Err(error) => return board.lose(peer, &format!("writing to it failed: {error}")),
         }
     }

@@ -19,6 +19,8 @@ pub(crate) struct Settings {
 pub(crate) struct Setting {
     pub node: Node,
     pub origin: Origin,
+    /// Whether the origin holds a value, not a `null` that asks for the default.
+    is_given: bool,
 }
 
 impl Settings {
@@ -46,8 +48,7 @@ impl Settings {
 
     /// Whether the user wrote a value; `null` and the default are none.
     pub fn is_written(&self, key: &str) -> bool {
-        let setting = self.get(key);
-        setting.origin != Origin::Default && !setting.node.is_null()
+        self.get(key).is_given
     }
 
     pub fn origins(self) -> BTreeMap<&'static str, Origin> {
@@ -133,8 +134,9 @@ impl Settings {
             });
         };
         // A written `null` asks for the default, and is remembered as the place that asked.
-        let node = if node.is_null() { Setting::default_of(key).node } else { node };
-        self.values.insert(key.name, Setting { node, origin: places.1 });
+        let is_given = !node.is_null();
+        let node = if is_given { node } else { Setting::default_of(key).node };
+        self.values.insert(key.name, Setting { node, origin: places.1, is_given });
         Ok(())
     }
 
@@ -166,7 +168,7 @@ impl Setting {
             Treatment::Honoured => yaml::parse(key.default).expect("a test reads every default of the table"),
             Treatment::Inert(..) | Treatment::Refused(_) => Node::null(),
         };
-        Setting { node, origin: Origin::Default }
+        Setting { node, origin: Origin::Default, is_given: false }
     }
 }
 

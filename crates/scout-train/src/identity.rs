@@ -39,9 +39,9 @@ mod tests {
 
     #[test]
     fn a_configuration_is_known_by_its_values_and_not_by_its_spelling() {
-        let one = of_config(&config_of("learning_rate: 1.0e-4\nseed: 7\n"));
-        assert_eq!(of_config(&config_of("seed: 7 # the same\nlearning_rate: 0.0001\n")), one);
-        assert_ne!(of_config(&config_of("learning_rate: 1.0e-4\nseed: 8\n")), one);
+        let one = of_config(&config_of("random_weights: true\nlearning_rate: 1.0e-4\nseed: 7\n"));
+        assert_eq!(of_config(&config_of("seed: 7 # the same\nlearning_rate: 0.0001\nrandom_weights: true\n")), one);
+        assert_ne!(of_config(&config_of("random_weights: true\nlearning_rate: 1.0e-4\nseed: 8\n")), one);
     }
 
     #[test]

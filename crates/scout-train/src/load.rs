@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use scout_checkpoint::{AdapterSettings, LoadedAdapter, ModelFolder, read_adapter};
+use scout_comm::Communicator;
 use scout_core::{ByteCount, Mesh, ParamSpec, Projection, Rank, UnitSpec};
 use scout_device::Account;
 use scout_model::lora::{Factor, modules};
@@ -15,12 +17,35 @@ use scout_shard::{ShardPlan, ShardStore};
 
 use crate::Result;
 use crate::adapter::AdapterState;
+use crate::optimizer::sum_over_ranks;
 
 /// Reads what `rank` keeps, and nothing else.
 pub fn weights(files: &ModelFolder, plan: &ShardPlan, rank: Rank, account: &Account) -> Result<ShardStore> {
     ShardStore::load(plan, rank, account, &mut |unit, range, out| {
         each_param(unit, range, out, |param, range, out| Ok(files.read_f32(&param.name, range, out)?))
     })
+}
+
+/// What a rank read of the weight files, headers not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    pub bytes: ByteCount,
+    pub took: Duration,
+}
+
+impl Reading {
+    /// One sentence about the reading of all ranks, the same on each of them. Waits until all have read.
+    pub fn on_all_ranks(self, comm: &dyn Communicator) -> Result<String> {
+        let [bytes, seconds] = sum_over_ranks(comm, [self.bytes.as_f64(), self.took.as_secs_f64()])?;
+        let num_ranks = comm.mesh().size() as f64;
+        let in_words = |bytes: f64| ByteCount(bytes as u64).to_string();
+        // A clock may not notice the reading of a toy.
+        let (each, rate) = (in_words(bytes / num_ranks), in_words(bytes / seconds.max(1e-6)));
+        Ok(match comm.mesh().size() {
+            1 => format!("read {each} of weights at {rate}/s"),
+            _ => format!("read {each} of weights a rank, {} in all, at {rate}/s a rank", in_words(bytes)),
+        })
+    }
 }
 
 /// Bytes of what `rank` keeps, as the files store it: reading its weights reads exactly these, beside headers.
@@ -92,5 +117,27 @@ pub fn lora_settings(settings: &AdapterSettings, projections: &BTreeSet<Projecti
         alpha: settings.alpha,
         use_rslora: settings.use_rslora,
         projections: projections.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scout_comm::{Job, local_group};
+
+    #[test]
+    fn the_reading_of_all_ranks_is_one_sentence() {
+        let reading = |kib: u64, seconds| Reading { bytes: ByteCount(kib << 10), took: Duration::from_secs(seconds) };
+        let alone = Job::alone(Duration::from_secs(20));
+        let said = reading(512, 2).on_all_ranks(&*alone.comm).unwrap();
+        assert_eq!(said, "read 512.00 KiB of weights at 256.00 KiB/s");
+        let said = std::thread::scope(|scope| {
+            let group = local_group(2, Duration::from_secs(20)).into_iter();
+            let say = |(kib, comm)| scope.spawn(move || reading(kib, 1).on_all_ranks(&comm).unwrap());
+            let ranks: Vec<_> = [512, 256].into_iter().zip(group).map(say).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+        });
+        let expected = "read 384.00 KiB of weights a rank, 768.00 KiB in all, at 384.00 KiB/s a rank";
+        assert_eq!(said, [expected, expected]);
     }
 }

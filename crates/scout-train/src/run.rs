@@ -15,6 +15,7 @@ use scout_shard::ShardStore;
 use scout_telemetry::{EvalResults, Progress, StepRecord, TrainResults};
 
 use crate::adapter::{AdapterState, initial_values};
+use crate::load::Reading;
 use crate::plan::{RunPlan, StepsPlan};
 use crate::prepare::{Prepared, evaluation_interval};
 use crate::recorder::{Recorder, Summary};
@@ -52,7 +53,12 @@ fn run_on_this_rank(config: &RunConfig, prepared: Prepared, job: &Job, progress:
         false => None,
     };
     job.whereabouts.enter(Phase::Load);
-    let mut trainer = build(config, &prepared, job)?;
+    let account = Account::new(config.device.device_memory);
+    let (store, reading) = read_weights(config, &prepared, job, &account)?;
+    if let Some(reading) = reading {
+        progress.say(&reading.on_all_ranks(&*job.comm)?)?;
+    }
+    let mut trainer = assemble(config, &prepared, job, account, store)?;
     let steps = prepared.plan.steps.expect("a prepared run knows its steps");
     let mut session = Session::begin(config, &prepared, steps, &trainer)?;
     progress.begin(0, steps.total_steps as u64);
@@ -86,14 +92,38 @@ fn run_on_this_rank(config: &RunConfig, prepared: Prepared, job: &Job, progress:
 
 /// Reads this rank's weights and puts the trainer together.
 pub fn build(config: &RunConfig, prepared: &Prepared, job: &Job) -> Result<Trainer> {
+    let account = Account::new(config.device.device_memory);
+    let (store, _) = read_weights(config, prepared, job, &account)?;
+    assemble(config, prepared, job, account, store)
+}
+
+/// What this rank keeps, and what was read for it; nothing where weights are random.
+fn read_weights(
+    config: &RunConfig,
+    prepared: &Prepared,
+    job: &Job,
+    account: &Account,
+) -> Result<(ShardStore, Option<Reading>)> {
+    let (plan, rank) = (&prepared.plan, job.mesh().rank());
+    let (Some(folder), false) = (&plan.source.folder, config.model.random_weights) else {
+        return Ok((random_weights(plan, config.train.seed, rank, account)?, None));
+    };
+    let files = ModelFolder::open(folder)?;
+    let begun = Instant::now();
+    let store = load::weights(&files, &plan.shards, rank, account)?;
+    Ok((store, Some(Reading { bytes: files.bytes_read(), took: begun.elapsed() })))
+}
+
+fn assemble(
+    config: &RunConfig,
+    prepared: &Prepared,
+    job: &Job,
+    account: Account,
+    store: ShardStore,
+) -> Result<Trainer> {
     let plan = &prepared.plan;
     let mesh = job.mesh();
-    let account = Account::new(config.device.device_memory);
     let model_config = &plan.source.config;
-    let store = match (&plan.source.folder, config.model.random_weights) {
-        (Some(folder), false) => load::weights(&ModelFolder::open(folder)?, &plan.shards, mesh.rank(), &account)?,
-        _ => random_weights(plan, config.train.seed, mesh.rank(), &account)?,
-    };
     let adapter = match &prepared.start {
         Some(start) => load::adapter_state(start, model_config, mesh, &account)?,
         None => {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::process;
 use crate::score::{Score, TestTally};
@@ -20,6 +20,8 @@ pub enum Extent {
 
 /// The variable by which tests find the program, as in `scout_core::env::TEST_BINARY`.
 const TEST_BINARY: &str = "SCOUT_DIST_BIN";
+/// The same for the program with MPI in it, as in `scout_core::env::TEST_MPI_BINARY`.
+const TEST_MPI_BINARY: &str = "SCOUT_DIST_MPI_BIN";
 
 /// Runs the whole gate. The last line printed is `N passed, N failed`; whether none failed is returned.
 pub fn run(workspace: &Workspace, extent: Extent) -> Result<bool> {
@@ -50,7 +52,11 @@ pub fn bench(workspace: &Workspace, names: &[&str]) -> Result<bool> {
 }
 
 fn build_and_test(workspace: &Workspace, names: &[&str], report: &mut Report) -> Result<()> {
-    // Built once here: a test that built it itself would wait for cargo's lock, or test an old one.
+    // Built once here: a test that built it itself would wait for cargo's lock, or test an old one. The one with MPI in
+    // it comes first and is put aside, because both have one name and the last one built keeps it.
+    report.step("build the program with MPI in it", || {
+        Ok(cargo(workspace, &["build", "-p", "scout-cli", "--features", "mpi"])? && put_aside(workspace)?)
+    })?;
     let is_built = report.step("build the program", || cargo(workspace, &["build", "-p", "scout-cli"]))?;
     if !is_built {
         println!("the tests are not run, because the program they start could not be built");
@@ -60,7 +66,7 @@ fn build_and_test(workspace: &Workspace, names: &[&str], report: &mut Report) ->
     // Every crate's unit, integration and documentation tests; one that fails does not stop the others.
     let arguments = [&["test", "--workspace", "--no-fail-fast", "--"], names].concat();
     let mut command = workspace.cargo(&arguments);
-    command.env(TEST_BINARY, program(workspace));
+    command.env(TEST_BINARY, program(workspace)).env(TEST_MPI_BINARY, mpi_program(workspace));
     let mut tally = TestTally::default();
     let succeeded = process::run(&mut command, process::KILL_TIME, &mut |line| tally.hear(line))?;
     report.close("tests", tally.end(succeeded));
@@ -69,6 +75,16 @@ fn build_and_test(workspace: &Workspace, names: &[&str], report: &mut Report) ->
 
 fn program(workspace: &Workspace) -> PathBuf {
     workspace.target.join("debug").join("scout-dist")
+}
+
+fn mpi_program(workspace: &Workspace) -> PathBuf {
+    program(workspace).with_file_name("scout-dist-mpi")
+}
+
+fn put_aside(workspace: &Workspace) -> Result<bool> {
+    let (built, kept) = (program(workspace), mpi_program(workspace));
+    std::fs::copy(&built, &kept).with_context(|| format!("could not copy `{}`", built.display()))?;
+    Ok(true)
 }
 
 fn cargo(workspace: &Workspace, arguments: &[&str]) -> Result<bool> {

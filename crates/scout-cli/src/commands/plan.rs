@@ -7,6 +7,8 @@ use scout_telemetry::grouped;
 use scout_train::TrainError;
 use scout_train::plan::{ModelSource, RunPlan};
 use scout_train::prepare::prepare_model;
+use scout_train::reducer::most_in_flight;
+use scout_train::trained_weights::TrainedWeights;
 use serde_json::json;
 
 use super::load;
@@ -101,6 +103,11 @@ pub fn summary(plan: &RunPlan) -> Vec<String> {
             memory.head
         ),
     ];
+    if !plan.weights.is_empty() {
+        let parts = TrainedWeights::bytes(&plan.weights, &plan.shards);
+        let in_flight = most_in_flight(&plan.weights, &plan.shards, &plan.schedules.send);
+        lines.push(format!("           gradients made or under way {in_flight}, summed gradients and moments {parts}"));
+    }
     if let Some(steps) = plan.steps {
         lines.push(format!(
             "steps      {} ({} rows, {} updates an epoch, {} of warm-up)",

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use scout_comm::Job;
-use scout_config::{DeviceKind, Loaded, RunConfig};
+use scout_config::{DeviceKind, FinetuningType, Loaded, RunConfig};
 use scout_core::{ExitCode, Phase};
 use scout_device::device::DeviceWish;
 use scout_telemetry::{Progress, grouped};
@@ -92,6 +92,11 @@ fn closing_lines(loaded: &Loaded, outcome: &Outcome) -> Vec<String> {
         lines.push(format!("loss on held-out rows {:.4}", eval.eval_loss));
     }
     let folder = outcome.output_dir.display();
+    if loaded.config.lora.finetuning_type != FinetuningType::Lora {
+        lines.push(format!("model: {folder}"));
+        lines.push(format!("serve it: vllm serve {folder}"));
+        return lines;
+    }
     lines.push(format!("adapter: {folder}/adapter_model.safetensors"));
     if let Some(model) = &loaded.config.model.model_name_or_path {
         lines.push(format!("serve it: vllm serve {} --enable-lora --lora-modules tuned={folder}", model.display()));

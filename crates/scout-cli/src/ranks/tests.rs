@@ -27,7 +27,7 @@ const TORCHRUN: &str = "RANK=3 LOCAL_RANK=3 WORLD_SIZE=4 LOCAL_WORLD_SIZE=4 GROU
 
 const TORCHRUN_TWO_HOSTS: &str = "RANK=9 LOCAL_RANK=1 WORLD_SIZE=16 LOCAL_WORLD_SIZE=8 GROUP_RANK=1 MASTER_ADDR=gpu-01 \
     MASTER_PORT=29400 TORCHELASTIC_RESTART_COUNT=1 TORCHELASTIC_RUN_ID=job TORCHELASTIC_USE_AGENT_STORE=True \
-    SCOUT_DIST_TOKEN_FILE=/home/u/job.token";
+    SCOUT_DIST_TOKEN_FILE=keys/job.token";
 
 /// `torchrun --node-rank` as PyTorch before 2.0 did it: the first worker owns MASTER_PORT.
 const TORCHRUN_STATIC: &str = "RANK=0 LOCAL_RANK=0 WORLD_SIZE=4 LOCAL_WORLD_SIZE=2 GROUP_RANK=0 MASTER_ADDR=10.0.0.1 \
@@ -38,7 +38,7 @@ const OPEN_MPI: &str = "OMPI_COMMAND=scout-dist OMPI_COMM_WORLD_LOCAL_RANK=2 OMP
     OMPI_COMM_WORLD_NODE_RANK=2 OMPI_COMM_WORLD_RANK=2 OMPI_COMM_WORLD_SIZE=4 PMIX_NAMESPACE=prterun-vm-24750@1 PMIX_RANK=2";
 
 const OPEN_MPI_TWO_HOSTS: &str = "OMPI_COMM_WORLD_LOCAL_RANK=0 OMPI_COMM_WORLD_LOCAL_SIZE=4 OMPI_COMM_WORLD_RANK=4 \
-    OMPI_COMM_WORLD_SIZE=8 PMIX_NAMESPACE=prterun-vm-24750@1 PMIX_RANK=4 SCOUT_DIST_TOKEN_FILE=/home/u/job.token";
+    OMPI_COMM_WORLD_SIZE=8 PMIX_NAMESPACE=prterun-vm-24750@1 PMIX_RANK=4 SCOUT_DIST_TOKEN_FILE=keys/job.token";
 
 const HYDRA: &str =
     "HYDI_CONTROL_FD=7 MPI_LOCALNRANKS=4 MPI_LOCALRANKID=1 PMI_FD=11 PMI_HOSTNAME=vm PMI_RANK=1 PMI_SIZE=4";
@@ -52,7 +52,7 @@ const SRUN: &str = "SLURM_STEP_ID=0 SLURM_STEPID=0 SLURM_STEP_NUM_TASKS=8 SLURM_
 
 const SRUN_TWO_HOSTS: &str = "SLURM_STEP_ID=1 SLURM_STEPID=1 SLURM_STEP_NUM_TASKS=8 SLURM_STEP_NUM_NODES=2 SLURM_PROCID=5 \
     SLURM_LOCALID=1 SLURM_NODEID=1 SLURM_STEP_NODELIST=node[03-05,07] SLURM_STEP_TASKS_PER_NODE=4(x2) SLURM_JOB_ID=77 \
-    SLURM_NTASKS=8 SCOUT_DIST_TOKEN_FILE=/home/u/job.token";
+    SLURM_NTASKS=8 SCOUT_DIST_TOKEN_FILE=keys/job.token";
 
 /// Later words do not replace earlier ones, so `more` stands in front.
 fn with(more: &str, environment: &str) -> String {
@@ -99,7 +99,7 @@ fn every_launcher_is_recognised_and_the_nearest_counts() {
 #[test]
 fn ranks_of_one_host_meet_at_a_socket_and_others_over_tcp_with_a_token() {
     let tcp = |host: &str, port: u16, secret: Secret| Meeting::Tcp { host: host.to_string(), port, secret };
-    let in_file = || Secret::InFile(PathBuf::from("/home/u/job.token"));
+    let in_file = || Secret::InFile(PathBuf::from("keys/job.token"));
     let given = || Secret::Given("5e".to_string());
     let folder = Path::new("/tmp/scout-dist-1000/job-4711-0a");
     let slurm_port = 20_000 + (fnv("77.1") % 10_000) as u16;
@@ -192,6 +192,19 @@ fn what_contradicts_itself_is_named_with_its_values() {
         assert_eq!(mistake.code.code(), *code, "{environment}: {mistake}");
         for part in *parts {
             assert!(mistake.message.contains(part), "{environment}: {mistake} does not say `{part}`");
+        }
+    }
+}
+
+#[test]
+fn an_address_of_version_6_keeps_its_port_apart() {
+    let token = "5e".repeat(32);
+    for (host, expected) in [("gpu-01", "gpu-01:29401"), ("10.0.0.1", "10.0.0.1:29401"), ("fe80::1", "[fe80::1]:29401")]
+    {
+        let more = format!("MASTER_ADDR={host} SCOUT_DIST_TOKEN_FILE= SCOUT_DIST_TOKEN={token}");
+        match find_in(&with(&more, TORCHRUN_TWO_HOSTS)).unwrap().meeting_place().unwrap() {
+            Some(MeetingPlace::Tcp { address, .. }) => assert_eq!(address, expected),
+            other => panic!("{other:?}"),
         }
     }
 }

@@ -112,7 +112,9 @@ impl Judge {
         let here = || (0..self.seen.len()).filter(|rank| self.seen[*rank].is_here);
         let progressed = here().map(|rank| self.seen[rank].progressed).max()?;
         let still = now.saturating_sub(progressed);
-        if still < hang {
+        // What a silent rank does is not known: it may be the one, and then it is not hanging but stopped.
+        let is_silent = |rank: usize| now.saturating_sub(self.seen[rank].heard) >= hang / 4;
+        if still < hang || here().any(is_silent) {
             return None;
         }
         let beat = |rank: usize| self.seen[rank].beat.as_ref();

@@ -34,7 +34,9 @@ pub struct Limits {
 
 /// How a rank ends that does not leave by itself after a verdict.
 #[derive(Clone)]
-pub struct Ending(Arc<dyn Fn(&Verdict, bool) + Send + Sync>);
+pub struct Ending(Arc<End>);
+
+type End = dyn Fn(&Verdict, bool) + Send + Sync;
 
 impl Ending {
     /// Prints the verdict, if it is this rank's to print and nobody has printed it, and ends the process with its code.

@@ -78,10 +78,7 @@ fn attempt(approach: &Approach, until: Instant) -> std::result::Result<Reached, 
         Ok(listener) => listener,
         Err(error) => return Ok(Err(error)),
     };
-    let address = match &listener {
-        Some(listener @ Listener::Tcp(_)) => listener.place(),
-        _ => String::new(),
-    };
+    let address = listener.as_ref().map(Listener::place).unwrap_or_default();
     let hello = Hello::new(Purpose::Control, approach.mesh, approach.introduction, address);
     let until = until.min(Instant::now() + HANDSHAKE_LIMIT);
     let keys = introduce(&mut stream, &approach.key(), Rank(0), &hello, until)?;
@@ -98,23 +95,15 @@ pub(super) fn check_owner(stream: &PeerStream) -> std::result::Result<(), Rebuff
     unix::is_ours(stream).then_some(()).ok_or_else(problem)
 }
 
-/// Where the ranks above this one will open their streams: on this host, or at the address by which it reached rank 0.
+/// Where the ranks above this one will open their streams over TCP: at the address by which it reached rank 0.
 fn data_listener(approach: &Approach, to_rank_0: &PeerStream) -> Result<Option<Listener>> {
-    let mesh = approach.mesh;
-    if mesh.rank().0 + 1 == mesh.size() {
+    let PeerStream::Tcp(to_rank_0) = to_rank_0 else { return Ok(None) };
+    if approach.mesh.rank().0 + 1 == approach.mesh.size() {
         return Ok(None);
     }
-    let listener = match (approach.place, to_rank_0) {
-        (MeetingPlace::Unix { socket }, _) => unix::listen(&unix::socket_of(socket, mesh.rank()))?,
-        (_, PeerStream::Tcp(stream)) => {
-            let own = stream.local_addr();
-            let own =
-                own.map_err(|cause| CommError::Place { act: "listen for", place: "streams".to_string(), cause })?;
-            tcp::listen_somewhere(own.ip())?
-        }
-        (_, PeerStream::Unix(_)) => return Ok(None),
-    };
-    Ok(Some(listener))
+    let own = to_rank_0.local_addr();
+    let own = own.map_err(|cause| CommError::Place { act: "listen for", place: "streams".to_string(), cause })?;
+    tcp::listen_somewhere(own.ip()).map(Some)
 }
 
 /// Rank 0 names all ranks in order, or says why nothing comes of the meeting.

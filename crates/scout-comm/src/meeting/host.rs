@@ -2,7 +2,7 @@
 //! nothing will come of it.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use scout_core::Rank;
 
@@ -13,6 +13,9 @@ use crate::control::link::link;
 use crate::control::message::Message;
 use crate::control::{Event, Verdict};
 use crate::{CommError, Result};
+
+/// How long the door stays open when the job is off: ranks are started together and come together.
+const FOR_LATECOMERS: Duration = Duration::from_secs(1);
 
 /// Waits until all ranks have come.
 pub(super) fn gather(approach: &Approach) -> Result<Met> {
@@ -33,7 +36,11 @@ pub(super) fn gather(approach: &Approach) -> Result<Met> {
     if approach.mesh.size() > 1 {
         open_door(approach, &mut met)?;
         if let Err(error) = wait_for_all(approach, &mut met, &mut names) {
-            tell_all(&mut met, &Message::End(verdict_of(&error)));
+            let end = Message::End(verdict_of(&error));
+            tell_all(&mut met, &end);
+            if !matches!(error, CommError::MissingRanks { .. }) {
+                tell_latecomers(&met, names.iter().filter(|peer| peer.is_none()).count(), &end);
+            }
             return Err(error);
         }
     }
@@ -157,6 +164,22 @@ fn verdict_of(error: &CommError) -> Verdict {
         _ => Rank(0),
     };
     Verdict { rank, code: error.exit_code(), sentence: scout_core::causes::with_causes(error), speaker: Rank(0) }
+}
+
+/// A rank that comes when the job is off already would otherwise look for a listener until its own `init_timeout`.
+fn tell_latecomers(met: &Met, mut num_absent: usize, end: &Message) {
+    let until = Instant::now() + FOR_LATECOMERS;
+    while num_absent > 0
+        && let Ok(event) = met.events.recv_timeout(until.saturating_duration_since(Instant::now()))
+    {
+        let Event::Came(Visitor { stream, hello, keys }) = event else { continue };
+        if hello.purpose == Purpose::Control
+            && let Ok((mut speaks, _)) = link(stream, keys.from_host, keys.from_guest)
+        {
+            let _ = speaks.tell(end);
+            num_absent -= 1;
+        }
+    }
 }
 
 fn tell_all(met: &mut Met, message: &Message) {

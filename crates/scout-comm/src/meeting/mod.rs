@@ -115,9 +115,7 @@ pub fn meet_over_mpi(
 fn meet_through(through: Through, approach: &Approach, whereabouts: Arc<Whereabouts>) -> Result<Seat> {
     let (mesh, limits) = (approach.mesh, approach.limits);
     let met = if mesh.is_first() { host::gather(approach)? } else { guest::come(approach)? };
-    let (opened, streams) = channel();
-    let data_door =
-        met.data_listener.map(|listener| streams::open_door(listener, approach, opened.clone())).transpose()?;
+    let (opened, taken) = channel();
     let shared = Arc::new(Shared::new(mesh, limits.clone()));
     let names: Vec<PeerName> = met.peers.iter().map(|peer| peer.name.clone()).collect();
     let watch = Watch {
@@ -126,21 +124,20 @@ fn meet_through(through: Through, approach: &Approach, whereabouts: Arc<Whereabo
         links: met.links,
         ears: met.ears,
         whereabouts: whereabouts.clone(),
-        streams: opened,
+        streams: opened.clone(),
     };
     let watch = watch.start(met.events).map_err(|cause| CommError::Stream { peer: mesh.rank(), cause })?;
     let control = Control::new(shared.clone(), met.sender, watch, met.door);
     // From here on whoever is lost is judged, so the rest of the meeting cannot wait for the dead.
-    let streams = Streams { approach, peers: &met.peers, opened: streams, shared: &shared };
+    let streams = Streams { approach, peers: &met.peers, shared: &shared };
     let comm: Result<Arc<dyn Communicator>> = match through {
-        Through::Streams => streams.connect().and_then(|streams| {
+        Through::Streams => streams.connect(met.data_listener, (opened, taken)).and_then(|streams| {
             Ok(Arc::new(TcpCommunicator::new(mesh, streams, shared.ledger.clone())?) as Arc<dyn Communicator>)
         }),
         #[cfg(feature = "mpi")]
         Through::Mpi => MpiCommunicator::of_job(mesh, shared.ledger.clone(), limits.init_timeout)
             .map(|comm| Arc::new(comm) as Arc<dyn Communicator>),
     };
-    drop(data_door);
     let comm = match comm {
         Ok(comm) => comm,
         Err(error) => return Err(CommError::Ended { verdict: control.fail(error.exit_code(), &error.to_string()) }),
@@ -166,7 +163,7 @@ struct Met {
     sender: Sender<Event>,
     /// Rank 0's, which stays open.
     door: Option<Door>,
-    /// Where the others take streams.
+    /// Where the others take streams over TCP.
     data_listener: Option<Listener>,
     listening_at: Option<String>,
 }

@@ -19,36 +19,27 @@ use crate::{CommError, Result};
 /// How often a rank that waits for streams looks for a verdict.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Takes streams of the ranks above this one.
-pub(super) fn open_door(listener: Listener, approach: &Approach, opened: Sender<(Rank, PeerStream)>) -> Result<Door> {
-    let deliver = move |Visitor { stream, hello, .. }: Visitor| {
-        if hello.purpose == Purpose::Data {
-            // Nobody to hand it to any more: the stream closes.
-            let _ = opened.send((hello.rank, stream));
-        }
-    };
-    Door::open(listener, approach.mesh.rank(), approach.mesh.size(), approach.key(), deliver)
-}
-
 pub(super) struct Streams<'a> {
     pub approach: &'a Approach<'a>,
     pub peers: &'a [KnownPeer],
-    /// What comes through this rank's door.
-    pub opened: Receiver<(Rank, PeerStream)>,
     pub shared: &'a Shared,
 }
 
+/// Where streams arrive that come through a door.
+type Opened = (Sender<(Rank, PeerStream)>, Receiver<(Rank, PeerStream)>);
+
 impl Streams<'_> {
-    /// One stream for each other rank.
-    pub fn connect(self) -> Result<Vec<Option<PeerStream>>> {
+    /// One stream for each other rank. The door for them is open until all have come.
+    pub fn connect(self, listener: Option<Listener>, (sender, opened): Opened) -> Result<Vec<Option<PeerStream>>> {
         let mesh = self.approach.mesh;
+        let _door = self.open_door(listener, sender)?;
         let until = Instant::now() + self.approach.limits.init_timeout;
         let mut streams: Vec<Option<PeerStream>> = mesh.ranks().map(|_| None).collect();
         for peer in mesh.ranks().take(mesh.rank().0) {
             streams[peer.0] = Some(self.open(peer, until)?);
         }
         while let Some(peer) = mesh.ranks().skip(mesh.rank().0 + 1).find(|peer| streams[peer.0].is_none()) {
-            match self.opened.recv_timeout(LOOK) {
+            match opened.recv_timeout(LOOK) {
                 Ok((rank, stream)) if rank > mesh.rank() && rank.0 < mesh.size() => {
                     // A second stream of a rank replaces nothing.
                     streams[rank.0].get_or_insert(stream);
@@ -62,7 +53,25 @@ impl Streams<'_> {
         Ok(streams)
     }
 
-    /// Opens a stream to `peer`, which listens already; only its door may be full.
+    /// Takes streams of the ranks above this one. Over Unix sockets only now: when all have come, no two processes have
+    /// the same number, and none takes another one's path.
+    fn open_door(&self, listener: Option<Listener>, opened: Sender<(Rank, PeerStream)>) -> Result<Option<Door>> {
+        let (mesh, key) = (self.approach.mesh, self.approach.key());
+        let is_between = !mesh.is_first() && mesh.rank().0 + 1 < mesh.size();
+        let listener = match self.approach.place {
+            MeetingPlace::Unix { socket } if is_between => Some(unix::listen(&unix::socket_of(socket, mesh.rank()))?),
+            _ => listener,
+        };
+        let deliver = move |Visitor { stream, hello, .. }: Visitor| {
+            if hello.purpose == Purpose::Data {
+                // Nobody to hand it to any more: the stream closes.
+                let _ = opened.send((hello.rank, stream));
+            }
+        };
+        listener.map(|listener| Door::open(listener, mesh.rank(), mesh.size(), key, deliver)).transpose()
+    }
+
+    /// Opens a stream to `peer`, which will listen in a moment, and whose door may be full.
     fn open(&self, peer: Rank, until: Instant) -> Result<PeerStream> {
         loop {
             match self.attempt(peer, until) {

@@ -122,7 +122,8 @@ mod tests {
     #[test]
     fn a_dead_jobs_socket_is_replaced_and_a_living_ones_is_not() {
         let root = tempfile::tempdir().unwrap();
-        let socket = root.path().join("meet.sock");
+        let socket = root.path().join("job/meet.sock");
+        secure_folder(&socket).unwrap();
         // A listener that ends without removing its file, as a killed process does.
         drop(UnixListener::bind(&socket).unwrap());
         assert!(socket.exists());

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use scout_comm::{Job, local_group};
 use scout_config::RunConfig;
-use scout_core::DType;
+use scout_core::{ByteCount, DType};
+use scout_device::{Purpose, UnitSource};
+use scout_shard::{Schedule, Walk};
 use scout_telemetry::Progress;
 use scout_train::prepare::{Prepared, prepare};
 use scout_train::run::{self, Outcome};
@@ -55,6 +57,12 @@ pub struct Trained {
     pub reports: Vec<StepReport>,
     /// The adapter without its padding.
     pub adapter: Vec<f32>,
+    /// All weights of the model, unit by unit, as they are at the end.
+    pub weights: Vec<f32>,
+    /// Highest account of shard, gathered units and trained state.
+    pub peaks: [ByteCount; 3],
+    /// Still gathered when the training was over.
+    pub left_gathered: ByteCount,
 }
 
 pub fn alone() -> Job {
@@ -86,7 +94,12 @@ fn train_rank(config: &RunConfig, prepared: &Prepared, job: &Job, num_steps: usi
         let (batches, _) = prepared.data.update(step, rank, prepared.plan.source.config.attention_chunk_size)?;
         reports.push(trainer.step(&batches, step)?);
     }
-    Ok(Trained { reports, adapter: adapter_of(&trainer) })
+    let account = trainer.account.clone();
+    // Asked before the weights are gathered once more for comparison.
+    let peaks = [Purpose::Shard, Purpose::Gathered, Purpose::Trained].map(|purpose| account.peak(purpose));
+    let left_gathered = account.in_use(Purpose::Gathered);
+    let (adapter, weights) = (adapter_of(&trainer), weights_of(&trainer));
+    Ok(Trained { reports, adapter, weights, peaks, left_gathered })
 }
 
 pub fn on_every_rank<R: Send>(world_size: usize, body: impl Fn(Job) -> R + Sync) -> Vec<R> {
@@ -105,6 +118,22 @@ pub fn run_alone(config: &RunConfig) -> Result<Outcome> {
 
 pub fn adapter_of(trainer: &Trainer) -> Vec<f32> {
     trainer.adapter.flat().f32s().unwrap()[..trainer.adapter.layout().num_elements()].to_vec()
+}
+
+/// Every rank must ask: the units are gathered.
+pub fn weights_of(trainer: &Trainer) -> Vec<f32> {
+    let plan = trainer.plan.one_at_a_time();
+    let mut schedule = Schedule::default();
+    plan.units().iter().for_each(|unit| schedule.push(&[unit.spec.id]));
+    let mut walk = Walk::new(&plan, &trainer.store, &trainer.job, &trainer.account, &schedule);
+    let mut weights = Vec::new();
+    for unit in plan.units() {
+        let whole = walk.gather(&[unit.spec.id]).unwrap().take(unit.spec.id).unwrap();
+        for index in 0..unit.spec.params.len() {
+            weights.extend_from_slice(&whole.param(index).unwrap().f32s().unwrap());
+        }
+    }
+    weights
 }
 
 pub fn bits(values: &[f32]) -> Vec<u32> {

@@ -6,6 +6,9 @@
 mod accumulation;
 mod bench;
 mod evaluation;
+mod full_oracle;
+mod full_ranks;
+mod full_runs;
 mod not_a_number;
 mod plans;
 mod ranks;

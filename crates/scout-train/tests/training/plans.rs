@@ -122,8 +122,13 @@ fn less_memory_keeps_less_and_too_little_is_refused() {
         };
         let free = with_memory(None).unwrap();
         assert_eq!(free.settings.keep, Keep::Everything);
-        let total =
-            |keep| MemoryPlan { activations: activation_bytes(&source().config, TOKENS, keep), ..free.memory }.total();
+        let total = |keep| {
+            MemoryPlan {
+                activations: activation_bytes(&source().config, source().config.num_layers, TOKENS, keep),
+                ..free.memory
+            }
+            .total()
+        };
         let [most, some, least] = [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly].map(total);
         assert!(most > some && some > least, "{most} {some} {least}");
         for (memory, expected) in [
@@ -157,7 +162,8 @@ fn a_plan_in_little_memory_trains_to_the_same_bits() {
             let mut longest = tokens.clone();
             longest.sort_unstable_by(|a, b| b.cmp(a));
             let tokens: usize = longest.iter().take(4).sum();
-            let activations = activation_bytes(&free.plan.source.config, tokens, keep);
+            let activations =
+                activation_bytes(&free.plan.source.config, free.plan.source.config.num_layers, tokens, keep);
             config.device.device_memory = Some(MemoryPlan { activations, ..free.plan.memory }.total());
             assert_eq!(prepare(&config, 1).unwrap().plan.settings.keep, keep);
         }
