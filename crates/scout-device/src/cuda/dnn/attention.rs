@@ -37,6 +37,13 @@ impl Documents {
         Ok((Documents::new(index, buffer), copying))
     }
 
+    /// The same by way of the device's own pinned memory.
+    pub fn send(index: &DocumentIndex, device: &Arc<CudaDevice>) -> Result<Documents> {
+        let values = Tensor::from_u32(index.values().to_vec(), [index.values().len()])?;
+        let (shape, num_tokens) = (*index.shape(), index.num_tokens());
+        Ok(Documents { shape, num_tokens, index: device.send(&values)? })
+    }
+
     /// The same at once. Stops the host until all work queued before is done: for tests.
     pub fn upload_now(index: &DocumentIndex, device: &Arc<CudaDevice>) -> Result<Documents> {
         let mut buffer = device.buffer(DType::U32, [index.values().len()])?;
@@ -117,7 +124,8 @@ impl Attention {
             // SAFETY: shapes and types were compared with the plan's in `check_inputs`, alignment in `read`, and the
             // results are as large as asked for above, fresh and at multiples of 512. Every block belongs to this
             // device, and whoever takes one next comes later on the same stream, or waits for it (`is_used_on`).
-            unsafe { runner.forward(shape, device.compute().raw().cast(), &memory, scale) }?;
+            let run = || unsafe { runner.forward(shape, device.compute().raw().cast(), &memory, scale) };
+            device.profiler().time(device.compute(), || "attention forward, cuDNN".to_string(), run)?;
         }
         Ok(Attended { context: context.into_tensor(), log_sum_exp: log_sum_exp.into_tensor() })
     }
@@ -154,7 +162,8 @@ impl Attention {
             let memory = BackwardMemory { q, k, v, index, context, log_sum_exp, dcontext, dq, dk, dv, scratch };
             let size = (shape, documents.num_tokens);
             // SAFETY: as in `forward`; what else is read was compared above.
-            unsafe { runner.backward(size, device.compute().raw().cast(), &memory, scale) }?;
+            let run = || unsafe { runner.backward(size, device.compute().raw().cast(), &memory, scale) };
+            device.profiler().time(device.compute(), || "attention backward, cuDNN".to_string(), run)?;
         }
         Ok(QkvGradients { dq: dq.into_tensor(), dk: dk.into_tensor(), dv: dv.into_tensor() })
     }
