@@ -47,8 +47,7 @@ impl<'a> Adapter<'a> {
             Some(dropped_TI) => matmul::nt(&dropped_TI, self.a)?,
             None => matmul::nt(x_TI, self.a)?,
         };
-        let delta_TO = matmul::nt(&narrow_TR, self.b)?;
-        Ok((lora::add_delta(y, column_start, &delta_TO, self.scale)?, Narrow(narrow_TR)))
+        Ok((lora::add_nt(y, column_start, &narrow_TR, self.b, self.scale)?, Narrow(narrow_TR)))
     }
 
     /// Adds to the factors' gradients and to `dx`, given the gradient of the projection's output.
@@ -61,10 +60,12 @@ impl<'a> Adapter<'a> {
         let dropped_TI = self.dropped(x_TI, pass)?;
         let seen_TI = dropped_TI.as_ref().unwrap_or(x_TI);
         gradients.add(self.index, Factor::A, &matmul::tn(&dnarrow_TR, seen_TI)?, self.scale)?;
-        let mut through_TI = matmul::nn(&dnarrow_TR, self.a)?;
-        if let Some(dropped) = self.dropped(&through_TI, pass)? {
-            through_TI = dropped;
+        if dropped_TI.is_none() {
+            return Ok(lora::add_nn(dx, 0, &dnarrow_TR, self.a, self.scale)?);
         }
+        // The mask stands between the product and the sum.
+        let through_TI = matmul::nn(&dnarrow_TR, self.a)?;
+        let through_TI = self.dropped(&through_TI, pass)?.unwrap_or(through_TI);
         Ok(lora::add_delta(dx, 0, &through_TI, self.scale)?)
     }
 

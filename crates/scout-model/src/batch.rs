@@ -1,6 +1,7 @@
 //! A flat run of tokens: documents one behind the other, never padding, with the positions that are scored.
 
 use scout_device::Tensor;
+use scout_kernels::attention::Segments;
 use scout_kernels::lora::TokenKeys;
 
 use crate::{ModelError, Result};
@@ -28,9 +29,9 @@ pub struct Batch {
     /// Position of each token inside its document, `[T]`.
     pub positions: Tensor,
     /// Where documents begin and the last one ends: attention on layers without rotation.
-    pub documents: Vec<u32>,
+    pub documents: Segments,
     /// The same, cut again at every multiple of the chunk size: attention on layers with rotation.
-    pub chunks: Vec<u32>,
+    pub chunks: Segments,
     pub token_keys: TokenKeys,
     /// Scored rows of the flat run, `[N]`, with the tokens they predict and how much each counts.
     pub target_rows: Tensor,
@@ -61,10 +62,10 @@ impl Batch {
         let num_targets = targets.len();
         Ok(Batch {
             ids: Tensor::from_u32(ids, [num_tokens])?,
-            positions: Tensor::from_u32(positions.clone(), [num_tokens])?,
-            documents: document_starts,
-            chunks: chunk_starts,
-            token_keys: TokenKeys { samples, positions },
+            token_keys: TokenKeys::new(&samples, &positions)?,
+            positions: Tensor::from_u32(positions, [num_tokens])?,
+            documents: Segments::new(document_starts)?,
+            chunks: Segments::new(chunk_starts)?,
             target_rows: Tensor::from_u32(targets.iter().map(|t| t.row).collect(), [num_targets])?,
             target_tokens: Tensor::from_u32(targets.iter().map(|t| t.token).collect(), [num_targets])?,
             target_weights: Tensor::from_f32(targets.iter().map(|t| t.weight).collect(), [num_targets])?,
@@ -77,7 +78,7 @@ impl Batch {
 
     /// Pairs of positions that see each other, causal and inside documents.
     pub fn num_attended_pairs(&self) -> u64 {
-        let lengths = self.documents.windows(2).map(|bound| u64::from(bound[1] - bound[0]));
+        let lengths = self.documents.borders().windows(2).map(|bound| u64::from(bound[1] - bound[0]));
         lengths.map(|len| len * (len + 1) / 2).sum()
     }
 
@@ -105,8 +106,8 @@ mod tests {
         ] {
             let run: Vec<Document> = lengths.iter().map(|&len| document(len)).collect();
             let batch = Batch::new(&run, &[], chunk_size).unwrap();
-            assert_eq!(batch.documents, documents, "{lengths:?}");
-            assert_eq!(batch.chunks, chunks, "{lengths:?}");
+            assert_eq!(batch.documents.borders(), documents, "{lengths:?}");
+            assert_eq!(batch.chunks.borders(), chunks, "{lengths:?}");
         }
     }
 
@@ -114,7 +115,8 @@ mod tests {
     fn positions_restart_in_every_document_and_targets_stay_inside() {
         let batch = Batch::new(&[document(3), document(2)], &[], 4).unwrap();
         assert_eq!(&*batch.positions.u32s().unwrap(), &[0, 1, 2, 0, 1]);
-        assert_eq!(batch.token_keys.samples, vec![3, 3, 3, 2, 2]);
+        let names = batch.token_keys.names().u32s().unwrap().to_vec();
+        assert_eq!(names, [3, 0, 0, 3, 0, 1, 3, 0, 2, 2, 0, 0, 2, 0, 1]);
         let outside = Target { row: 5, token: 0, weight: 1.0 };
         assert!(Batch::new(&[document(3), document(2)], &[outside], 4).is_err());
     }

@@ -1,7 +1,7 @@
 //! One GPU, ready to work: its streams, its working memory, its kernels and matrix products.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use scout_core::{ByteCount, DType, Shape};
@@ -9,11 +9,14 @@ use scout_core::{ByteCount, DType, Shape};
 use super::arena::Arena;
 use super::blas::{Blas, Choice, Factor, Scale, Trial, Window};
 use super::context::{Context, Properties, SteadyStep};
+use super::dnn::Attention;
 use super::launch::{Argument, Grid, Kernel, KernelSource, Kernels};
 use super::libraries::{Found, Libraries, Search};
 use super::memory::DeviceBuffer;
+use super::numbers::Envelopes;
 use super::nvml::Gauge;
 use super::stream::{Priority, Stream};
+use super::uploads::Uploads;
 use crate::{Account, DeviceError, Purpose, Result};
 
 /// What a GPU is opened with.
@@ -49,9 +52,13 @@ impl Default for CudaOptions {
 
 pub struct CudaDevice {
     // Fields are dropped in this order: what was made in the context goes before it.
+    /// Made when first asked for; none where it cannot be.
+    attention: OnceLock<Option<Attention>>,
     kernels: Kernels,
     blas: Blas,
     working: Arena,
+    envelopes: Envelopes,
+    uploads: Uploads,
     compute: Arc<Stream>,
     copy: Arc<Stream>,
     context: Arc<Context>,
@@ -75,7 +82,20 @@ impl CudaDevice {
         let working = Arena::new(&context, "working memory", Purpose::Activations, bytes, &compute)?;
         let blas = Blas::new(&context, working.clone(), options.choice)?;
         let kernels = Kernels::new(&context, options.kernel_cache.clone(), options.compile_kernels);
-        Ok(Arc::new(CudaDevice { kernels, blas, working, compute, copy, context, patience: options.patience }))
+        let (attention, patience) = (OnceLock::new(), options.patience);
+        let (envelopes, uploads) = (Envelopes::default(), Uploads::default());
+        Ok(Arc::new(CudaDevice {
+            attention,
+            kernels,
+            blas,
+            working,
+            envelopes,
+            uploads,
+            compute,
+            copy,
+            context,
+            patience,
+        }))
     }
 
     pub fn context(&self) -> &Arc<Context> {
@@ -112,6 +132,22 @@ impl CudaDevice {
 
     pub fn patience(&self) -> Duration {
         self.patience
+    }
+
+    pub(super) fn envelopes(&self) -> &Envelopes {
+        &self.envelopes
+    }
+
+    pub(super) fn uploads(&self) -> &Uploads {
+        &self.uploads
+    }
+
+    /// Attention by cuDNN. None where cuDNN is missing or too old, or the GPU is older than its engines for packed
+    /// documents: those need compute capability 9.0.
+    pub fn attention(&self) -> Option<&Attention> {
+        const OLDEST: u32 = 90;
+        let make = || Attention::new(&self.context).ok().filter(|_| self.properties().architecture >= OLDEST);
+        self.attention.get_or_init(make).as_ref()
     }
 
     pub fn working_memory(&self) -> &Arena {

@@ -37,7 +37,9 @@ pub(super) fn compile(
 fn options(architecture: u32) -> Vec<String> {
     // The extra letter allows the instructions that 9.0 alone has.
     let letter = if architecture == 90 { "a" } else { "" };
-    vec![format!("--gpu-architecture=sm_{architecture}{letter}"), "--std=c++17".to_string()]
+    // Without the last one, NVRTC 13.0 takes generic lambdas for functions of the host.
+    let others = ["--std=c++17", "--device-as-default-execution-space"].map(str::to_string);
+    [format!("--gpu-architecture=sm_{architecture}{letter}")].into_iter().chain(others).collect()
 }
 
 fn file_name(source: &KernelSource, options: &[String], version: (i32, i32)) -> String {

@@ -104,6 +104,65 @@ __device__ __forceinline__ bool is_aligned(const E* address, u64 width) {
     return (reinterpret_cast<u64>(address) | (width * sizeof(E))) % 16 == 0;
 }
 
+// A few elements of a row, as many as one access moves: 16 bytes where rows begin at multiples of 16, else one element.
+template <typename E, int COUNT>
+struct Part {
+    f32 at[COUNT];
+};
+
+template <int COUNT, typename E>
+__device__ __forceinline__ Part<E, COUNT> load_part(const E* from) {
+    Part<E, COUNT> part;
+    if constexpr (COUNT == 1) {
+        part.at[0] = to_f32(*from);
+    } else {
+        const Lanes<E> lanes = load(from);
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            part.at[i] = lanes.at[i];
+        }
+    }
+    return part;
+}
+
+template <int COUNT, typename E>
+__device__ __forceinline__ void store_part(E* to, const Part<E, COUNT>& part) {
+    if constexpr (COUNT == 1) {
+        *to = from_f32<E>(part.at[0]);
+    } else {
+        Lanes<E> lanes;
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            lanes.at[i] = part.at[i];
+        }
+        store(to, lanes);
+    }
+}
+
+template <int COUNT>
+struct Count {
+    static constexpr int VALUE = COUNT;
+};
+
+// Calls `each(Count<elements>, first element)` for this thread's parts of a row that the whole block works on. `aligned`
+// says whether the row begins at a multiple of 16 wherever it is read or written.
+template <typename E, typename F>
+__device__ __forceinline__ void for_each_part(u32 width, bool aligned, F each) {
+    constexpr u32 COUNT = Lanes<E>::COUNT;
+    if (aligned && width % COUNT == 0) {
+#pragma unroll 4
+        for (u32 at = threadIdx.x * COUNT; at < width; at += blockDim.x * COUNT) {
+            each(Count<COUNT>{}, at);
+        }
+    } else {
+        for (u32 at = threadIdx.x; at < width; at += blockDim.x) {
+            each(Count<1>{}, at);
+        }
+    }
+}
+
+__device__ __forceinline__ f32 not_a_number() { return __uint_as_float(0x7fc00000u); }
+
 __device__ __forceinline__ f32 sum_of_warp(f32 value) {
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {

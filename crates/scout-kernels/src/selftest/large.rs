@@ -1,13 +1,17 @@
 //! Ops over more elements than 31 bits count. 4,096 of their rows are compared.
 
 use scout_core::DType;
-use scout_device::Tensor;
+use scout_device::{Device, Tensor};
 
 use super::{Case, Check, tolerance};
-use crate::{Result, noise, rms_norm, rows, swiglu};
+use crate::{Result, embedding, noise, rms_norm, rows, swiglu};
 
-pub(super) const CASES: &[Case] =
-    &[("rows.add_large", rows_add), ("rms_norm.large", rms_norm_large), ("swiglu.large", swiglu_large)];
+pub(super) const CASES: &[Case] = &[
+    ("rows.add_large", rows_add),
+    ("rms_norm.large", rms_norm_large),
+    ("swiglu.large", swiglu_large),
+    ("rows.moved_large", rows_moved_large),
+];
 
 const NUM_SAMPLES: usize = 4096;
 
@@ -33,6 +37,24 @@ fn rows_add(check: &mut Check) -> Result<()> {
     let expected = rows::add(&sampled(&a)?, &sampled(&b)?)?;
     let found = sampled(&rows::add(&a, &b)?)?;
     check.close(format!("bf16 {shape:?}"), &found, &expected, tolerance(DType::BF16))
+}
+
+/// To the other end and back.
+fn rows_moved_large(check: &mut Check) -> Result<()> {
+    let num_rows = 420_001;
+    let seed = check.next_seed();
+    let x = noise::tensor_on(check.device, DType::BF16, [num_rows, 5120], seed, 1.0)?;
+    let from_behind = Tensor::from_u32((0..num_rows as u32).rev().collect(), [num_rows])?;
+    let from_behind = from_behind.to_device(&Device::Cuda(check.device.clone()))?;
+    let moved = embedding::forward(&from_behind, &x)?;
+    let mut values = Vec::new();
+    for row in samples(num_rows) {
+        values.extend_from_slice(&x.rows(num_rows - 1 - row, 1)?.to_host()?.f32s()?);
+    }
+    let expected = Tensor::from_f32(values, [NUM_SAMPLES, 5120])?;
+    check.close("bf16 gather", &sampled(&moved)?, &expected, 0.0)?;
+    let back = rows::scatter(&moved, &from_behind, num_rows)?;
+    check.close("bf16 scatter", &sampled(&back)?, &sampled(&x)?, 0.0)
 }
 
 fn rms_norm_large(check: &mut Check) -> Result<()> {

@@ -1,10 +1,16 @@
 //! Ops on a GPU against their host versions, on inputs that are fresh in every run and memory that begins as
 //! not-a-numbers. A library and not a test, because the machine that has a GPU is seldom the one that builds.
 
+mod attention;
+pub mod attention_rates;
 mod device;
 mod large;
 mod ops;
 pub mod rates;
+mod token_rates;
+mod tokens;
+mod training;
+mod training_rates;
 
 use std::sync::Arc;
 
@@ -33,12 +39,16 @@ impl Outcome {
 
 type Case = (&'static str, fn(&mut Check) -> Result<()>);
 
+fn cases() -> impl Iterator<Item = &'static Case> {
+    let of_ops = ops::CASES.iter().chain(tokens::CASES).chain(attention::CASES).chain(training::CASES);
+    device::CASES.iter().chain(of_ops).chain(large::CASES)
+}
+
 /// Runs every case whose name contains `filter`. A case that fails is an outcome, and the next one runs all the same.
 pub fn run(device: &Arc<CudaDevice>, filter: &str, seed: u64) -> Vec<Outcome> {
     device.context().poison_fresh_memory(true);
     let mut outcomes = Vec::new();
-    let cases = device::CASES.iter().chain(ops::CASES).chain(large::CASES);
-    for (name, case) in cases.filter(|(name, _)| name.contains(filter)) {
+    for (name, case) in cases().filter(|(name, _)| name.contains(filter)) {
         let mut check = Check { device, name, seed, outcomes: Vec::new() };
         let outcome = case(&mut check).and_then(|()| device.finish());
         outcomes.append(&mut check.outcomes);
@@ -148,7 +158,7 @@ mod tests {
 
     #[test]
     fn names_of_cases_begin_with_what_they_test() {
-        for (name, _) in device::CASES.iter().chain(ops::CASES).chain(large::CASES) {
+        for (name, _) in cases() {
             assert!(name.contains('.') && !name.contains(' '), "{name}");
         }
     }

@@ -125,7 +125,7 @@ fn measure(device: &Arc<CudaDevice>, shape: &Shape, at_least: Duration) -> Resul
 }
 
 /// The time of each of `count` runs, queued one behind the other.
-fn runs(
+pub(super) fn runs(
     device: &Arc<CudaDevice>,
     count: usize,
     mut run: impl FnMut() -> Result<()>,
@@ -140,9 +140,35 @@ fn runs(
     Ok((marks, times))
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
+pub(super) fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// Measures kernels one after the other.
+pub(super) struct Meter {
+    pub(super) device: Arc<CudaDevice>,
+    pub(super) rates: Vec<KernelRate>,
+}
+
+impl Meter {
+    pub(super) fn new(device: &Arc<CudaDevice>) -> Meter {
+        Meter { device: device.clone(), rates: Vec::new() }
+    }
+
+    /// The median time of 20 runs, of which each moves at least `bytes`.
+    pub(super) fn measure(
+        &mut self,
+        name: &'static str,
+        bytes: u64,
+        run: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        run()?;
+        let time = median(runs(&self.device, 20, run)?.1);
+        let gigabytes_per_second = bytes as f64 / time.as_secs_f64() / 1e9;
+        self.rates.push(KernelRate { name, bytes, time, gigabytes_per_second });
+        Ok(())
+    }
 }
 
 /// Kernels whose time is that of moving bytes, at 16,384 tokens of the model's widths, in bf16.
@@ -158,20 +184,18 @@ pub fn kernels(device: &Arc<CudaDevice>) -> Result<Vec<KernelRate>> {
     let inverse_rms = rms_norm::forward(&x, &weight, 1e-5)?.inverse_rms;
     let mut copy = device.buffer(DType::BF16, [TOKENS, 2 * INNER])?;
     let (of_x, of_h) = (x.bytes().0, dh.bytes().0);
-    let mut rates = Vec::new();
-    let mut measure = |name: &'static str, bytes: u64, run: &mut dyn FnMut() -> Result<()>| -> Result<()> {
-        run()?;
-        let time = median(runs(device, 20, run)?.1);
-        let gigabytes_per_second = bytes as f64 / time.as_secs_f64() / 1e9;
-        rates.push(KernelRate { name, bytes, time, gigabytes_per_second });
-        Ok(())
-    };
-    measure("copy, for comparison", 4 * of_h, &mut || copy.copy_from(0, &gate_up))?;
-    measure("rms_norm forward", 2 * of_x, &mut || rms_norm::forward(&x, &weight, 1e-5).map(|_| ()))?;
-    measure("rms_norm backward", 3 * of_x, &mut || rms_norm::backward(&dy, &x, &inverse_rms, &weight).map(|_| ()))?;
-    measure("swiglu forward", 3 * of_h, &mut || swiglu::forward(&gate_up).map(|_| ()))?;
-    measure("swiglu backward", 5 * of_h, &mut || swiglu::backward(&dh, &gate_up).map(|_| ()))?;
-    measure("rows add", 3 * of_x, &mut || rows::add(&x, &dy).map(|_| ()))?;
+    let mut meter = Meter::new(device);
+    meter.measure("copy, for comparison", 4 * of_h, &mut || copy.copy_from(0, &gate_up))?;
+    meter.measure("rms_norm forward", 2 * of_x, &mut || rms_norm::forward(&x, &weight, 1e-5).map(|_| ()))?;
+    meter.measure("rms_norm backward", 3 * of_x, &mut || {
+        rms_norm::backward(&dy, &x, &inverse_rms, &weight).map(|_| ())
+    })?;
+    meter.measure("swiglu forward", 3 * of_h, &mut || swiglu::forward(&gate_up).map(|_| ()))?;
+    meter.measure("swiglu backward", 5 * of_h, &mut || swiglu::backward(&dh, &gate_up).map(|_| ()))?;
+    meter.measure("rows add", 3 * of_x, &mut || rows::add(&x, &dy).map(|_| ()))?;
+    let mut rates = meter.rates;
+    rates.append(&mut super::token_rates::kernels(device)?);
+    rates.append(&mut super::training_rates::kernels(device)?);
     Ok(rates)
 }
 
