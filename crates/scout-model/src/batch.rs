@@ -1,9 +1,10 @@
 //! A flat run of tokens: documents one behind the other, never padding, with the positions that are scored.
 
-use scout_device::Tensor;
+use scout_device::{Device, Tensor};
 use scout_kernels::attention::Segments;
 use scout_kernels::lora::TokenKeys;
 
+use crate::pass::Routes;
 use crate::{ModelError, Result};
 
 /// One document of a batch: its tokens and a number that names the sample everywhere (dropout depends on it).
@@ -37,6 +38,10 @@ pub struct Batch {
     pub target_rows: Tensor,
     pub target_tokens: Tensor,
     pub target_weights: Tensor,
+    /// The same weights where the loss is added up, on the host.
+    pub weights_on_host: Tensor,
+    /// Which expert of each layer takes which token, where that was decided beforehand.
+    pub routes: Option<Routes>,
 }
 
 impl Batch {
@@ -60,6 +65,7 @@ impl Batch {
             document_starts.push(ids.len() as u32);
         }
         let num_targets = targets.len();
+        let weights = Tensor::from_f32(targets.iter().map(|t| t.weight).collect(), [num_targets])?;
         Ok(Batch {
             ids: Tensor::from_u32(ids, [num_tokens])?,
             token_keys: TokenKeys::new(&samples, &positions)?,
@@ -68,7 +74,31 @@ impl Batch {
             chunks: Segments::new(chunk_starts)?,
             target_rows: Tensor::from_u32(targets.iter().map(|t| t.row).collect(), [num_targets])?,
             target_tokens: Tensor::from_u32(targets.iter().map(|t| t.token).collect(), [num_targets])?,
-            target_weights: Tensor::from_f32(targets.iter().map(|t| t.weight).collect(), [num_targets])?,
+            weights_on_host: weights.clone(),
+            target_weights: weights,
+            routes: None,
+        })
+    }
+
+    /// The same batch where it is to be computed. To a GPU all copies are queued, and the host does not stop; from host to
+    /// host nothing is copied.
+    pub fn to_device(&self, device: &Device) -> Result<Batch> {
+        let send = |tensor: &Tensor| match device {
+            Device::Cpu => Ok(tensor.clone()),
+            Device::Cuda(gpu) => gpu.send(tensor),
+        };
+        let routes = self.routes.as_ref().map(|routes| routes.iter().map(send).collect::<scout_device::Result<_>>());
+        Ok(Batch {
+            ids: send(&self.ids)?,
+            positions: send(&self.positions)?,
+            documents: Segments::new(self.documents.borders().to_vec())?,
+            chunks: Segments::new(self.chunks.borders().to_vec())?,
+            token_keys: self.token_keys.to_device(device)?,
+            target_rows: send(&self.target_rows)?,
+            target_tokens: send(&self.target_tokens)?,
+            target_weights: send(&self.target_weights)?,
+            weights_on_host: self.weights_on_host.clone(),
+            routes: routes.transpose()?,
         })
     }
 

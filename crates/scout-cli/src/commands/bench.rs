@@ -1,11 +1,14 @@
 //! `bench`: how fast parts of the program are on this machine.
 
+mod step;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use scout_core::{ByteCount, ExitCode};
 use scout_device::cuda::{CudaDevice, CudaOptions};
+use scout_kernels::selftest::attention_rates::{self, PassRate};
 use scout_kernels::selftest::rates::{self, Rate};
 use scout_train::TrainError;
 use serde_json::json;
@@ -23,8 +26,12 @@ pub struct Arguments {
 enum What {
     /// Matrix products of Scout's shapes on one GPU
     Gemm(Gemm),
+    /// Whole training steps of a model's shape over made-up tokens, with random weights
+    Step(step::Step),
     /// Kernels whose time is that of moving bytes, on one GPU
     Kernels,
+    /// Attention on packed documents, beside cuDNN called directly, on one GPU
+    Attention,
 }
 
 #[derive(clap::Args)]
@@ -38,10 +45,11 @@ struct Gemm {
 }
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let device = open()?;
     match &arguments.what {
-        What::Gemm(arguments) => gemm(&device, arguments),
-        What::Kernels => kernels(&device),
+        What::Step(arguments) => step::run(arguments),
+        What::Gemm(arguments) => gemm(&open()?, arguments),
+        What::Kernels => kernels(&open()?),
+        What::Attention => attention(&open()?),
     }
 }
 
@@ -65,6 +73,36 @@ fn kernels(device: &Arc<CudaDevice>) -> anyhow::Result<ExitCode> {
     }
     for (name, cost) in rates::host_costs(device).map_err(TrainError::from)? {
         print(&format!("a {name} costs the host {:.1} µs", cost.as_secs_f64() * 1e6))?;
+    }
+    Ok(ExitCode::Success)
+}
+
+fn attention(device: &Arc<CudaDevice>) -> anyhow::Result<ExitCode> {
+    print(&format!(
+        "{:<18} {:>7} {:<9} {:>10} {:>8} {:>11} {:>14} {:>11}",
+        "documents", "tokens", "pass", "time", "TFLOP/s", "host a call", "cuDNN directly", "op to cuDNN"
+    ))?;
+    for rate in attention_rates::attention(device).map_err(TrainError::from)? {
+        let line = |pass: &str, of: PassRate| {
+            let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+            let (alone, share) = match of.cudnn {
+                Some(alone) => {
+                    let share = 100.0 * alone.as_secs_f64() / of.time.as_secs_f64();
+                    (format!("{:.3} ms", milliseconds(alone)), format!("{share:.1} %"))
+                }
+                None => ("–".to_string(), "–".to_string()),
+            };
+            format!(
+                "{:<18} {:>7} {pass:<9} {:>7.3} ms {:>8.0} {:>8.1} µs {alone:>14} {share:>11}",
+                rate.name,
+                rate.num_tokens,
+                milliseconds(of.time),
+                of.tflops,
+                of.host.as_secs_f64() * 1e6
+            )
+        };
+        print(&line("forward", rate.forward))?;
+        print(&line("backward", rate.backward))?;
     }
     Ok(ExitCode::Success)
 }

@@ -15,6 +15,7 @@ use super::libraries::{Found, Libraries, Search};
 use super::memory::DeviceBuffer;
 use super::numbers::Envelopes;
 use super::nvml::Gauge;
+use super::profile::Profiler;
 use super::stream::{Priority, Stream};
 use super::uploads::Uploads;
 use crate::{Account, DeviceError, Purpose, Result};
@@ -27,6 +28,8 @@ pub struct CudaOptions {
     pub ordinal: u32,
     /// How much memory results and scratch may take: one allocation, made at once.
     pub working_memory: ByteCount,
+    /// Where given, results and scratch take all memory that is free but this much, which stays for shards and libraries.
+    pub leave_free: Option<ByteCount>,
     /// Where kernels compiled at run time are kept.
     pub kernel_cache: Option<PathBuf>,
     /// Compile kernels at run time though machine code is built in: for tests of that path.
@@ -42,6 +45,7 @@ impl Default for CudaOptions {
             search: Search::default(),
             ordinal: 0,
             working_memory: ByteCount(4 << 30),
+            leave_free: None,
             kernel_cache: None,
             compile_kernels: false,
             choice: Choice::Timed,
@@ -59,6 +63,7 @@ pub struct CudaDevice {
     working: Arena,
     envelopes: Envelopes,
     uploads: Uploads,
+    profiler: Profiler,
     compute: Arc<Stream>,
     copy: Arc<Stream>,
     context: Arc<Context>,
@@ -78,7 +83,11 @@ impl CudaDevice {
         let context = Arc::new(Context::open(libraries, options.ordinal, Account::new(None))?);
         let compute = Arc::new(Stream::new(&context, Priority::High)?);
         let copy = Arc::new(Stream::new(&context, Priority::Low)?);
-        let bytes = options.working_memory.0 as usize;
+        let bytes = match options.leave_free {
+            None => options.working_memory,
+            Some(rest) => ByteCount(context.memory()?.0.0.saturating_sub(rest.0)),
+        };
+        let bytes = bytes.0 as usize;
         let working = Arena::new(&context, "working memory", Purpose::Activations, bytes, &compute)?;
         let blas = Blas::new(&context, working.clone(), options.choice)?;
         let kernels = Kernels::new(&context, options.kernel_cache.clone(), options.compile_kernels);
@@ -91,6 +100,7 @@ impl CudaDevice {
             working,
             envelopes,
             uploads,
+            profiler: Profiler::default(),
             compute,
             copy,
             context,
@@ -142,6 +152,10 @@ impl CudaDevice {
         &self.uploads
     }
 
+    pub(super) fn profiler(&self) -> &Profiler {
+        &self.profiler
+    }
+
     /// Attention by cuDNN. None where cuDNN is missing or too old, or the GPU is older than its engines for packed
     /// documents: those need compute capability 9.0.
     pub fn attention(&self) -> Option<&Attention> {
@@ -185,8 +199,10 @@ impl CudaDevice {
     /// With these arguments and this grid the kernel stays inside the memory of its arguments, and writes only to those
     /// that are `Out`. Everything it reads was queued on the compute stream, or is waited for there.
     pub unsafe fn launch(&self, kernel: &Kernel, grid: Grid, arguments: &mut [Argument]) -> Result<()> {
+        let name = || kernel.name().to_string();
         // SAFETY: the caller's promise.
-        unsafe { self.kernels.launch(kernel, &self.compute, grid, arguments) }
+        self.profiler
+            .time(&self.compute, name, || unsafe { self.kernels.launch(kernel, &self.compute, grid, arguments) })
     }
 
     /// As [`CudaDevice::launch`], on another stream.
@@ -214,7 +230,15 @@ impl CudaDevice {
     /// Queues `c = alpha·op(a)·op(b) + beta·c` on the compute stream, for a window of `c`. Factors are both bf16 or
     /// both f32; bf16 factors may have a bf16 or an f32 result; sums are f32. With beta 0, `c` is not read.
     pub fn multiply(&self, factors: [Factor; 2], result: (&mut DeviceBuffer, Window), scale: Scale) -> Result<()> {
-        self.blas.multiply(factors, result, scale, &self.compute)
+        let Window { rows, columns, .. } = result.1;
+        let [a, _] = &factors;
+        let inner = if a.transposed { a.window.rows } else { a.window.columns };
+        // Row counts of experts and of batches differ from call to call; the other two name the product.
+        let name = || match a.transposed {
+            true => format!("product to {rows} x {columns}"),
+            false => format!("product {inner} to {columns}"),
+        };
+        self.profiler.time(&self.compute, name, || self.blas.multiply(factors, result, scale, &self.compute))
     }
 
     /// As [`CudaDevice::multiply`], on another stream.

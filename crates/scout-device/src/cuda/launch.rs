@@ -49,6 +49,12 @@ unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
 
+impl Kernel {
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
 /// The kernels of a device, loaded when first asked for.
 pub(super) struct Kernels {
     context: Arc<Context>,

@@ -1,11 +1,14 @@
 //! Host memory that the GPU reads and writes by itself, and copies that own it while they are under way.
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use scout_core::ByteCount;
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use scout_core::{ByteCount, DType};
 
 use super::context::Context;
 use super::memory::DeviceBuffer;
@@ -63,6 +66,22 @@ impl Pinned {
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
+    /// Writes `values` from the beginning on, as f32 or rounded to bf16.
+    pub fn write_f32s(&mut self, values: &[f32], dtype: DType) -> Result<()> {
+        let bytes = (dtype.size() * values.len() as u64).0 as usize;
+        self.must_hold(bytes)?;
+        let to = &mut self.bytes_mut()[..bytes];
+        match dtype {
+            DType::F32 => to.copy_from_slice(bytemuck::cast_slice(values)),
+            DType::BF16 => {
+                let rounded: &mut [bf16] = bytemuck::cast_slice_mut(to);
+                rounded.convert_from_f32_slice(values);
+            }
+            found => return Err(DeviceError::DType { what: "pinned memory", found, expected: DType::BF16 }),
+        }
+        Ok(())
+    }
+
     /// Queues a copy of the first bytes of `self` over all of `to`. Later work on `stream` finds them there; work on
     /// other streams has to wait for an event of it.
     pub fn upload(self, to: &mut DeviceBuffer, stream: &Arc<Stream>) -> Result<Copying> {
@@ -74,6 +93,28 @@ impl Pinned {
         // SAFETY: both sides have `bytes` bytes, `to` is borrowed alone and its block knows of the stream, and the
         // result owns the host's side until the event has passed.
         let code = unsafe { (driver.cuMemcpyHtoDAsync_v2)(to.address(), from, bytes, stream.raw()) };
+        self.context.check("cuMemcpyHtoDAsync", code)?;
+        Ok(Copying { done: stream.record()?, pinned: Some(self) })
+    }
+
+    /// Queues a copy of the first bytes of `self` over elements `range` of `to`. As for [`Pinned::upload`], other streams
+    /// have to wait for it; copies to parts that do not overlap may be under way together.
+    pub fn upload_part(self, to: &mut DeviceBuffer, range: Range<usize>, stream: &Arc<Stream>) -> Result<Copying> {
+        let element = to.dtype().size();
+        let bytes = (element * range.len() as u64).0 as usize;
+        self.must_hold(bytes)?;
+        if range.start > range.end || range.end > to.num_elements() {
+            let problem = format!("found elements {range:?}, expected at most {}", to.num_elements());
+            return Err(DeviceError::Value { what: "copy to a part of a buffer", problem });
+        }
+        to.must_be_alone("copy to a part of a buffer")?;
+        to.block().is_used_on(stream);
+        let driver = self.context.driver()?;
+        let from = self.start.as_ptr().cast::<c_void>();
+        let address = to.address() + (element * range.start as u64).0;
+        // SAFETY: both sides have `bytes` bytes there, nobody reads `to`, whose block knows of the stream, and the result
+        // owns the host's side until the event has passed.
+        let code = unsafe { (driver.cuMemcpyHtoDAsync_v2)(address, from, bytes, stream.raw()) };
         self.context.check("cuMemcpyHtoDAsync", code)?;
         Ok(Copying { done: stream.record()?, pinned: Some(self) })
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use scout_core::DType;
 use scout_device::Tensor;
-use scout_device::cuda::{CudaDevice, Factor, Scale, Window};
+use scout_device::cuda::{CudaDevice, DeviceBuffer, Factor, Scale, Window};
 
 use crate::Result;
 
@@ -58,6 +58,26 @@ pub(super) fn sum_of_outer_products(
         device.multiply(factors, (&mut y, of_y), Scale::OVERWRITE)?;
     }
     Ok(y.into_tensor())
+}
+
+pub(super) fn add_tn(
+    sums: &mut DeviceBuffer,
+    start: usize,
+    [a, b]: [&Tensor; 2],
+    offsets: &[u32],
+    scale: f32,
+) -> Result<()> {
+    let (k, n) = (a.dims()[1], b.dims()[1]);
+    let device = sums.device().clone();
+    for (expert, rows) in busy(offsets) {
+        let factors = [
+            Factor { tensor: a, window: of_rows(&rows, k), transposed: true },
+            Factor { tensor: b, window: of_rows(&rows, n), transposed: false },
+        ];
+        let of_expert = Window { start: start + expert * k * n, ..Window::whole(k, n) };
+        device.multiply(factors, (sums, of_expert), Scale { alpha: scale, beta: 1.0 })?;
+    }
+    Ok(())
 }
 
 /// The experts that have rows, with their rows.

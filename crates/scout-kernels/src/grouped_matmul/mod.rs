@@ -11,6 +11,7 @@ mod reference;
 mod tests;
 
 use scout_core::DType;
+use scout_device::cuda::DeviceBuffer;
 use scout_device::{DeviceError, Tensor};
 
 use crate::{Result, check};
@@ -46,6 +47,21 @@ pub fn tn(a_TK: &Tensor, b_TN: &Tensor, offsets: &[u32]) -> Result<Tensor> {
         None => host::sum_of_outer_products(a_TK, b_TN, offsets),
         Some(device) => cuda::sum_of_outer_products(device, a_TK, b_TN, offsets),
     }
+}
+
+/// Adds `scale · a_eᵀ·b_e` of every expert, one behind the other, to the elements of `sums` from `start` on, on a GPU.
+/// Experts without rows add nothing. `sums` is f32.
+pub fn add_tn(
+    sums: &mut DeviceBuffer,
+    start: usize,
+    [a_TK, b_TN]: [&Tensor; 2],
+    offsets: &[u32],
+    scale: f32,
+) -> Result<()> {
+    const WHAT: &str = "sum of grouped matmuls with the first factor transposed";
+    check(WHAT, (a_TK, None), offsets.len().saturating_sub(1), offsets)?;
+    check(WHAT, (b_TN, None), offsets.len().saturating_sub(1), offsets)?;
+    cuda::add_tn(sums, start, [a_TK, b_TN], offsets, scale)
 }
 
 /// A matrix of f32 or bf16 with `width` columns whose rows are shared out among the experts.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use scout_core::DType;
 use scout_device::Tensor;
-use scout_device::cuda::{CudaDevice, Factor, Scale, Window};
+use scout_device::cuda::{CudaDevice, DeviceBuffer, Factor, Scale, Window};
 
 use crate::Result;
 
@@ -18,6 +18,12 @@ pub(super) fn nt(device: &Arc<CudaDevice>, a: &Tensor, b: &Tensor) -> Result<Ten
 
 pub(super) fn tn(device: &Arc<CudaDevice>, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     product(device, [whole(a, true), whole(b, false)], DType::F32)
+}
+
+pub(super) fn add_tn(sums: &mut DeviceBuffer, start: usize, [a, b]: [&Tensor; 2], scale: f32) -> Result<()> {
+    let window = Window { start, ..Window::whole(a.dims()[1], b.dims()[1]) };
+    let device = sums.device().clone();
+    device.multiply([whole(a, true), whole(b, false)], (sums, window), Scale { alpha: scale, beta: 1.0 })
 }
 
 /// All of a matrix as a factor.

@@ -14,6 +14,7 @@ pub(crate) mod reference;
 mod tests;
 
 use scout_core::DType;
+use scout_device::cuda::DeviceBuffer;
 use scout_device::{DeviceError, Tensor};
 
 use crate::{Result, check};
@@ -46,6 +47,13 @@ pub fn tn(a_KM: &Tensor, b_KN: &Tensor) -> Result<Tensor> {
         None => host::tn(a_KM.host()?, b_KN.host()?),
         Some(device) => cuda::tn(device, a_KM, b_KN),
     }
+}
+
+/// Adds `scale · aᵀ·b`, row by row, to the elements of `sums` from `start` on: gradients on a GPU, where they are
+/// collected. `sums` is f32.
+pub fn add_tn(sums: &mut DeviceBuffer, start: usize, a_KM: &Tensor, b_KN: &Tensor, scale: f32) -> Result<()> {
+    check("sum of matmuls with the first factor transposed", (a_KM, 0), (b_KN, 0))?;
+    cuda::add_tn(sums, start, [a_KM, b_KN], scale)
 }
 
 /// Two matrices of one element type, f32 or bf16, whose inner dimensions agree.
