@@ -121,7 +121,7 @@ impl Recipe<'_> {
         let reports = (0..self.num_steps).map(step).collect();
         let account = &trainer.account;
         let adapter = &trainer.adapter;
-        let values = &adapter.flat().f32s().unwrap()[..adapter.layout().num_elements()];
+        let values = &adapter.values().unwrap()[..adapter.layout().num_elements()];
         Trained {
             reports,
             adapter: values.iter().map(|value| value.to_bits()).collect(),

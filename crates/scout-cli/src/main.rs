@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{demo, launch, plan, preprocess, synth, train, verify};
+use commands::{bench, demo, launch, plan, preprocess, selftest, synth, train, verify};
 
 /// Fine-tunes Llama 4 Scout with LoRA: one worker per GPU, every worker holding its shard.
 #[derive(Parser)]
@@ -40,6 +40,11 @@ enum Command {
     Synth(synth::Arguments),
     /// Show rows as the model sees them, tokens marked by whether they are learned
     Preprocess(preprocess::Arguments),
+    /// Measure parts of the program on this machine
+    Bench(bench::Arguments),
+    /// Compare what a GPU computes with what the host computes
+    #[command(hide = true)]
+    Selftest(selftest::Arguments),
 }
 
 /// A configuration file and changes to it.
@@ -78,6 +83,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify(arguments) => return verify::run(&arguments),
         Command::Synth(arguments) => synth::run(&arguments),
         Command::Preprocess(arguments) => preprocess::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Selftest(arguments) => selftest::run(&arguments),
     }?;
     Ok(ExitCode::from(code.code()))
 }

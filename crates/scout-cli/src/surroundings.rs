@@ -2,7 +2,9 @@
 //! nowhere else.
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::path::PathBuf;
 
+use scout_device::cuda::{CudaOptions, Search};
 use scout_telemetry::Terminal;
 
 use crate::failure::Mistake;
@@ -13,6 +15,21 @@ pub fn environment() -> Vec<(String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect()
+}
+
+/// Where the CUDA libraries are looked for, and where compiled kernels are kept.
+pub fn cuda() -> CudaOptions {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
+    CudaOptions {
+        search: Search {
+            cuda_libs: std::env::var_os(scout_core::env::CUDA_LIBS),
+            library_path: std::env::var_os("LD_LIBRARY_PATH"),
+            virtual_env: std::env::var_os("VIRTUAL_ENV"),
+        },
+        kernel_cache: cache.map(|cache| cache.join("scout-dist").join("kernels")),
+        ..CudaOptions::default()
+    }
 }
 
 /// The value of a variable that is set to something.

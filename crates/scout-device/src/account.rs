@@ -1,6 +1,6 @@
 //! The account of memory: who holds how many bytes, and how many it has been at most. It allocates nothing itself.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use scout_core::ByteCount;
 
@@ -15,9 +15,16 @@ pub enum Purpose {
     Gathered,
     /// Trained parameters, their gradients and the optimizer's moments.
     Trained,
+    /// What a step computes and keeps until its backward pass.
+    Activations,
+    /// Scratch memory of libraries and kernels.
+    Workspace,
+    /// Memory of the host that a GPU reads and writes by itself.
+    Pinned,
 }
 
-pub const PURPOSES: [Purpose; 3] = [Purpose::Shard, Purpose::Gathered, Purpose::Trained];
+pub const PURPOSES: [Purpose; 6] =
+    [Purpose::Shard, Purpose::Gathered, Purpose::Trained, Purpose::Activations, Purpose::Workspace, Purpose::Pinned];
 
 impl Purpose {
     pub fn name(self) -> &'static str {
@@ -25,6 +32,9 @@ impl Purpose {
             Purpose::Shard => "weight shard",
             Purpose::Gathered => "gathered units",
             Purpose::Trained => "what is trained and its optimizer",
+            Purpose::Activations => "activations",
+            Purpose::Workspace => "workspace",
+            Purpose::Pinned => "pinned host memory",
         }
     }
 }
@@ -40,6 +50,18 @@ struct Book {
     lines: [Line; PURPOSES.len()],
     total: Line,
     budget: Option<u64>,
+}
+
+impl Book {
+    fn table(&self) -> String {
+        let mut text = format!("{:<22} {:>12} {:>12}", "bytes held for", "now", "at most");
+        let named = PURPOSES.iter().map(|purpose| (purpose.name(), self.lines[*purpose as usize]));
+        for (name, line) in named.filter(|(_, line)| line.peak > 0).chain([("together", self.total)]) {
+            let (now, peak) = (ByteCount(line.now).to_string(), ByteCount(line.peak).to_string());
+            text.push_str(&format!("\n{name:<22} {now:>12} {peak:>12}"));
+        }
+        text
+    }
 }
 
 /// A shared account. Clones see the same book.
@@ -66,7 +88,7 @@ impl Account {
     }
 
     pub fn lease(&self, purpose: Purpose, bytes: ByteCount) -> Result<Lease> {
-        let mut book = self.book.lock().expect("no holder of this lock panics");
+        let mut book = self.lock();
         if let Some(budget) = book.budget
             && book.total.now + bytes.0 > budget
         {
@@ -75,6 +97,7 @@ impl Account {
                 wanted: bytes,
                 in_use: ByteCount(book.total.now),
                 budget: ByteCount(budget),
+                table: book.table(),
             });
         }
         let Book { lines, total, .. } = &mut *book;
@@ -86,16 +109,25 @@ impl Account {
     }
 
     pub fn in_use(&self, purpose: Purpose) -> ByteCount {
-        ByteCount(self.book.lock().expect("no holder of this lock panics").lines[purpose as usize].now)
+        ByteCount(self.lock().lines[purpose as usize].now)
     }
 
     pub fn peak(&self, purpose: Purpose) -> ByteCount {
-        ByteCount(self.book.lock().expect("no holder of this lock panics").lines[purpose as usize].peak)
+        ByteCount(self.lock().lines[purpose as usize].peak)
+    }
+
+    /// Where the bytes are: a line for each purpose that has or had any.
+    pub fn table(&self) -> String {
+        self.lock().table()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().expect("no holder of this lock panics")
     }
 
     /// The most bytes held at one time, all purposes together.
     pub fn peak_total(&self) -> ByteCount {
-        ByteCount(self.book.lock().expect("no holder of this lock panics").total.peak)
+        ByteCount(self.lock().total.peak)
     }
 }
 
@@ -126,6 +158,10 @@ mod tests {
         let slot = account.lease(Purpose::Gathered, ByteCount(40)).unwrap();
         let refused = account.lease(Purpose::Gathered, ByteCount(1)).unwrap_err();
         assert_eq!(refused.exit_code(), scout_core::ExitCode::DeviceUnavailable);
+        let hint = refused.hint().unwrap();
+        for part in ["per_device_train_batch_size", "cutoff_len", "device_memory", "\nweight shard", "\ntogether"] {
+            assert!(hint.contains(part), "{hint}");
+        }
         assert_eq!(slot.bytes(), ByteCount(40));
         drop(slot);
         assert_eq!(account.in_use(Purpose::Gathered), ByteCount(0));

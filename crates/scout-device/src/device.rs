@@ -1,12 +1,15 @@
 //! Which device computes. Choosing one never falls back: a wish that cannot be met is an error.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::{DeviceError, Result};
+use crate::Result;
+use crate::cuda::{CudaDevice, CudaOptions};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Device {
     Cpu,
+    Cuda(Arc<CudaDevice>),
 }
 
 /// What the configuration asks for.
@@ -22,23 +25,20 @@ pub enum DeviceWish {
 const DRIVER_VERSION_FILE: &str = "/proc/driver/nvidia/version";
 
 impl Device {
-    /// The device for `wish`; fails when CUDA is asked for, or a driver is loaded, and this program cannot use it.
-    pub fn choose(wish: DeviceWish) -> Result<Device> {
-        Device::choose_with(wish, Path::new(DRIVER_VERSION_FILE).exists())
-    }
-
-    fn choose_with(wish: DeviceWish, driver_loaded: bool) -> Result<Device> {
-        let no_cuda_path = "this version computes on the host only";
-        match (wish, driver_loaded) {
-            (DeviceWish::Cpu, _) | (DeviceWish::Auto, false) => Ok(Device::Cpu),
-            (DeviceWish::Auto, true) => Err(DeviceError::Unavailable {
-                wanted: "auto".to_string(),
-                reason: format!("a CUDA driver is loaded, but {no_cuda_path}"),
-            }),
-            (DeviceWish::Cuda, _) => {
-                Err(DeviceError::Unavailable { wanted: "cuda".to_string(), reason: no_cuda_path.to_string() })
-            }
+    /// The device for `wish`; fails when CUDA is asked for, or a driver is loaded, and anything that it needs is missing.
+    pub fn choose(wish: DeviceWish, options: &CudaOptions) -> Result<Device> {
+        match wants_cuda(wish, Path::new(DRIVER_VERSION_FILE).exists()) {
+            false => Ok(Device::Cpu),
+            true => Ok(Device::Cuda(CudaDevice::open(options)?)),
         }
+    }
+}
+
+fn wants_cuda(wish: DeviceWish, driver_loaded: bool) -> bool {
+    match wish {
+        DeviceWish::Cpu => false,
+        DeviceWish::Cuda => true,
+        DeviceWish::Auto => driver_loaded,
     }
 }
 
@@ -49,13 +49,24 @@ mod tests {
     #[test]
     fn a_wish_for_cuda_is_never_met_by_the_host_in_silence() {
         for (wish, driver_loaded, expected) in [
-            (DeviceWish::Auto, false, true),
-            (DeviceWish::Auto, true, false),
-            (DeviceWish::Cpu, true, true),
-            (DeviceWish::Cuda, false, false),
-            (DeviceWish::Cuda, true, false),
+            (DeviceWish::Auto, false, false),
+            (DeviceWish::Auto, true, true),
+            (DeviceWish::Cpu, true, false),
+            (DeviceWish::Cuda, false, true),
+            (DeviceWish::Cuda, true, true),
         ] {
-            assert_eq!(Device::choose_with(wish, driver_loaded).is_ok(), expected, "{wish:?} {driver_loaded}");
+            assert_eq!(wants_cuda(wish, driver_loaded), expected, "{wish:?} {driver_loaded}");
         }
+    }
+
+    #[test]
+    fn a_wish_for_cuda_is_an_error_where_there_is_none() {
+        let options = CudaOptions::default();
+        match Device::choose(DeviceWish::Cuda, &options) {
+            Ok(Device::Cuda(device)) => assert!(device.properties().architecture > 0),
+            Ok(Device::Cpu) => panic!("the host was taken in silence"),
+            Err(refused) => assert_eq!(refused.exit_code(), scout_core::ExitCode::DeviceUnavailable, "{refused}"),
+        }
+        assert!(matches!(Device::choose(DeviceWish::Cpu, &options), Ok(Device::Cpu)));
     }
 }

@@ -21,29 +21,54 @@ pub enum DeviceError {
     /// Weights did not arrive: the failure of whoever gathers them, carried through the model that asked.
     #[error("the weights did not arrive")]
     Gather(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// `table` says where the bytes are, a line for each purpose.
     #[error("{wanted} more for {purpose} do not fit: {in_use} of {budget} are in use")]
-    OutOfMemory { purpose: String, wanted: ByteCount, in_use: ByteCount, budget: ByteCount },
+    OutOfMemory { purpose: String, wanted: ByteCount, in_use: ByteCount, budget: ByteCount, table: String },
+    #[error("{what}: found memory of {found}, expected that of {expected}")]
+    Place { what: &'static str, found: String, expected: String },
+    #[error("`{library}` cannot be used: {problem}")]
+    Library { library: &'static str, problem: String, install: &'static str },
+    #[error("{call} failed: {name} (code {code})")]
+    Foreign { call: &'static str, code: i32, name: String },
+    #[error("work on the GPU was not done after {waited:?}")]
+    Late { waited: std::time::Duration },
 }
+
+/// Answers of the driver that blame the hardware: memory and link errors that it could not correct, and a multiprocessor
+/// whose stack broke.
+const HARDWARE_CODES: [i32; 4] = [214, 220, 226, 714];
+/// Answers of the driver that say that there is no GPU to use, or none that is free or fits the driver.
+const UNAVAILABLE_CODES: [i32; 7] = [2, 46, 100, 101, 222, 802, 803];
 
 impl DeviceError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
+            DeviceError::Foreign { code, .. } if HARDWARE_CODES.contains(code) => ExitCode::Hardware,
+            DeviceError::Foreign { call, code, .. } if call.starts_with("cu") && UNAVAILABLE_CODES.contains(code) => {
+                ExitCode::DeviceUnavailable
+            }
             DeviceError::Shape { .. }
             | DeviceError::DType { .. }
             | DeviceError::Value { .. }
+            | DeviceError::Place { .. }
+            | DeviceError::Foreign { .. }
+            | DeviceError::Late { .. }
             | DeviceError::Host { .. } => ExitCode::Internal,
             // The chain below knows better: the program looks for the innermost code it understands.
             DeviceError::Gather(_) => ExitCode::PeerLost,
-            DeviceError::Unavailable { .. } | DeviceError::OutOfMemory { .. } => ExitCode::DeviceUnavailable,
+            DeviceError::Unavailable { .. } | DeviceError::Library { .. } | DeviceError::OutOfMemory { .. } => {
+                ExitCode::DeviceUnavailable
+            }
         }
     }
 
     pub fn hint(&self) -> Option<String> {
         match self {
-            DeviceError::OutOfMemory { .. } => Some(
-                "lower `per_device_train_batch_size`, lower `cutoff_len`, or raise `device_memory`; `scout-dist plan` shows what each saves"
-                    .to_string(),
-            ),
+            DeviceError::OutOfMemory { table, .. } => Some(format!(
+                "lower `per_device_train_batch_size`, lower `cutoff_len`, or raise `device_memory`; \
+                 `scout-dist plan` shows what each saves\n{table}"
+            )),
+            DeviceError::Library { install, .. } => Some(install.to_string()),
             DeviceError::Unavailable { .. } => Some("set `device: cpu` to train on the host".to_string()),
             _ => None,
         }

@@ -1,8 +1,9 @@
-//! Memory: tensors, owned buffers, and the account of where the bytes are. All foreign calls of the program live in
-//! this crate; today it knows the host, and everything above it names devices only through [`Device`].
+//! Memory and devices: tensors, owned buffers, the account of where the bytes are, and GPUs. All foreign calls of the
+//! program live in this crate; everything above it names devices only through [`Device`].
 
 pub mod account;
 pub mod buffer;
+pub mod cuda;
 pub mod device;
 pub mod error;
 pub mod host;

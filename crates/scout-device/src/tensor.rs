@@ -1,20 +1,41 @@
 //! A shaped, read-only look at memory on one device. On the host the memory is candle's, so its matrix products run
-//! on it without a copy. Cloning a tensor, or taking rows of it, shares the memory.
+//! on it without a copy. Cloning a tensor, or taking rows of it, shares the memory. Nothing moves between devices but
+//! by `to_host` and `to_device`.
 
+use std::fmt;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use candle_core as candle;
-use scout_core::{DType, Shape};
+use half::bf16;
+use scout_core::{ByteCount, DType, Shape};
 
+use crate::cuda::CudaDevice;
+use crate::cuda::memory::{Region, read};
 use crate::error::InOperation;
-use crate::{DeviceError, Result};
+use crate::{Device, DeviceError, Result};
 
 #[derive(Debug, Clone)]
 pub struct Tensor {
     // Invariant: always contiguous and row-major, so that a slice of its elements is the tensor.
-    host: candle::Tensor,
+    storage: Storage,
     shape: Shape,
     dtype: DType,
+}
+
+#[derive(Clone)]
+enum Storage {
+    Host(candle::Tensor),
+    Device(Region),
+}
+
+impl fmt::Debug for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Storage::Host(host) => host.fmt(f),
+            Storage::Device(region) => write!(f, "on {:?}", region.device),
+        }
+    }
 }
 
 impl Tensor {
@@ -36,7 +57,12 @@ impl Tensor {
             });
         }
         let host = candle::Tensor::from_vec(values, shape.dims(), &candle::Device::Cpu).during("tensor from values")?;
-        Ok(Tensor { host, shape, dtype })
+        Ok(Tensor { storage: Storage::Host(host), shape, dtype })
+    }
+
+    /// `region` holds as many elements as the shape has.
+    pub(crate) fn on_device(region: Region, shape: Shape, dtype: DType) -> Tensor {
+        Tensor { storage: Storage::Device(region), shape, dtype }
     }
 
     pub fn zeros_f32(shape: impl Into<Shape>) -> Result<Tensor> {
@@ -58,12 +84,41 @@ impl Tensor {
         };
         let host = host.contiguous().during("tensor from host arithmetic")?;
         let shape = Shape::from(host.dims());
-        Ok(Tensor { host, shape, dtype })
+        Ok(Tensor { storage: Storage::Host(host), shape, dtype })
     }
 
-    /// The tensor as candle sees it, for host arithmetic.
-    pub fn host(&self) -> &candle::Tensor {
-        &self.host
+    /// The tensor as candle sees it, for host arithmetic. Fails when it lies on a GPU.
+    pub fn host(&self) -> Result<&candle::Tensor> {
+        match &self.storage {
+            Storage::Host(host) => Ok(host),
+            Storage::Device(region) => Err(elsewhere("host arithmetic", "the host", &region.device)),
+        }
+    }
+
+    /// The GPU on which the elements lie, or none when they lie on the host.
+    pub fn cuda(&self) -> Option<&Arc<CudaDevice>> {
+        match &self.storage {
+            Storage::Host(_) => None,
+            Storage::Device(region) => Some(&region.device),
+        }
+    }
+
+    pub fn device(&self) -> Device {
+        self.cuda().map_or(Device::Cpu, |device| Device::Cuda(device.clone()))
+    }
+
+    pub(crate) fn region(&self, what: &'static str) -> Result<&Region> {
+        match &self.storage {
+            Storage::Device(region) => Ok(region),
+            Storage::Host(_) => Err(on_host(what)),
+        }
+    }
+
+    pub(crate) fn into_region(self, what: &'static str) -> Result<Region> {
+        match self.storage {
+            Storage::Device(region) => Ok(region),
+            Storage::Host(_) => Err(on_host(what)),
+        }
     }
 
     pub fn shape(&self) -> &Shape {
@@ -80,6 +135,10 @@ impl Tensor {
 
     pub fn num_elements(&self) -> usize {
         self.shape.num_elements()
+    }
+
+    pub fn bytes(&self) -> ByteCount {
+        self.dtype.size() * self.num_elements() as u64
     }
 
     /// Rows and columns; fails for anything but two dimensions.
@@ -115,20 +174,38 @@ impl Tensor {
                 found: shape,
             });
         }
-        let host = self.host.reshape(shape.dims()).during("reshape")?;
-        Ok(Tensor { host, shape, dtype: self.dtype })
+        let storage = match &self.storage {
+            Storage::Host(host) => Storage::Host(host.reshape(shape.dims()).during("reshape")?),
+            Storage::Device(region) => Storage::Device(region.clone()),
+        };
+        Ok(Tensor { storage, shape, dtype: self.dtype })
     }
 
     /// `count` entries of the first dimension from `start`, sharing the memory.
     pub fn rows(&self, start: usize, count: usize) -> Result<Tensor> {
-        let host = self.host.narrow(0, start, count).during("rows of a tensor")?;
-        let shape = Shape::from(host.dims());
-        Ok(Tensor { host, shape, dtype: self.dtype })
+        let (&num_rows, others) = self.dims().split_first().ok_or_else(|| self.no_rows(start, count))?;
+        if start.checked_add(count).is_none_or(|end| end > num_rows) {
+            return Err(self.no_rows(start, count));
+        }
+        let storage = match &self.storage {
+            Storage::Host(host) => Storage::Host(host.narrow(0, start, count).during("rows of a tensor")?),
+            Storage::Device(region) => {
+                let before = self.dtype.size() * (start * others.iter().product::<usize>()) as u64;
+                Storage::Device(Region { start: region.start + before.0, ..region.clone() })
+            }
+        };
+        let shape = Shape([&[count], others].concat());
+        Ok(Tensor { storage, shape, dtype: self.dtype })
     }
 
-    /// The elements, row by row, without a copy. Fails when they are not f32.
+    fn no_rows(&self, start: usize, count: usize) -> DeviceError {
+        let expected = format!("at least {count} rows from row {start}");
+        DeviceError::Shape { what: "rows of a tensor", found: self.shape.clone(), expected }
+    }
+
+    /// The elements, row by row, without a copy. Fails when they are not f32, or lie on a GPU.
     pub fn f32s(&self) -> Result<impl Deref<Target = [f32]> + '_> {
-        let (storage, layout) = self.host.storage_and_layout();
+        let (storage, layout) = self.host()?.storage_and_layout();
         let (start, len) = (layout.start_offset(), self.num_elements());
         let is_f32 = matches!(&*storage, candle::Storage::Cpu(candle::CpuStorage::F32(_)));
         if !is_f32 {
@@ -137,9 +214,9 @@ impl Tensor {
         Ok(Elements { storage, start, len, select: select_f32 })
     }
 
-    /// The elements, row by row, without a copy. Fails when they are not u32.
+    /// The elements, row by row, without a copy. Fails when they are not u32, or lie on a GPU.
     pub fn u32s(&self) -> Result<impl Deref<Target = [u32]> + '_> {
-        let (storage, layout) = self.host.storage_and_layout();
+        let (storage, layout) = self.host()?.storage_and_layout();
         let (start, len) = (layout.start_offset(), self.num_elements());
         let is_u32 = matches!(&*storage, candle::Storage::Cpu(candle::CpuStorage::U32(_)));
         if !is_u32 {
@@ -151,6 +228,60 @@ impl Tensor {
     pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
         Ok(self.f32s()?.to_vec())
     }
+
+    /// The same elements on the host; bf16 becomes f32, in which the host computes. Waits for the GPU until everything
+    /// queued before is done. A tensor that is there already shares its memory.
+    pub fn to_host(&self) -> Result<Tensor> {
+        let region = match &self.storage {
+            Storage::Host(_) => return Ok(self.clone()),
+            Storage::Device(region) => region,
+        };
+        let (len, shape) = (self.num_elements(), self.shape.clone());
+        match self.dtype {
+            DType::F32 => Tensor::from_f32(read(region, len)?, shape),
+            DType::U32 => Tensor::from_u32(read(region, len)?, shape),
+            DType::BF16 => Tensor::from_f32(read(region, len)?.into_iter().map(bf16::to_f32).collect(), shape),
+            found => Err(DeviceError::DType { what: "tensor to the host", found, expected: DType::F32 }),
+        }
+    }
+
+    /// The same elements on `device`. A tensor that is there already shares its memory. Stops the host until they are
+    /// there: for loading and for tests.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
+        self.to_device_as(device, self.dtype)
+    }
+
+    /// As [`Tensor::to_device`], from f32 rounded to bf16 when that is asked for.
+    pub fn to_device_as(&self, device: &Device, dtype: DType) -> Result<Tensor> {
+        const WHAT: &str = "tensor to the GPU";
+        let Device::Cuda(device) = device else { return self.to_host() };
+        if let Storage::Device(region) = &self.storage {
+            return match Arc::ptr_eq(&region.device, device) && self.dtype == dtype {
+                true => Ok(self.clone()),
+                false => Err(elsewhere(WHAT, "the host", &region.device)),
+            };
+        }
+        let bytes: Vec<u8> = match (self.dtype, dtype) {
+            (DType::F32, DType::F32) => bytemuck::cast_slice(&self.f32s()?).to_vec(),
+            (DType::U32, DType::U32) => bytemuck::cast_slice(&self.u32s()?).to_vec(),
+            (DType::F32, DType::BF16) => {
+                let rounded: Vec<bf16> = self.f32s()?.iter().map(|&value| bf16::from_f32(value)).collect();
+                bytemuck::cast_slice(&rounded).to_vec()
+            }
+            (found, expected) => return Err(DeviceError::DType { what: WHAT, found, expected }),
+        };
+        let mut buffer = device.buffer(dtype, self.shape.clone())?;
+        buffer.write_bytes(&bytes)?;
+        Ok(buffer.into_tensor())
+    }
+}
+
+fn on_host(what: &'static str) -> DeviceError {
+    DeviceError::Place { what, found: "the host".to_string(), expected: "a GPU".to_string() }
+}
+
+fn elsewhere(what: &'static str, expected: &str, found: &CudaDevice) -> DeviceError {
+    DeviceError::Place { what, found: format!("{found:?}"), expected: expected.to_string() }
 }
 
 /// A read lock on candle's storage together with the part of it that belongs to one tensor.

@@ -1,5 +1,8 @@
 //! Checks that several contracts share. What passes them may be trusted by the code below a contract.
 
+use std::sync::Arc;
+
+use scout_device::cuda::CudaDevice;
 use scout_device::{DeviceError, Tensor};
 
 use crate::Result;
@@ -32,6 +35,26 @@ pub(crate) fn indices(what: &'static str, indices: &[u32], limit: usize) -> Resu
             Err(refusal(what, format!("found index {} at position {at}, expected one below {limit}", indices[at])))
         }
     }
+}
+
+/// The GPU on which all of `tensors` lie, or none when all lie on the host. Fails when they are apart.
+pub(crate) fn place<'a>(what: &'static str, tensors: &[&'a Tensor]) -> Result<Option<&'a Arc<CudaDevice>>> {
+    let place = tensors[0].cuda();
+    for tensor in tensors {
+        let is_same = match (place, tensor.cuda()) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        if !is_same {
+            let name = |place: Option<&Arc<CudaDevice>>| match place {
+                None => "the host".to_string(),
+                Some(device) => format!("{device:?}"),
+            };
+            return Err(DeviceError::Place { what, found: name(tensor.cuda()), expected: name(place) });
+        }
+    }
+    Ok(place)
 }
 
 /// Fails unless both have the same shape.

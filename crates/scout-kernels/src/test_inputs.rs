@@ -3,10 +3,8 @@
 use scout_core::Shape;
 use scout_device::Tensor;
 
-/// Evenly spread over −1..1.
-pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
-    (0..len as u64).map(|index| (hash(seed, index) >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
-}
+use crate::noise::hash;
+pub(crate) use crate::noise::values;
 
 pub(crate) fn tensor(seed: u64, shape: impl Into<Shape>) -> Tensor {
     let shape = shape.into();
@@ -20,14 +18,6 @@ pub(crate) fn indices(seed: u64, len: usize, limit: u32) -> Vec<u32> {
 
 pub(crate) fn index_tensor(values: &[u32]) -> Tensor {
     Tensor::from_u32(values.to_vec(), [values.len()]).unwrap()
-}
-
-fn hash(seed: u64, index: u64) -> u64 {
-    let mut z = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(index.wrapping_add(1) << 7);
-    for _ in 0..3 {
-        z = (z ^ (z >> 29)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    }
-    z ^ (z >> 32)
 }
 
 pub(crate) fn doubles(tensor: &Tensor) -> Vec<f64> {

@@ -104,6 +104,7 @@ fn attentions() {
     for (name, segments, query, kv, size) in
         [("tiny", tiny, 4, 2, 16), ("mixed", mixed, 6, 2, 32), ("one", vec![0, 600], 2, 1, 64)]
     {
+        let segments = attention::Segments::new(segments).unwrap();
         let q = tensor(1, [600, query, size]);
         let (k, v) = (tensor(2, [600, kv, size]), tensor(3, [600, kv, size]));
         let attended = attention::forward(&q, &k, &v, &segments, 0.3).unwrap();
@@ -146,7 +147,7 @@ fn rows_of_tokens() {
 
     print_tensor("delta", &lora::add_delta(tensor(9, [900, 200]), 50, &x, 0.5).unwrap());
     print_tensor("columns", &lora::columns(&x, 17, 40).unwrap());
-    let keys = TokenKeys { samples: (0..900).collect(), positions: (0..900).collect() };
+    let keys = TokenKeys::new(&(0..900).collect::<Vec<u64>>(), &(0..900).collect::<Vec<u32>>()).unwrap();
     let key = DropoutKey { seed: 1, step: 2, module: 3 };
     print_tensor("dropout", &lora::dropout(&x, &keys, key, 0.1).unwrap());
 

@@ -9,7 +9,7 @@ use scout_kernels::{grouped_matmul, lora, matmul};
 
 use crate::Result;
 use crate::gradients::Gradients;
-use crate::lora::{Factor, LoraGradients, LoraWeights};
+use crate::lora::{Factor, LoraGradients, LoraWeights, OuterProduct};
 use crate::pass::Pass;
 
 /// One adapted projection during a pass.
@@ -47,8 +47,7 @@ impl<'a> Adapter<'a> {
             Some(dropped_TI) => matmul::nt(&dropped_TI, self.a)?,
             None => matmul::nt(x_TI, self.a)?,
         };
-        let delta_TO = matmul::nt(&narrow_TR, self.b)?;
-        Ok((lora::add_delta(y, column_start, &delta_TO, self.scale)?, Narrow(narrow_TR)))
+        Ok((lora::add_nt(y, column_start, &narrow_TR, self.b, self.scale)?, Narrow(narrow_TR)))
     }
 
     /// Adds to the factors' gradients and to `dx`, given the gradient of the projection's output.
@@ -56,15 +55,17 @@ impl<'a> Adapter<'a> {
         let LinearBackward { dy, column_start, x: x_TI, narrow: Narrow(narrow_TR), dx } = step;
         let is_whole = column_start == 0 && dy.dims()[1] == self.module.output;
         let dy_TO = if is_whole { dy.clone() } else { lora::columns(dy, column_start, self.module.output)? };
-        gradients.add(self.index, Factor::B, &matmul::tn(&dy_TO, narrow_TR)?, self.scale)?;
+        gradients.add(self.index, Factor::B, self.outer([&dy_TO, narrow_TR], None))?;
         let dnarrow_TR = matmul::nn(&dy_TO, self.b)?;
         let dropped_TI = self.dropped(x_TI, pass)?;
         let seen_TI = dropped_TI.as_ref().unwrap_or(x_TI);
-        gradients.add(self.index, Factor::A, &matmul::tn(&dnarrow_TR, seen_TI)?, self.scale)?;
-        let mut through_TI = matmul::nn(&dnarrow_TR, self.a)?;
-        if let Some(dropped) = self.dropped(&through_TI, pass)? {
-            through_TI = dropped;
+        gradients.add(self.index, Factor::A, self.outer([&dnarrow_TR, seen_TI], None))?;
+        if dropped_TI.is_none() {
+            return Ok(lora::add_nn(dx, 0, &dnarrow_TR, self.a, self.scale)?);
         }
+        // The mask stands between the product and the sum.
+        let through_TI = matmul::nn(&dnarrow_TR, self.a)?;
+        let through_TI = self.dropped(&through_TI, pass)?.unwrap_or(through_TI);
         Ok(lora::add_delta(dx, 0, &through_TI, self.scale)?)
     }
 
@@ -77,11 +78,15 @@ impl<'a> Adapter<'a> {
 
     pub fn backward_experts(&self, step: ExpertsBackward, gradients: &mut LoraGradients) -> Result<Tensor> {
         let ExpertsBackward { dy: dy_TO, u: u_TI, narrow: Narrow(narrow_TR), offsets, du } = step;
-        gradients.add(self.index, Factor::A, &grouped_matmul::tn(narrow_TR, dy_TO, offsets)?, self.scale)?;
+        gradients.add(self.index, Factor::A, self.outer([narrow_TR, dy_TO], Some(offsets)))?;
         let dnarrow_TR = grouped_matmul::nt(dy_TO, self.a, offsets)?;
-        gradients.add(self.index, Factor::B, &grouped_matmul::tn(u_TI, &dnarrow_TR, offsets)?, self.scale)?;
+        gradients.add(self.index, Factor::B, self.outer([u_TI, &dnarrow_TR], Some(offsets)))?;
         let through_TI = grouped_matmul::nt(&dnarrow_TR, self.b, offsets)?;
         Ok(lora::add_delta(du, 0, &through_TI, self.scale)?)
+    }
+
+    fn outer<'b>(&self, rows: [&'b Tensor; 2], offsets: Option<&'b [u32]>) -> OuterProduct<'b> {
+        OuterProduct { rows, offsets, scale: self.scale }
     }
 
     /// `x` with this adapter's dropout, or `None` where nothing is dropped. The mask is a pure function of seed, step,

@@ -4,7 +4,7 @@
 
 use scout_core::{Projection, UnitId};
 use scout_device::{Tensor, UnitSource, UnitWeights};
-use scout_kernels::attention::{Attended, QkvGradients};
+use scout_kernels::attention::{Attended, QkvGradients, Segments};
 use scout_kernels::qk_position::{Placed, Position};
 use scout_kernels::{attention, qk_position, rms_norm, rows};
 
@@ -152,7 +152,7 @@ impl AttentionBlock {
         Ok(Linear { weight: unit.param(index)?, place: (self.unit, index), adapter })
     }
 
-    fn segments<'a>(&self, pass: &Pass<'a>) -> &'a [u32] {
+    fn segments<'a>(&self, pass: &Pass<'a>) -> &'a Segments {
         if self.is_chunked { &pass.batch.chunks } else { &pass.batch.documents }
     }
 

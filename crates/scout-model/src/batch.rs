@@ -1,8 +1,10 @@
 //! A flat run of tokens: documents one behind the other, never padding, with the positions that are scored.
 
-use scout_device::Tensor;
+use scout_device::{Device, Tensor};
+use scout_kernels::attention::Segments;
 use scout_kernels::lora::TokenKeys;
 
+use crate::pass::Routes;
 use crate::{ModelError, Result};
 
 /// One document of a batch: its tokens and a number that names the sample everywhere (dropout depends on it).
@@ -28,14 +30,18 @@ pub struct Batch {
     /// Position of each token inside its document, `[T]`.
     pub positions: Tensor,
     /// Where documents begin and the last one ends: attention on layers without rotation.
-    pub documents: Vec<u32>,
+    pub documents: Segments,
     /// The same, cut again at every multiple of the chunk size: attention on layers with rotation.
-    pub chunks: Vec<u32>,
+    pub chunks: Segments,
     pub token_keys: TokenKeys,
     /// Scored rows of the flat run, `[N]`, with the tokens they predict and how much each counts.
     pub target_rows: Tensor,
     pub target_tokens: Tensor,
     pub target_weights: Tensor,
+    /// The same weights where the loss is added up, on the host.
+    pub weights_on_host: Tensor,
+    /// Which expert of each layer takes which token, where that was decided beforehand.
+    pub routes: Option<Routes>,
 }
 
 impl Batch {
@@ -59,15 +65,40 @@ impl Batch {
             document_starts.push(ids.len() as u32);
         }
         let num_targets = targets.len();
+        let weights = Tensor::from_f32(targets.iter().map(|t| t.weight).collect(), [num_targets])?;
         Ok(Batch {
             ids: Tensor::from_u32(ids, [num_tokens])?,
-            positions: Tensor::from_u32(positions.clone(), [num_tokens])?,
-            documents: document_starts,
-            chunks: chunk_starts,
-            token_keys: TokenKeys { samples, positions },
+            token_keys: TokenKeys::new(&samples, &positions)?,
+            positions: Tensor::from_u32(positions, [num_tokens])?,
+            documents: Segments::new(document_starts)?,
+            chunks: Segments::new(chunk_starts)?,
             target_rows: Tensor::from_u32(targets.iter().map(|t| t.row).collect(), [num_targets])?,
             target_tokens: Tensor::from_u32(targets.iter().map(|t| t.token).collect(), [num_targets])?,
-            target_weights: Tensor::from_f32(targets.iter().map(|t| t.weight).collect(), [num_targets])?,
+            weights_on_host: weights.clone(),
+            target_weights: weights,
+            routes: None,
+        })
+    }
+
+    /// The same batch where it is to be computed. To a GPU all copies are queued, and the host does not stop; from host to
+    /// host nothing is copied.
+    pub fn to_device(&self, device: &Device) -> Result<Batch> {
+        let send = |tensor: &Tensor| match device {
+            Device::Cpu => Ok(tensor.clone()),
+            Device::Cuda(gpu) => gpu.send(tensor),
+        };
+        let routes = self.routes.as_ref().map(|routes| routes.iter().map(send).collect::<scout_device::Result<_>>());
+        Ok(Batch {
+            ids: send(&self.ids)?,
+            positions: send(&self.positions)?,
+            documents: Segments::new(self.documents.borders().to_vec())?,
+            chunks: Segments::new(self.chunks.borders().to_vec())?,
+            token_keys: self.token_keys.to_device(device)?,
+            target_rows: send(&self.target_rows)?,
+            target_tokens: send(&self.target_tokens)?,
+            target_weights: send(&self.target_weights)?,
+            weights_on_host: self.weights_on_host.clone(),
+            routes: routes.transpose()?,
         })
     }
 
@@ -77,7 +108,7 @@ impl Batch {
 
     /// Pairs of positions that see each other, causal and inside documents.
     pub fn num_attended_pairs(&self) -> u64 {
-        let lengths = self.documents.windows(2).map(|bound| u64::from(bound[1] - bound[0]));
+        let lengths = self.documents.borders().windows(2).map(|bound| u64::from(bound[1] - bound[0]));
         lengths.map(|len| len * (len + 1) / 2).sum()
     }
 
@@ -105,8 +136,8 @@ mod tests {
         ] {
             let run: Vec<Document> = lengths.iter().map(|&len| document(len)).collect();
             let batch = Batch::new(&run, &[], chunk_size).unwrap();
-            assert_eq!(batch.documents, documents, "{lengths:?}");
-            assert_eq!(batch.chunks, chunks, "{lengths:?}");
+            assert_eq!(batch.documents.borders(), documents, "{lengths:?}");
+            assert_eq!(batch.chunks.borders(), chunks, "{lengths:?}");
         }
     }
 
@@ -114,7 +145,8 @@ mod tests {
     fn positions_restart_in_every_document_and_targets_stay_inside() {
         let batch = Batch::new(&[document(3), document(2)], &[], 4).unwrap();
         assert_eq!(&*batch.positions.u32s().unwrap(), &[0, 1, 2, 0, 1]);
-        assert_eq!(batch.token_keys.samples, vec![3, 3, 3, 2, 2]);
+        let names = batch.token_keys.names().u32s().unwrap().to_vec();
+        assert_eq!(names, [3, 0, 0, 3, 0, 1, 3, 0, 2, 2, 0, 0, 2, 0, 1]);
         let outside = Target { row: 5, token: 0, weight: 1.0 };
         assert!(Batch::new(&[document(3), document(2)], &[outside], 4).is_err());
     }

@@ -55,7 +55,7 @@ impl ExpertsBlock {
     ) -> Result<(Tensor, SavedExperts)> {
         let unit = weights.take(self.units.shared)?;
         let normed = rms_norm::forward(&x_TD, &unit.param(param::NORM)?, self.rms_norm_eps)?;
-        let logits_TE = matmul::nt(&normed.y, &unit.param(param::ROUTER)?)?;
+        let logits_TE = router::logits(&normed.y, &unit.param(param::ROUTER)?)?;
         let routing = match pass.routes {
             Some(routes) => router::forced(&logits_TE, &routes[self.layer_index])?,
             None => router::choose(&logits_TE)?,
@@ -183,7 +183,7 @@ impl ExpertsBlock {
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let routing = &saved.routing;
-        let offsets = &routing.offsets;
+        let offsets = routing.offsets()?;
         let gate_up_unit = weights.take(self.units.gate_up)?;
         let u_sorted_TD = router::gather_scaled(normed_TD, routing)?;
         let made_again;
@@ -233,11 +233,11 @@ impl ExpertsBlock {
     }
 
     fn routed_gate_up(&self, unit: &UnitWeights, u_sorted_TD: &Tensor, routing: &Routing, pass: &Pass) -> Result<Wide> {
-        let gate_up = grouped_matmul::nn(u_sorted_TD, &unit.param(0)?, &routing.offsets)?;
+        let gate_up = grouped_matmul::nn(u_sorted_TD, &unit.param(0)?, routing.offsets()?)?;
         let (gate_up, narrow_gate) = match self.adapter(Projection::ExpertsGateUp, pass) {
             None => (gate_up, None),
             Some(adapter) => {
-                let (gate_up, narrow) = adapter.forward_experts(gate_up, u_sorted_TD, &routing.offsets)?;
+                let (gate_up, narrow) = adapter.forward_experts(gate_up, u_sorted_TD, routing.offsets()?)?;
                 (gate_up, Some(narrow))
             }
         };
@@ -251,11 +251,11 @@ impl ExpertsBlock {
         routing: &Routing,
         pass: &Pass,
     ) -> Result<(Tensor, Option<Narrow>)> {
-        let y = grouped_matmul::nn(hidden_sorted_TF, &unit.param(0)?, &routing.offsets)?;
+        let y = grouped_matmul::nn(hidden_sorted_TF, &unit.param(0)?, routing.offsets()?)?;
         match self.adapter(Projection::ExpertsDown, pass) {
             None => Ok((y, None)),
             Some(adapter) => {
-                let (y, narrow) = adapter.forward_experts(y, hidden_sorted_TF, &routing.offsets)?;
+                let (y, narrow) = adapter.forward_experts(y, hidden_sorted_TF, routing.offsets()?)?;
                 Ok((y, Some(narrow)))
             }
         }

@@ -40,12 +40,24 @@ pub struct Head {
     pub rms_norm_eps: f32,
 }
 
-/// The sum of weighted token losses, and where it came from.
+/// The losses of a batch, which may still be under way from a GPU.
 #[derive(Debug)]
 pub struct Loss {
-    pub weighted_sum: f64,
     /// Unweighted loss of each scored position, `[N]`.
     pub token_loss: Tensor,
+    /// How much each counts, on the host.
+    weights_N: Tensor,
+}
+
+impl Loss {
+    /// Adds up in f64 and in the order of the batch, so that the sum depends on nothing else. Stops the host until a GPU
+    /// has come this far: ask when everything else is queued.
+    pub fn weighted_sum(&self) -> Result<f64> {
+        let losses = self.token_loss.to_host()?;
+        let weighted =
+            losses.f32s()?.iter().zip(self.weights_N.f32s()?.iter()).map(|(&l, &w)| f64::from(l) * f64::from(w)).sum();
+        Ok(weighted)
+    }
 }
 
 impl Head {
@@ -78,7 +90,7 @@ impl Head {
         }
         let dx_ND = rms_norm::backward(&dnormed_ND, &x_ND, &normed.inverse_rms, &norm_D)?;
         let dx_TD = rows::scatter(&dx_ND, &batch.target_rows, batch.num_tokens())?;
-        Ok((weigh(token_loss, counts)?, dx_TD))
+        Ok((Loss { token_loss, weights_N: batch.weights_on_host.clone() }, dx_TD))
     }
 
     /// The loss alone, for evaluation.
@@ -87,7 +99,7 @@ impl Head {
         let x_ND = rows::gather(x_TD, &batch.target_rows)?;
         let normed_ND = rms_norm::forward(&x_ND, &unit.param(param::NORM)?, self.rms_norm_eps)?.y;
         let token_loss = cross_entropy::forward(&normed_ND, &unit.param(param::HEAD)?, &batch.target_tokens)?;
-        weigh(token_loss, &batch.target_weights)
+        Ok(Loss { token_loss, weights_N: batch.weights_on_host.clone() })
     }
 
     /// Logits of every position, for comparison with recorded numbers; training never makes them.
@@ -99,11 +111,4 @@ impl Head {
         }
         Ok(matmul::nt(&normed_TD, &unit.param(param::HEAD)?)?)
     }
-}
-
-/// Adds up in f64 and in the order of the batch, so that the sum depends on nothing else.
-fn weigh(token_loss: Tensor, weights_N: &Tensor) -> Result<Loss> {
-    let weighted_sum =
-        token_loss.f32s()?.iter().zip(weights_N.f32s()?.iter()).map(|(&loss, &w)| f64::from(loss) * f64::from(w)).sum();
-    Ok(Loss { weighted_sum, token_loss })
 }

@@ -4,8 +4,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use scout_core::{LoraModule, Projection};
-use scout_device::{Buffer, Tensor};
+use scout_core::{DType, LoraModule, Projection, Shape};
+use scout_device::cuda::{CudaDevice, DeviceBuffer};
+use scout_device::{Buffer, DeviceError, Tensor};
+use scout_kernels::{grouped_matmul, matmul};
 
 use crate::Result;
 use crate::config::ModelConfig;
@@ -111,11 +113,23 @@ pub struct LoraWeights {
 impl LoraWeights {
     /// Reads the factors out of the flat run that the optimizer writes.
     pub fn from_flat(layout: Arc<LoraLayout>, flat: &Buffer) -> Result<LoraWeights> {
+        LoraWeights::new(layout, |start, shape| flat.tensor(start, shape))
+    }
+
+    /// Looks at the factors in a flat run on a GPU, which cannot be written until the result is dropped.
+    pub fn on_gpu(layout: Arc<LoraLayout>, flat: &Tensor) -> Result<LoraWeights> {
+        LoraWeights::new(layout, |start, shape| flat.rows(start, shape.num_elements())?.reshape(shape))
+    }
+
+    fn new(
+        layout: Arc<LoraLayout>,
+        part: impl Fn(usize, Shape) -> scout_device::Result<Tensor>,
+    ) -> Result<LoraWeights> {
         let factors = (0..layout.modules.len())
             .map(|index| {
                 let module = &layout.modules[index];
-                let a = flat.tensor(layout.range(index, Factor::A).start, module.a_shape())?;
-                let b = flat.tensor(layout.range(index, Factor::B).start, module.b_shape())?;
+                let a = part(layout.range(index, Factor::A).start, module.a_shape())?;
+                let b = part(layout.range(index, Factor::B).start, module.b_shape())?;
                 Ok((a, b))
             })
             .collect::<Result<_>>()?;
@@ -124,28 +138,72 @@ impl LoraWeights {
 }
 
 /// Sums of gradients, laid out like the adapter itself. They live across micro-batches.
-#[derive(Debug)]
 pub struct LoraGradients {
     layout: Arc<LoraLayout>,
-    flat: Buffer,
+    sums: Sums,
+}
+
+/// In f32, wherever they are.
+enum Sums {
+    Host(Buffer),
+    Gpu(DeviceBuffer),
+}
+
+/// The gradient of a factor: the product of two runs of rows, one transposed, summed over all rows or expert by expert.
+pub(crate) struct OuterProduct<'a> {
+    pub rows: [&'a Tensor; 2],
+    pub offsets: Option<&'a [u32]>,
+    pub scale: f32,
 }
 
 impl LoraGradients {
     pub fn zeros(layout: Arc<LoraLayout>) -> LoraGradients {
         let flat = Buffer::from_f32(vec![0.0; layout.num_elements]);
-        LoraGradients { layout, flat }
+        LoraGradients { layout, sums: Sums::Host(flat) }
     }
 
-    pub(crate) fn add(&mut self, module_index: usize, factor: Factor, gradient: &Tensor, scale: f32) -> Result<()> {
+    /// On a GPU, as many elements as the layout has.
+    pub fn zeros_on(device: &Arc<CudaDevice>, layout: Arc<LoraLayout>) -> Result<LoraGradients> {
+        let flat = device.zeros(DType::F32, [layout.num_elements])?;
+        Ok(LoraGradients { layout, sums: Sums::Gpu(flat) })
+    }
+
+    pub(crate) fn add(&mut self, module_index: usize, factor: Factor, gradient: OuterProduct) -> Result<()> {
         let range = self.layout.range(module_index, factor);
-        let sums = &mut self.flat.f32s_mut()?[range];
-        for (sum, value) in sums.iter_mut().zip(gradient.f32s()?.iter()) {
-            *sum += scale * value;
+        let OuterProduct { rows: [a, b], offsets, scale } = gradient;
+        match (&mut self.sums, offsets) {
+            (Sums::Host(flat), _) => {
+                let product = match offsets {
+                    None => matmul::tn(a, b)?,
+                    Some(offsets) => grouped_matmul::tn(a, b, offsets)?,
+                };
+                for (sum, value) in flat.f32s_mut()?[range].iter_mut().zip(product.f32s()?.iter()) {
+                    *sum += scale * value;
+                }
+            }
+            (Sums::Gpu(flat), None) => matmul::add_tn(flat, range.start, a, b, scale)?,
+            (Sums::Gpu(flat), Some(offsets)) => grouped_matmul::add_tn(flat, range.start, [a, b], offsets, scale)?,
         }
         Ok(())
     }
 
-    pub fn into_flat(self) -> Buffer {
-        self.flat
+    /// The sums, on the host. Fails for those of a GPU.
+    pub fn into_flat(self) -> scout_device::Result<Buffer> {
+        match self.sums {
+            Sums::Host(flat) => Ok(flat),
+            Sums::Gpu(flat) => Err(elsewhere("the host", format!("{:?}", flat.device()))),
+        }
     }
+
+    /// The sums, on a GPU. Fails for those of the host.
+    pub fn into_gpu(self) -> scout_device::Result<Tensor> {
+        match self.sums {
+            Sums::Gpu(flat) => Ok(flat.into_tensor()),
+            Sums::Host(_) => Err(elsewhere("a GPU", "the host".to_string())),
+        }
+    }
+}
+
+fn elsewhere(expected: &str, found: String) -> DeviceError {
+    DeviceError::Place { what: "gradients of an adapter", found, expected: expected.to_string() }
 }

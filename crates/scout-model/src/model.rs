@@ -1,7 +1,7 @@
 //! The model as a list of blocks between an embedding and a head.
 
 use scout_core::UnitId;
-use scout_device::{Tensor, UnitSource};
+use scout_device::{Device, Tensor, UnitSource};
 use scout_kernels::qk_position::Position;
 
 use crate::Result;
@@ -63,6 +63,23 @@ impl Model {
             blocks,
             head: Head { unit: units.head(), rms_norm_eps: config.rms_norm_eps },
         })
+    }
+}
+
+impl Model {
+    /// The constants that blocks compute with, where they are to compute. Weights come from elsewhere.
+    pub fn to_device(mut self, device: &Device) -> Result<Model> {
+        for block in &mut self.blocks {
+            if let Block::Attention(AttentionBlock { position, .. }) = block {
+                match position {
+                    Position::RotateAndNormalise { frequencies, .. } | Position::Rotate { frequencies } => {
+                        *frequencies = frequencies.to_device(device)?;
+                    }
+                    Position::Temperature { .. } | Position::Unchanged => {}
+                }
+            }
+        }
+        Ok(self)
     }
 }
 

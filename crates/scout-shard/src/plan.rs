@@ -65,6 +65,15 @@ impl ShardPlan {
         ShardPlan { units, world_size, dtype: DType::F32, lookahead }
     }
 
+    /// The same plan for weights that are kept in another element type than f32.
+    pub fn stored_as(self, dtype: DType) -> ShardPlan {
+        ShardPlan { dtype, ..self }
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     pub fn units(&self) -> &[UnitShard] {
         &self.units
     }

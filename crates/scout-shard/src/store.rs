@@ -16,8 +16,8 @@ pub type ReadRange<'a, E> = dyn FnMut(&UnitSpec, Range<usize>, &mut [f32]) -> Re
 #[derive(Debug)]
 pub struct ShardStore {
     kept: Vec<Kept>,
-    // Held, never read: the kept bytes leave the account with the store.
-    _lease: Lease,
+    // Held, never read: the kept bytes leave the account with the store. Memory of a GPU keeps its own account.
+    _lease: Option<Lease>,
 }
 
 #[derive(Debug)]
@@ -45,7 +45,12 @@ impl ShardStore {
                 Placement::Sharded => Kept::Part(Buffer::from_f32(values)),
             });
         }
-        Ok(ShardStore { kept, _lease: lease })
+        Ok(ShardStore { kept, _lease: Some(lease) })
+    }
+
+    /// Units that lie whole where they are used, in their order: filled by whoever can write there.
+    pub fn of_whole_units(units: Vec<Tensor>) -> ShardStore {
+        ShardStore { kept: units.into_iter().map(Kept::Whole).collect(), _lease: None }
     }
 
     /// Lets `change` write to this rank's part of a unit, padding included; the next gather sees what it wrote.

@@ -1,31 +1,42 @@
 //! The trained numbers of a LoRA run: the whole adapter as one flat run on every rank, how it begins, and the part of
 //! it whose moments this rank keeps.
 
-use std::ops::Range;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use scout_comm::Communicator;
 use scout_core::{ByteCount, DType, LoraModule, Mesh};
-use scout_device::{Account, Buffer, Lease, Purpose};
+use scout_device::{Account, Buffer, Device, Lease, Purpose, Tensor};
+use scout_kernels::norms;
 use scout_model::lora::Factor;
-use scout_model::{LoraLayout, LoraWeights};
+use scout_model::{LoraGradients, LoraLayout, LoraWeights};
 
 use crate::Result;
+use crate::adapter_on_gpu::AdapterOnGpu;
+use crate::machine::Machine;
 use crate::optimizer::Update;
 
-#[derive(Debug)]
 pub struct AdapterState {
     layout: Arc<LoraLayout>,
+    mesh: Mesh,
+    numbers: Numbers,
+    // Held, never read: adapter, gradients and moments leave the account with this state.
+    _lease: Option<Lease>,
+}
+
+enum Numbers {
+    Host(OnHost),
+    Gpu(Box<AdapterOnGpu>),
+}
+
+struct OnHost {
     // Invariant: `flat` is padded at its end to `world_size` equal parts; all ranks hold the same bits.
     flat: Buffer,
-    mesh: Mesh,
     /// AdamW's moments of this rank's part.
-    pub(crate) first_moment: Vec<f32>,
-    pub(crate) second_moment: Vec<f32>,
-    // Held, never read: adapter, gradients and moments leave the account with this state.
-    _lease: Lease,
+    first_moment: Vec<f32>,
+    second_moment: Vec<f32>,
 }
 
 impl AdapterState {
@@ -37,7 +48,16 @@ impl AdapterState {
         let flat = Buffer::from_f32(values);
         let lease = account.lease(Purpose::Trained, AdapterState::bytes(&layout, mesh.size()))?;
         let moments = vec![0.0; part_len];
-        Ok(AdapterState { layout, flat, mesh, first_moment: moments.clone(), second_moment: moments, _lease: lease })
+        let numbers = Numbers::Host(OnHost { flat, first_moment: moments.clone(), second_moment: moments });
+        Ok(AdapterState { layout, mesh, numbers, _lease: Some(lease) })
+    }
+
+    /// The same state on the machine's device. Nothing may have been trained before.
+    pub fn to_machine(self, machine: &Machine) -> Result<AdapterState> {
+        let Device::Cuda(device) = &machine.device else { return Ok(self) };
+        let values = self.values()?[..self.layout.num_elements()].to_vec();
+        let numbers = Numbers::Gpu(Box::new(AdapterOnGpu::new(device, machine.compute, &values)?));
+        Ok(AdapterState { numbers, _lease: None, ..self })
     }
 
     /// Bytes on each rank: the adapter and its gradient whole, two moments of one part.
@@ -52,31 +72,95 @@ impl AdapterState {
 
     /// The adapter for one pass.
     pub fn weights(&self) -> Result<LoraWeights> {
-        Ok(LoraWeights::from_flat(self.layout.clone(), &self.flat)?)
+        Ok(match &self.numbers {
+            Numbers::Host(host) => LoraWeights::from_flat(self.layout.clone(), &host.flat)?,
+            Numbers::Gpu(gpu) => LoraWeights::on_gpu(self.layout.clone(), &gpu.for_compute())?,
+        })
     }
 
-    pub fn flat(&self) -> &Buffer {
-        &self.flat
+    /// Gradients of nothing yet, where the adapter is.
+    pub fn no_gradients(&self) -> Result<LoraGradients> {
+        Ok(match &self.numbers {
+            Numbers::Host(_) => LoraGradients::zeros(self.layout.clone()),
+            Numbers::Gpu(gpu) => LoraGradients::zeros_on(gpu.device(), self.layout.clone())?,
+        })
     }
 
-    /// Elements whose moments this rank keeps and which it updates.
-    pub fn own_range(&self) -> Range<usize> {
-        let part_len = self.first_moment.len();
-        let start = self.mesh.rank().0 * part_len;
-        start..start + part_len
+    /// The whole adapter on the host, module by module; on the host with padding at its end.
+    pub fn values(&self) -> Result<Cow<'_, [f32]>> {
+        Ok(match &self.numbers {
+            Numbers::Host(host) => Cow::Borrowed(host.flat.f32s()?),
+            Numbers::Gpu(gpu) => Cow::Owned(gpu.values()?),
+        })
+    }
+
+    /// Sums the gradients of all ranks and leaves this one with its part.
+    pub fn reduce(&self, gradients: LoraGradients, comm: &dyn Communicator) -> Result<AdapterGradient> {
+        let host = match &self.numbers {
+            Numbers::Host(host) => host,
+            Numbers::Gpu(_) => return Ok(AdapterGradient::Gpu(gradients.into_gpu()?)),
+        };
+        let part = Buffer::zeros(DType::F32, host.first_moment.len())?;
+        if host.flat.is_empty() {
+            return Ok(AdapterGradient::Host(part));
+        }
+        let mut full = Buffer::zeros(DType::F32, host.flat.len())?;
+        full.copy_from(0, &gradients.into_flat()?)?;
+        Ok(AdapterGradient::Host(comm.reduce_scatter(full, part)?.wait()?))
     }
 
     /// Moves the adapter by one step of AdamW: each rank its part, and then all of them have all parts.
-    pub fn update(&mut self, gradient: &Buffer, update: &Update, comm: &dyn Communicator) -> Result<()> {
+    pub fn update(&mut self, gradient: &AdapterGradient, update: &Update, comm: &dyn Communicator) -> Result<()> {
+        match (&mut self.numbers, gradient) {
+            (Numbers::Host(host), AdapterGradient::Host(gradient)) => host.update(gradient, update, self.mesh, comm),
+            (Numbers::Gpu(gpu), AdapterGradient::Gpu(gradient)) => Ok(gpu.update(gradient, update)?),
+            _ => unreachable!("a gradient is where the adapter is that reduced it"),
+        }
+    }
+}
+
+impl OnHost {
+    fn update(&mut self, gradient: &Buffer, update: &Update, mesh: Mesh, comm: &dyn Communicator) -> Result<()> {
         if self.flat.is_empty() {
             return Ok(());
         }
-        let mut own = self.flat.f32s()?[self.own_range()].to_vec();
+        // Elements whose moments this rank keeps and which it updates.
+        let part_len = self.first_moment.len();
+        let start = mesh.rank().0 * part_len;
+        let mut own = self.flat.f32s()?[start..start + part_len].to_vec();
         let moments = (&mut self.first_moment[..], &mut self.second_moment[..]);
         update.apply(&mut own, gradient.f32s()?, moments, true)?;
         let full = Buffer::zeros(DType::F32, self.flat.len())?;
         self.flat = comm.all_gather(&Buffer::from_f32(own), full)?.wait()?;
         Ok(())
+    }
+}
+
+/// This rank's part of the adapter's gradient.
+#[derive(Debug)]
+pub enum AdapterGradient {
+    Host(Buffer),
+    Gpu(Tensor),
+}
+
+impl AdapterGradient {
+    /// Its sum of squares, in f64. Waits for a GPU.
+    pub fn sum_of_squares(&self) -> Result<f64> {
+        Ok(match self {
+            AdapterGradient::Host(part) => norms::sum_of_squares(part.f32s()?),
+            AdapterGradient::Gpu(part) => norms::measure(part)?.get()?.sum_of_squares,
+        })
+    }
+
+    /// The parts of all ranks, on the host.
+    pub fn of_all_ranks(&self, comm: &dyn Communicator) -> Result<Vec<f32>> {
+        Ok(match self {
+            AdapterGradient::Host(part) => {
+                let whole = Buffer::zeros(DType::F32, part.len() * comm.mesh().size())?;
+                comm.all_gather(part, whole)?.wait()?.f32s()?.to_vec()
+            }
+            AdapterGradient::Gpu(part) => part.to_host()?.to_f32_vec()?,
+        })
     }
 }
 

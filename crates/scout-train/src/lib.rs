@@ -4,9 +4,12 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
+mod adapter_on_gpu;
 pub mod error;
+pub mod gpu_weights;
 pub mod identity;
 pub mod load;
+pub mod machine;
 pub mod optimizer;
 pub mod plan;
 pub mod prepare;
@@ -15,6 +18,7 @@ pub mod reducer;
 pub mod run;
 pub mod save;
 pub mod schedule;
+pub mod step_bench;
 pub mod synth;
 pub mod trained_weights;
 pub mod trainer;

@@ -2,15 +2,16 @@
 //! the same decision, because all of them see the same norm.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use scout_comm::Communicator;
 use scout_core::{DType, UnitId};
-use scout_device::Buffer;
-use scout_kernels::adamw::{self, Hyper};
+use scout_device::{Buffer, Tensor};
+use scout_kernels::adamw::{self, GpuState, Hyper};
 use scout_kernels::norms;
 use scout_model::{Gradients, LoraGradients};
 
-use crate::adapter::AdapterState;
+use crate::adapter::{AdapterGradient, AdapterState};
 use crate::reducer::Reducer;
 use crate::{Result, TrainError};
 
@@ -40,7 +41,7 @@ impl StepGradients<'_> {
 /// This rank's parts of the gradient, summed over all ranks.
 #[derive(Debug)]
 pub struct ReducedGradient {
-    pub adapter_part: Buffer,
+    pub adapter_part: AdapterGradient,
     /// Of each unit of which something is trained.
     pub weight_parts: BTreeMap<UnitId, Buffer>,
     /// L2 norm of the whole gradient, before clipping.
@@ -49,25 +50,15 @@ pub struct ReducedGradient {
 
 /// Sums the gradients of all ranks and leaves each with its parts. Returns at the same point on every rank.
 pub fn reduce(gradients: StepGradients, adapter: &AdapterState, comm: &dyn Communicator) -> Result<ReducedGradient> {
-    let adapter_part = reduce_adapter(gradients.lora, adapter, comm)?;
+    let adapter_part = adapter.reduce(gradients.lora, comm)?;
     let weight_parts = gradients.weights.into_sums()?;
     // Unit by unit and within it rank by rank, however the weights are held.
-    let mut squares = vec![norms::sum_of_squares(adapter_part.f32s()?)];
+    let mut squares = vec![adapter_part.sum_of_squares()?];
     for part in weight_parts.values() {
         squares.push(norms::sum_of_squares(part.f32s()?));
     }
     let norm = sums_over_ranks(comm, &squares)?.into_iter().sum::<f64>().sqrt();
     Ok(ReducedGradient { adapter_part, weight_parts, norm })
-}
-
-fn reduce_adapter(gradients: LoraGradients, adapter: &AdapterState, comm: &dyn Communicator) -> Result<Buffer> {
-    let part = Buffer::zeros(DType::F32, adapter.own_range().len())?;
-    if adapter.flat().is_empty() {
-        return Ok(part);
-    }
-    let mut full = Buffer::zeros(DType::F32, adapter.flat().len())?;
-    full.copy_from(0, &gradients.into_flat())?;
-    Ok(comm.reduce_scatter(full, part)?.wait()?)
 }
 
 /// One step of AdamW, the same for everything that is trained.
@@ -107,6 +98,13 @@ impl Update {
         let weight_decay = if decays { self.hyper.weight_decay } else { 0.0 };
         let hyper = Hyper { weight_decay, ..self.hyper };
         Ok(adamw::update(parameters, gradient, first_moment, second_moment, self.clip, &hyper)?)
+    }
+}
+
+impl Update {
+    /// Moves the elements `range` of runs on a GPU, all of which decay. Queued, not awaited.
+    pub fn apply_on_gpu(&self, state: GpuState, gradient: &Tensor, range: Range<usize>) -> scout_device::Result<()> {
+        adamw::update_on_gpu(state, gradient, range, self.clip, &self.hyper)
     }
 }
 

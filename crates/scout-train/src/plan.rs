@@ -8,10 +8,12 @@ use std::sync::Arc;
 use scout_checkpoint::{AdapterLayout, CheckpointError, LoadedAdapter, ModelFolder, read_model_json};
 use scout_config::{self as written, RunConfig};
 use scout_core::{ByteCount, DType, ExitCode, ParamSpec, Projection, UnitId};
+use scout_device::Device;
 use scout_model::{Keep, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
 use scout_shard::{ShardPlan, WeightsMode};
 
 use crate::adapter::AdapterState;
+use crate::machine::Machine;
 use crate::optimizer::OptimizerSettings;
 use crate::reducer::most_in_flight;
 use crate::schedule::{Decay, LearningRate};
@@ -24,6 +26,9 @@ use crate::{Result, TrainError, load};
 pub(crate) const LOOKAHEAD: usize = 2;
 /// The head computes its logits in chunks of at most this many bytes, twice: logits and their gradient.
 const HEAD_CHUNK: ByteCount = ByteCount::mib(128);
+
+/// On a GPU logits and their gradient share memory.
+const GPU_HEAD_CHUNK: ByteCount = ByteCount(1 << 30);
 
 /// Where the model comes from.
 #[derive(Debug, Clone)]
@@ -124,17 +129,20 @@ impl RunPlan {
     pub fn resolve(
         config: &RunConfig,
         source: ModelSource,
-        world_size: usize,
+        machine: impl Into<Machine>,
         data: Option<DataCounts>,
         start: Option<&LoadedAdapter>,
     ) -> Result<RunPlan> {
+        let machine: Machine = machine.into();
+        let (world_size, compute) = (machine.world_size, machine.compute);
         let units = UnitPlan::new(&source.config, source.style);
         let mode = match config.device.weights {
             written::Weights::Resident => WeightsMode::Resident,
             written::Weights::Auto | written::Weights::Zero3 => WeightsMode::Zero3,
         };
-        let shards = ShardPlan::new(units.units(), world_size, mode, LOOKAHEAD);
+        let shards = ShardPlan::new(units.units(), world_size, mode, LOOKAHEAD).stored_as(compute.dtype());
         let weights = WeightSet::of(&config.lora, &units, source.config.num_layers)?;
+        check_machine(&machine, &weights)?;
         let model = Model::new(&source.config, &units)?;
         let schedules = match weights.is_empty() {
             true => Schedules::of(&model),
@@ -158,12 +166,12 @@ impl RunPlan {
                 + TrainedWeights::bytes(&weights, &shards)
                 + most_in_flight(&weights, &shards, &schedules.send),
             activations: ByteCount(0),
-            head: HEAD_CHUNK,
-            budget: config.device.device_memory,
+            head: if matches!(machine.device, Device::Cpu) { HEAD_CHUNK } else { GPU_HEAD_CHUNK },
+            budget: config.device.device_memory.or(machine.memory(shards.kept_bytes())),
         };
         // A layer is two blocks; one that is walked back by half keeps all that a layer keeps.
         let kept_layers = (model.blocks.len() - schedules.first_backward).div_ceil(2);
-        let (keep, memory) = choose_keep(&source.config, (kept_layers, tokens), fixed)?;
+        let (keep, memory) = choose_keep(&source.config, (kept_layers, tokens, compute.dtype()), fixed)?;
         let steps = data.map(|data| steps(config, data));
         let settings = step_settings(config, keep, steps, start.map(|start| start.settings.dropout));
         let adapter_layout = match config.output.adapter_layout {
@@ -238,10 +246,11 @@ pub struct DataCounts {
 /// Keeps as much as the budget allows; what is not kept is computed again.
 fn choose_keep(
     config: &ModelConfig,
-    (kept_layers, tokens): (usize, usize),
+    (kept_layers, tokens, dtype): (usize, usize, DType),
     fixed: MemoryPlan,
 ) -> Result<(Keep, MemoryPlan)> {
-    let with = |keep| MemoryPlan { activations: activation_bytes(config, kept_layers, tokens, keep), ..fixed };
+    let activations = |keep| dtype.size() * activation_elements(config, kept_layers, tokens, keep) as u64;
+    let with = |keep| MemoryPlan { activations: activations(keep), ..fixed };
     for keep in [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly] {
         let memory = with(keep);
         if fixed.budget.is_none_or(|budget| memory.total() <= budget) {
@@ -250,6 +259,22 @@ fn choose_keep(
     }
     let least = with(Keep::InputOnly);
     Err(TrainError::DoesNotFit { needed: least.total(), budget: fixed.budget.unwrap_or_default(), tokens })
+}
+
+/// What is not built yet for GPUs is refused before anything is read.
+fn check_machine(machine: &Machine, weights: &WeightSet) -> Result<()> {
+    if matches!(machine.device, Device::Cpu) {
+        return Ok(());
+    }
+    if machine.world_size > 1 {
+        let problem = "training on several GPUs is not built yet: start one rank, or use `device: cpu`".to_string();
+        return Err(TrainError::Config { key: "device", problem });
+    }
+    if !weights.is_empty() {
+        let problem = "only `lora` is built on a GPU so far; `full` and `freeze` need `device: cpu`".to_string();
+        return Err(TrainError::Config { key: "finetuning_type", problem });
+    }
+    Ok(())
 }
 
 /// The base is read again while the result is written, so the two may not lie in one folder.
@@ -263,9 +288,9 @@ fn check_output(config: &RunConfig, source: &ModelSource) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that the blocks of `kept_layers` layers keep for the backward pass, and what one block needs beside them while it
-/// computes.
-pub fn activation_bytes(config: &ModelConfig, kept_layers: usize, tokens: usize, keep: Keep) -> ByteCount {
+/// Elements that the blocks of `kept_layers` layers keep for the backward pass, and what one block needs beside them while
+/// it computes.
+pub fn activation_elements(config: &ModelConfig, kept_layers: usize, tokens: usize, keep: Keep) -> usize {
     let hidden = config.hidden_size;
     let q_width = config.num_heads * config.head_dim;
     let kv_width = 2 * config.num_kv_heads * config.head_dim;
@@ -278,7 +303,7 @@ pub fn activation_bytes(config: &ModelConfig, kept_layers: usize, tokens: usize,
     };
     // One block at work: its wide halves, their gradients, the hidden product and a few rows of the model's width.
     let at_work = 2 * wide + 2 * config.intermediate_size + 6 * hidden;
-    DType::F32.size() * (tokens * (kept_layers * kept_per_layer + at_work)) as u64
+    tokens * (kept_layers * kept_per_layer + at_work)
 }
 
 fn lora_settings(lora: &written::LoraConfig) -> LoraSettings {

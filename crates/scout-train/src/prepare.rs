@@ -13,6 +13,7 @@ use scout_data::{
 };
 use scout_model::{Batch, Document, Target};
 
+use crate::machine::Machine;
 use crate::plan::{DataCounts, ModelSource, RunPlan};
 use crate::{Result, TrainError, load};
 
@@ -31,15 +32,17 @@ pub struct Prepared {
     /// The adapter that training goes on from.
     pub start: Option<LoadedAdapter>,
     pub notes: Vec<String>,
+    pub machine: Machine,
 }
 
-/// Reads and checks everything but weights, for `world_size` ranks.
-pub fn prepare(config: &RunConfig, world_size: usize) -> Result<Prepared> {
-    prepare_model(config, ModelSource::find(config, false)?, world_size)
+/// Reads and checks everything but weights, for a number of ranks on the host or for another machine.
+pub fn prepare(config: &RunConfig, machine: impl Into<Machine>) -> Result<Prepared> {
+    prepare_model(config, ModelSource::find(config, false)?, machine)
 }
 
 /// The same for a model that was found already.
-pub fn prepare_model(config: &RunConfig, source: ModelSource, world_size: usize) -> Result<Prepared> {
+pub fn prepare_model(config: &RunConfig, source: ModelSource, machine: impl Into<Machine>) -> Result<Prepared> {
+    let machine: Machine = machine.into();
     let folder = source.folder.clone().ok_or_else(|| TrainError::Config {
         key: "model_name_or_path",
         problem: "is not given; training needs a folder with config.json and a tokenizer".to_string(),
@@ -60,8 +63,8 @@ pub fn prepare_model(config: &RunConfig, source: ModelSource, world_size: usize)
             settings.rank, settings.alpha
         ));
     }
-    let data = read_data(config, &folder, source.config.vocab_size, world_size)?;
-    let plan = RunPlan::resolve(config, source, world_size, Some(data.counts(config)), start.as_ref())?;
+    let data = read_data(config, &folder, source.config.vocab_size, machine.world_size)?;
+    let plan = RunPlan::resolve(config, source, machine.clone(), Some(data.counts(config)), start.as_ref())?;
     let steps = plan.steps.expect("data is known");
     if steps.total_steps == 0 {
         return Err(TrainError::Config { key: "num_train_epochs", problem: "leaves no step to train".to_string() });
@@ -75,7 +78,7 @@ pub fn prepare_model(config: &RunConfig, source: ModelSource, world_size: usize)
             100.0 * statistics.share_of_targets_cut()
         ));
     }
-    Ok(Prepared { plan, data, start, notes })
+    Ok(Prepared { plan, data, start, notes, machine })
 }
 
 /// The template that a configuration means, over the tokenizer of `folder`.

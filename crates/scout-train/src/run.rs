@@ -5,23 +5,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use scout_checkpoint::ModelFolder;
+use scout_checkpoint::{LoadedAdapter, ModelFolder};
 use scout_comm::Job;
 use scout_config::RunConfig;
 use scout_core::{ByteCount, Phase, UnitSpec};
-use scout_device::Account;
+use scout_device::{Account, Device};
 use scout_model::{LoraLayout, Model};
 use scout_shard::ShardStore;
 use scout_telemetry::{EvalResults, Progress, StepRecord, TrainResults};
 
 use crate::adapter::{AdapterState, initial_values};
 use crate::load::Reading;
+use crate::machine::Machine;
 use crate::plan::{RunPlan, StepsPlan};
 use crate::prepare::{Prepared, evaluation_interval};
 use crate::recorder::{Recorder, Summary};
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{StepReport, Trainer};
-use crate::{Result, TrainError, load, save, synth};
+use crate::{Result, TrainError, gpu_weights, load, save, synth};
 
 /// What a finished run can tell.
 #[derive(Debug, Clone)]
@@ -31,6 +32,31 @@ pub struct Outcome {
     pub summary: Summary,
     pub memory_peak: Option<ByteCount>,
     pub output_dir: PathBuf,
+}
+
+/// What a trainer is put together from, beside weights.
+#[derive(Clone, Copy)]
+struct Parts<'a> {
+    config: &'a RunConfig,
+    plan: &'a RunPlan,
+    machine: &'a Machine,
+    /// The adapter that training goes on from.
+    start: Option<&'a LoadedAdapter>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(config: &'a RunConfig, prepared: &'a Prepared) -> Parts<'a> {
+        let Prepared { plan, machine, start, .. } = prepared;
+        Parts { config, plan, machine, start: start.as_ref() }
+    }
+
+    /// A GPU keeps an account of its own, in which weights, adapter and activations stand.
+    fn account(&self) -> Account {
+        match &self.machine.device {
+            Device::Cpu => Account::new(self.config.device.device_memory),
+            Device::Cuda(gpu) => gpu.account().clone(),
+        }
+    }
 }
 
 /// Trains as `prepared` says and leaves the run folder behind. `progress` is silent on all ranks but the first. What
@@ -53,12 +79,13 @@ fn run_on_this_rank(config: &RunConfig, prepared: Prepared, job: &Job, progress:
         false => None,
     };
     job.whereabouts.enter(Phase::Load);
-    let account = Account::new(config.device.device_memory);
-    let (store, reading) = read_weights(config, &prepared, job, &account)?;
+    let parts = Parts::of(config, &prepared);
+    let account = parts.account();
+    let (store, reading) = read_weights(parts, job, &account)?;
     if let Some(reading) = reading {
         progress.say(&reading.on_all_ranks(&*job.comm)?)?;
     }
-    let mut trainer = assemble(config, &prepared, job, account, store)?;
+    let mut trainer = assemble(parts, job, account, store)?;
     let steps = prepared.plan.steps.expect("a prepared run knows its steps");
     let mut session = Session::begin(config, &prepared, steps, &trainer)?;
     progress.begin(0, steps.total_steps as u64);
@@ -80,7 +107,7 @@ fn run_on_this_rank(config: &RunConfig, prepared: Prepared, job: &Job, progress:
         progress.advance(step as u64 + 1);
     }
     progress.finish();
-    let outcome = session.finish(output_dir);
+    let outcome = session.finish(output_dir, memory_peak(&trainer.device));
     job.whereabouts.enter(Phase::Save);
     save::save(config, &prepared, &trainer, &outcome.output_dir)?;
     if let Some(recorder) = recorder {
@@ -92,39 +119,54 @@ fn run_on_this_rank(config: &RunConfig, prepared: Prepared, job: &Job, progress:
 
 /// Reads this rank's weights and puts the trainer together.
 pub fn build(config: &RunConfig, prepared: &Prepared, job: &Job) -> Result<Trainer> {
-    let account = Account::new(config.device.device_memory);
-    let (store, _) = read_weights(config, prepared, job, &account)?;
-    assemble(config, prepared, job, account, store)
+    build_parts(Parts::of(config, prepared), job)
+}
+
+/// The same for a plan without data, with random weights: what a benchmark runs on.
+pub fn build_random(config: &RunConfig, plan: &RunPlan, machine: &Machine, job: &Job) -> Result<Trainer> {
+    let mut config = config.clone();
+    config.model.random_weights = true;
+    build_parts(Parts { config: &config, plan, machine, start: None }, job)
+}
+
+fn build_parts(parts: Parts, job: &Job) -> Result<Trainer> {
+    let account = parts.account();
+    let (store, _) = read_weights(parts, job, &account)?;
+    assemble(parts, job, account, store)
+}
+
+/// The most that was in use: of the GPU's memory, or of the host's where it computes.
+fn memory_peak(device: &Device) -> Option<ByteCount> {
+    match device {
+        Device::Cpu => scout_device::host::peak_resident(),
+        Device::Cuda(gpu) => Some(gpu.account().peak_total()),
+    }
 }
 
 /// What this rank keeps, and what was read for it; nothing where weights are random.
-fn read_weights(
-    config: &RunConfig,
-    prepared: &Prepared,
-    job: &Job,
-    account: &Account,
-) -> Result<(ShardStore, Option<Reading>)> {
-    let (plan, rank) = (&prepared.plan, job.mesh().rank());
+fn read_weights(parts: Parts, job: &Job, account: &Account) -> Result<(ShardStore, Option<Reading>)> {
+    let (Parts { config, plan, machine, .. }, rank) = (parts, job.mesh().rank());
     let (Some(folder), false) = (&plan.source.folder, config.model.random_weights) else {
-        return Ok((random_weights(plan, config.train.seed, rank, account)?, None));
+        let seed = config.train.seed;
+        return Ok(match &machine.device {
+            Device::Cpu => (random_weights(plan, seed, rank, account)?, None),
+            Device::Cuda(gpu) => (gpu_weights::random(&plan.shards, seed, gpu)?, None),
+        });
     };
     let files = ModelFolder::open(folder)?;
     let begun = Instant::now();
-    let store = load::weights(&files, &plan.shards, rank, account)?;
+    let store = match &machine.device {
+        Device::Cpu => load::weights(&files, &plan.shards, rank, account)?,
+        Device::Cuda(gpu) => gpu_weights::read(&files, &plan.shards, gpu)?,
+    };
     Ok((store, Some(Reading { bytes: files.bytes_read(), took: begun.elapsed() })))
 }
 
-fn assemble(
-    config: &RunConfig,
-    prepared: &Prepared,
-    job: &Job,
-    account: Account,
-    store: ShardStore,
-) -> Result<Trainer> {
-    let plan = &prepared.plan;
+fn assemble(parts: Parts, job: &Job, account: Account, store: ShardStore) -> Result<Trainer> {
+    let Parts { config, plan, machine, start } = parts;
     let mesh = job.mesh();
     let model_config = &plan.source.config;
-    let adapter = match &prepared.start {
+    let adapter = match start {
         Some(start) => load::adapter_state(start, model_config, mesh, &account)?,
         None => {
             let layout = Arc::new(LoraLayout::new(model_config, &plan.lora));
@@ -133,9 +175,11 @@ fn assemble(
         }
     };
     let weights = TrainedWeights::new(plan.weights.clone(), &plan.shards, &account)?;
-    let model = Model::new(model_config, &plan.units)?;
-    let (plan_shards, schedules, job) = (plan.shards.clone(), plan.schedules.clone(), job.clone());
-    Ok(Trainer { model, plan: plan_shards, store, adapter, weights, job, account, schedules, settings: plan.settings })
+    let adapter = adapter.to_machine(machine)?;
+    let device = machine.device.clone();
+    let model = Model::new(model_config, &plan.units)?.to_device(&device)?;
+    let (shards, schedules, job, settings) = (plan.shards.clone(), plan.schedules.clone(), job.clone(), plan.settings);
+    Ok(Trainer { model, plan: shards, store, adapter, weights, job, device, account, schedules, settings })
 }
 
 fn random_weights(plan: &RunPlan, seed: u64, rank: scout_core::Rank, account: &Account) -> Result<ShardStore> {
@@ -239,7 +283,7 @@ impl<'a> Session<'a> {
             step_time: Some(seconds / num_steps),
             tok_s_gpu: Some(self.tokens_since_line as f64 / seconds / trainer.job.mesh().size() as f64),
             exposed_comm: Some((waited - self.line_waited).as_secs_f64() / seconds),
-            mem_peak: scout_device::host::peak_resident(),
+            mem_peak: memory_peak(&trainer.device),
             ..self.record(step)
         };
         self.since_line.clear();
@@ -279,7 +323,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn finish(self, output_dir: PathBuf) -> Outcome {
+    fn finish(self, output_dir: PathBuf, memory_peak: Option<ByteCount>) -> Outcome {
         let seconds = self.begun.elapsed().as_secs_f64();
         let num_steps = self.steps.total_steps as f64;
         let epoch = num_steps / self.steps.updates_per_epoch as f64;
@@ -295,7 +339,7 @@ impl<'a> Session<'a> {
         Outcome {
             losses: self.losses,
             summary: Summary { train, eval: self.evaluated, total_steps: self.steps.total_steps as u64 },
-            memory_peak: scout_device::host::peak_resident(),
+            memory_peak,
             output_dir,
         }
     }

@@ -67,7 +67,7 @@ fn save_adapter(config: &RunConfig, prepared: &Prepared, trainer: &Trainer, fold
         base_model_name: config.model.model_name_or_path.as_ref().map(|path| path.display().to_string()),
     };
     let layout = trainer.adapter.layout();
-    let flat = trainer.adapter.flat().f32s()?;
+    let flat = trainer.adapter.values()?;
     let factors = |index: usize| (&flat[layout.range(index, Factor::A)], &flat[layout.range(index, Factor::B)]);
     Ok(write_adapter(folder, plan.adapter_layout, &settings, layout.modules(), &factors)?)
 }

@@ -134,23 +134,32 @@ pub fn write_folder(folder: &Path, request: &SynthRequest) -> Result<()> {
 /// Small equal deviations would hide mistakes (flat attention, coin-flip routing, unit norms), so the scales keep
 /// activations near 1, make routing decisive and give the norms weights of their own.
 pub fn fill(seed: u64, param: &ParamSpec, range: Range<usize>, out: &mut [f32]) {
-    let name = param.name.as_str();
-    let dims = param.shape.dims();
-    let is_stacked = name.contains(".experts.");
-    let fan_in = if is_stacked { dims[1] } else { dims[dims.len() - 1] } as f32;
-    let (middle, deviation) = match name {
-        _ if name.contains("norm") => (1.0, 0.8 / 12f32.sqrt()),
-        _ if name.contains("embed_tokens") => (0.0, 0.7),
-        _ if name.contains("router") => (0.0, 2.0 / fan_in.sqrt()),
-        _ => (0.0, 1.2 / fan_in.sqrt()),
-    };
-    // Uniform values of the wanted deviation: half the width is the root of three times it.
-    let half_width = deviation * 3f32.sqrt();
-    let stream = name.bytes().fold(mix(seed), |state, byte| mix(state ^ u64::from(byte)));
+    let middle = if param.name.contains("norm") { 1.0 } else { 0.0 };
+    let (stream, half_width) = (stream(seed, param), half_width(param));
     for (index, value) in range.zip(out) {
         let unit = (mix(stream ^ index as u64) >> 40) as f32 / (1u64 << 24) as f32;
         *value = middle + half_width * (2.0 * unit - 1.0);
     }
+}
+
+/// How far a random tensor spreads to both sides of its middle.
+pub(crate) fn half_width(param: &ParamSpec) -> f32 {
+    let (name, dims) = (param.name.as_str(), param.shape.dims());
+    let is_stacked = name.contains(".experts.");
+    let fan_in = if is_stacked { dims[1] } else { dims[dims.len() - 1] } as f32;
+    let deviation = match name {
+        _ if name.contains("norm") => 0.8 / 12f32.sqrt(),
+        _ if name.contains("embed_tokens") => 0.7,
+        _ if name.contains("router") => 2.0 / fan_in.sqrt(),
+        _ => 1.2 / fan_in.sqrt(),
+    };
+    // Uniform values of the wanted deviation: half the width is the root of three times it.
+    deviation * 3f32.sqrt()
+}
+
+/// A number of its own for each tensor.
+pub(crate) fn stream(seed: u64, param: &ParamSpec) -> u64 {
+    param.name.bytes().fold(mix(seed), |state, byte| mix(state ^ u64::from(byte)))
 }
 
 /// One round of splitmix64: every bit of the input changes every bit of the output with even odds.

@@ -3,10 +3,10 @@
 
 use scout_comm::Job;
 use scout_core::Phase;
-use scout_device::{Account, Tensor};
+use scout_device::{Account, Device, Tensor};
 use scout_model::head::Loss;
 use scout_model::pass::Dropout;
-use scout_model::{Batch, Block, Keep, LoraGradients, LoraWeights, Model, NoTrace, Pass, Routes, Trace};
+use scout_model::{Batch, Block, Keep, LoraWeights, Model, NoTrace, Pass, Trace};
 use scout_shard::{Schedule, ShardPlan, ShardStore, Walk};
 
 use crate::adapter::AdapterState;
@@ -35,6 +35,8 @@ pub struct Trainer {
     pub adapter: AdapterState,
     pub weights: TrainedWeights,
     pub job: Job,
+    /// Where weights, adapter and activations are.
+    pub device: Device,
     pub account: Account,
     pub schedules: Schedules,
     pub settings: StepSettings,
@@ -98,16 +100,19 @@ impl Trainer {
     pub fn step(&mut self, micro_batches: &[Batch], step: usize) -> Result<StepReport> {
         let comm = &*self.job.comm;
         let lora = self.adapter.weights()?;
-        let mut gradients = self.gradients();
-        let mut loss_sum = 0.0;
+        let mut gradients = self.gradients()?;
+        let mut losses = Vec::with_capacity(micro_batches.len());
         for batch in micro_batches {
             self.job.whereabouts.enter_step(Phase::Forward, step as u64 + 1);
-            let pass = self.pass(batch, &lora, Some(step));
-            loss_sum += self.forward_backward(&pass, &mut gradients, &mut NoTrace)?.weighted_sum;
+            let batch = batch.to_device(&self.device)?;
+            let pass = self.pass(&batch, &lora, Some(step));
+            losses.push(self.forward_backward(&pass, &mut gradients, &mut NoTrace)?);
         }
+        drop(lora); // it is about to change
         let num_tokens: usize = micro_batches.iter().map(Batch::num_tokens).sum();
         let num_pairs: u64 = micro_batches.iter().map(Batch::num_attended_pairs).sum();
         self.job.whereabouts.enter_step(Phase::Reduce, step as u64 + 1);
+        let loss_sum = weighted_sum(&losses)?; // a GPU is waited for here, once everything is queued
         let [loss, num_tokens, num_pairs] = sum_over_ranks(comm, [loss_sum, num_tokens as f64, num_pairs as f64])?;
         if !loss.is_finite() {
             return Err(TrainError::NotANumber { what: "loss", step });
@@ -128,9 +133,9 @@ impl Trainer {
     }
 
     /// Nothing found yet, for the micro-batches of one update.
-    pub fn gradients(&self) -> StepGradients<'_> {
-        let lora = LoraGradients::zeros(self.adapter.layout().clone());
-        StepGradients { lora, weights: Reducer::new(self.weights.set(), &self.plan, &self.job, &self.account) }
+    pub fn gradients(&self) -> Result<StepGradients<'_>> {
+        let weights = Reducer::new(self.weights.set(), &self.plan, &self.job, &self.account);
+        Ok(StepGradients { lora: self.adapter.no_gradients()?, weights })
     }
 
     /// One pass through all blocks and back. Activation gradients are overwritten on the way; those of what is trained are
@@ -177,11 +182,12 @@ impl Trainer {
     /// The weighted loss over `batches` on all ranks, without gradients and without dropout.
     pub fn evaluate(&self, batches: &[Batch]) -> Result<f64> {
         let lora = self.adapter.weights()?;
-        let mut loss_sum = 0.0;
+        let mut losses = Vec::with_capacity(batches.len());
         for batch in batches {
-            loss_sum += self.losses(&self.pass(batch, &lora, None))?.weighted_sum;
+            let batch = batch.to_device(&self.device)?;
+            losses.push(self.losses(&self.pass(&batch, &lora, None))?);
         }
-        let [loss] = sum_over_ranks(&*self.job.comm, [loss_sum])?;
+        let [loss] = sum_over_ranks(&*self.job.comm, [weighted_sum(&losses)?])?;
         Ok(loss)
     }
 
@@ -215,10 +221,15 @@ impl Trainer {
     pub fn pass<'a>(&self, batch: &'a Batch, lora: &'a LoraWeights, step: Option<usize>) -> Pass<'a> {
         let StepSettings { keep, lora_dropout: probability, seed, .. } = self.settings;
         let dropout = step.filter(|_| probability > 0.0).map(|step| Dropout { probability, seed, step: step as u64 });
-        Pass { batch, lora, dropout, keep, routes: None::<&Routes> }
+        Pass { batch, lora, dropout, keep, routes: batch.routes.as_ref() }
     }
 
     fn walk<'a>(&'a self, schedule: &'a Schedule) -> Walk<'a> {
         Walk::new(&self.plan, &self.store, &self.job, &self.account, schedule)
     }
+}
+
+/// Micro-batch by micro-batch, in their order.
+fn weighted_sum(losses: &[Loss]) -> Result<f64> {
+    losses.iter().try_fold(0.0, |sum, loss| Ok(sum + loss.weighted_sum()?))
 }

@@ -3,18 +3,17 @@
 use std::time::Instant;
 
 use scout_comm::Job;
-use scout_config::{DeviceKind, FinetuningType, Loaded, RunConfig};
+use scout_config::{FinetuningType, Loaded, RunConfig};
 use scout_core::{ExitCode, Phase};
 use scout_device::Device;
-use scout_device::device::DeviceWish;
 use scout_telemetry::{Progress, grouped};
-use scout_train::TrainError;
 use scout_train::identity;
+use scout_train::machine::Machine;
 use scout_train::plan::{ModelSource, RunPlan};
 use scout_train::prepare::prepare_model;
 use scout_train::run::{self, Outcome};
 
-use super::{load, plan};
+use super::{load, machine, plan};
 use crate::joined::{Identity, Joined, Waits};
 use crate::ranks::Ranks;
 use crate::{ConfigArguments, surroundings};
@@ -31,12 +30,15 @@ pub fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
     for note in &loaded.notes {
         progress.say(&format!("note: {note}"))?;
     }
-    choose_device(loaded.config.device.device)?;
     surroundings::share_the_host(ranks.seat.local_size.unwrap_or(1))?;
     let source = ModelSource::find(&loaded.config, false)?;
+    let machine = machine(&loaded.config, &source.config, ranks.mesh().size())?;
+    if let Device::Cuda(gpu) = &machine.device {
+        progress.say(&format!("computing in bf16 on {gpu:?}, {}", gpu.properties().memory))?;
+    }
     let joined = join(&ranks, &loaded.config, &source, &mut progress)?;
     joined.work(|job| {
-        let outcome = train(&loaded, source, job, &mut progress)?;
+        let outcome = train(&loaded, (source, machine), job, &mut progress)?;
         progress.say(&format!("done in {:.1} s", begun.elapsed().as_secs_f64()))?;
         for line in closing_lines(&loaded, &outcome) {
             progress.say(&line)?;
@@ -52,10 +54,15 @@ fn join(ranks: &Ranks, config: &RunConfig, source: &ModelSource, progress: &mut 
 }
 
 /// Trains and returns what the run can tell.
-fn train(loaded: &Loaded, source: ModelSource, job: &Job, progress: &mut Progress) -> anyhow::Result<Outcome> {
+fn train(
+    loaded: &Loaded,
+    (source, machine): (ModelSource, Machine),
+    job: &Job,
+    progress: &mut Progress,
+) -> anyhow::Result<Outcome> {
     let config = &loaded.config;
     job.whereabouts.enter(Phase::Data);
-    let prepared = prepare_model(config, source, job.mesh().size())?;
+    let prepared = prepare_model(config, source, machine)?;
     for note in &prepared.notes {
         progress.say(&format!("note: {note}"))?;
     }
@@ -63,15 +70,6 @@ fn train(loaded: &Loaded, source: ModelSource, job: &Job, progress: &mut Progres
         progress.say(&line)?;
     }
     Ok(run::run(config, prepared, job, progress)?)
-}
-
-fn choose_device(kind: DeviceKind) -> Result<Device, TrainError> {
-    let wish = match kind {
-        DeviceKind::Auto => DeviceWish::Auto,
-        DeviceKind::Cpu => DeviceWish::Cpu,
-        DeviceKind::Cuda => DeviceWish::Cuda,
-    };
-    Ok(Device::choose(wish)?)
 }
 
 /// The plan in a few lines, before training.

@@ -7,15 +7,15 @@ use std::process::ExitCode as ProcessExitCode;
 use std::time::Duration;
 
 use scout_core::{ByteCount, ExitCode, env};
-use scout_device::Device;
 use scout_device::device::DeviceWish;
 use scout_launch::{Launch, Lines};
+use scout_model::ModelConfig;
 use scout_telemetry::Progress;
-use scout_train::TrainError;
-use scout_train::verify::{Held, Row, Status, Verdict, identity_of, verify_on_rank, verify_on_threads};
+use scout_train::machine::{ComputeType, Machine};
+use scout_train::verify::{Held, Row, Status, Verdict, identity_of, verify_on_gpu, verify_on_rank, verify_on_threads};
 use serde_json::json;
 
-use super::launch;
+use super::{launch, open_device, weight_bytes};
 use crate::failure::Mistake;
 use crate::joined::{Identity, Joined, Waits};
 use crate::ranks::Ranks;
@@ -31,6 +31,9 @@ pub struct Arguments {
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceName,
+    /// Element type of weights and activations on a GPU; bf16 follows the recorded routing, under tolerances of its own
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: TypeName,
     /// Number of ranks that compute together, each with its shard of the weights
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     world: u16,
@@ -48,6 +51,12 @@ enum DeviceName {
     Cuda,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum TypeName {
+    F32,
+    Bf16,
+}
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Transport {
     /// Threads of this process
@@ -57,11 +66,12 @@ enum Transport {
 }
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<ProcessExitCode> {
-    let wish = match arguments.device {
-        DeviceName::Cpu => DeviceWish::Cpu,
-        DeviceName::Cuda => DeviceWish::Cuda,
-    };
-    Device::choose(wish).map_err(TrainError::from)?;
+    if let DeviceName::Cuda = arguments.device {
+        return Ok(ProcessExitCode::from(on_gpu(arguments)?.code()));
+    }
+    if arguments.dtype == TypeName::Bf16 {
+        return Err(usage("`--dtype bf16` needs `--device cuda`: the host computes in f32"));
+    }
     let ranks = surroundings::ranks()?;
     let code = match (arguments.transport, arguments.world) {
         _ if ranks.mesh().size() > 1 => as_rank(arguments, &ranks)?,
@@ -69,6 +79,27 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ProcessExitCode> {
         (_, world) => report(&verify_on_threads(&arguments.folder, usize::from(world))?, arguments.json)?,
     };
     Ok(ProcessExitCode::from(code.code()))
+}
+
+/// Computes on one GPU.
+fn on_gpu(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    if arguments.world > 1 {
+        return Err(usage("`--world` with `--device cuda` is not built yet: several GPUs cannot share weights so far"));
+    }
+    let compute = match arguments.dtype {
+        TypeName::F32 => ComputeType::F32,
+        TypeName::Bf16 => ComputeType::Bf16,
+    };
+    // A folder without a readable model is a failed row, found below.
+    let model = ModelConfig::read(&arguments.folder.join("config.json"));
+    let weights = model.map(|model| weight_bytes(&model, compute)).unwrap_or_default();
+    let device = open_device(DeviceWish::Cuda, weights, None)?;
+    let machine = Machine { world_size: 1, device, compute };
+    report(&verify_on_gpu(&arguments.folder, &machine)?, arguments.json)
+}
+
+fn usage(message: &str) -> anyhow::Error {
+    Mistake { message: message.to_string(), code: ExitCode::Usage, hint: None }.into()
 }
 
 /// Starts this command once for each rank. Of all of them the first one alone prints.

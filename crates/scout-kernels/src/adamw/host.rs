@@ -14,31 +14,37 @@ pub(super) struct State<'a> {
 }
 
 /// The scalars of a step, rounded to f32 where torch hands them to an f32 tensor.
-struct Scalars {
-    gradient_scale: f32,
-    decay: f32,
-    lerp: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    correction2_sqrt: f32,
-    epsilon: f32,
-    negative_step_size: f32,
+pub(super) struct Scalars {
+    pub gradient_scale: f32,
+    pub decay: f32,
+    pub lerp: f32,
+    pub beta2: f32,
+    pub one_minus_beta2: f32,
+    pub correction2_sqrt: f32,
+    pub epsilon: f32,
+    pub negative_step_size: f32,
+}
+
+impl Scalars {
+    pub fn new(gradient_scale: f32, hyper: &Hyper) -> Scalars {
+        let steps = hyper.step as f64;
+        let correction1 = 1.0 - hyper.beta1.powf(steps);
+        let correction2 = 1.0 - hyper.beta2.powf(steps);
+        Scalars {
+            gradient_scale,
+            decay: (1.0 - hyper.learning_rate * hyper.weight_decay) as f32,
+            lerp: (1.0 - hyper.beta1) as f32,
+            beta2: hyper.beta2 as f32,
+            one_minus_beta2: (1.0 - hyper.beta2) as f32,
+            correction2_sqrt: correction2.sqrt() as f32,
+            epsilon: hyper.epsilon as f32,
+            negative_step_size: -(hyper.learning_rate / correction1) as f32,
+        }
+    }
 }
 
 pub(super) fn update(state: State, gradients: &[f32], gradient_scale: f32, hyper: &Hyper) {
-    let steps = hyper.step as f64;
-    let correction1 = 1.0 - hyper.beta1.powf(steps);
-    let correction2 = 1.0 - hyper.beta2.powf(steps);
-    let scalars = Scalars {
-        gradient_scale,
-        decay: (1.0 - hyper.learning_rate * hyper.weight_decay) as f32,
-        lerp: (1.0 - hyper.beta1) as f32,
-        beta2: hyper.beta2 as f32,
-        one_minus_beta2: (1.0 - hyper.beta2) as f32,
-        correction2_sqrt: correction2.sqrt() as f32,
-        epsilon: hyper.epsilon as f32,
-        negative_step_size: -(hyper.learning_rate / correction1) as f32,
-    };
+    let scalars = Scalars::new(gradient_scale, hyper);
     let pieces = state
         .parameters
         .par_chunks_mut(ELEMENTS_PER_TASK)

@@ -1,12 +1,18 @@
 //! One step of AdamW over a flat run of numbers, in place: parameters and moments are overwritten. The order of
 //! operations is torch's single-tensor AdamW, each rounded to f32; scalars are computed in f64. Every element is on its
-//! own, so a shard of the run gives the same bits as the whole.
+//! own, so a shard of the run gives the same bits as the whole, and a GPU gives the bits of the host.
 
+mod cuda;
 mod host;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
 mod tests;
+
+use std::ops::Range;
+
+use scout_device::Tensor;
+use scout_device::cuda::DeviceBuffer;
 
 use crate::{Result, check};
 
@@ -37,10 +43,37 @@ pub fn update(
             return Err(check::refusal("adamw", format!("found {found} elements, expected {expected}")));
         }
     }
-    if hyper.step == 0 {
-        return Err(check::refusal("adamw", "found step 0, expected steps from 1".to_string()));
-    }
+    check_step(hyper)?;
     let state = host::State { parameters, first_moment, second_moment };
     host::update(state, gradients, gradient_scale, hyper);
     Ok(())
+}
+
+/// Flat f32 runs of one length on a GPU, overwritten by a step.
+pub struct GpuState<'a> {
+    pub parameters: &'a mut DeviceBuffer,
+    pub first_moment: &'a mut DeviceBuffer,
+    pub second_moment: &'a mut DeviceBuffer,
+    /// Where the new parameters go in bf16 as well: what arithmetic uses.
+    pub rounded: Option<&'a mut DeviceBuffer>,
+}
+
+/// As [`update`], for the elements `range` of runs on a GPU. `gradients` is as long as they are. Queued on the compute
+/// stream.
+pub fn update_on_gpu(
+    state: GpuState,
+    gradients: &Tensor,
+    range: Range<usize>,
+    gradient_scale: f32,
+    hyper: &Hyper,
+) -> Result<()> {
+    check_step(hyper)?;
+    cuda::update(state, gradients, range, &host::Scalars::new(gradient_scale, hyper))
+}
+
+fn check_step(hyper: &Hyper) -> Result<()> {
+    match hyper.step {
+        0 => Err(check::refusal("adamw", "found step 0, expected steps from 1".to_string())),
+        _ => Ok(()),
+    }
 }

@@ -133,9 +133,9 @@ fn forward_group(segment: &Segment, kv_head: usize) -> Result<GroupForward> {
     let mut inverse_sums = Vec::new();
     for (first, end) in tiles(operands.tokens, group) {
         let scores =
-            nt(operands.q.rows(first * group, (end - first) * group)?.host(), operands.k.rows(0, end)?.host())?;
+            nt(operands.q.rows(first * group, (end - first) * group)?.host()?, operands.k.rows(0, end)?.host()?)?;
         inverse_sums.clear();
-        write("attention", scores.host(), |scores| {
+        write("attention", scores.host()?, |scores| {
             for (row, scores) in scores.chunks_exact_mut(end).enumerate() {
                 let (visible, hidden) = scores.split_at_mut(first + row / group + 1);
                 let largest = max(visible);
@@ -146,7 +146,7 @@ fn forward_group(segment: &Segment, kv_head: usize) -> Result<GroupForward> {
                 log_sum_exp.push((sum.ln() + f64::from(largest)) as f32);
             }
         })?;
-        let tile = nn(scores.host(), operands.v.rows(0, end)?.host())?;
+        let tile = nn(scores.host()?, operands.v.rows(0, end)?.host()?)?;
         for (row, &inverse_sum) in tile.f32s()?.chunks_exact(size).zip(&inverse_sums) {
             context.extend(row.iter().map(|value| value * inverse_sum));
         }
@@ -177,8 +177,8 @@ fn backward_group(segment: &Segment, saved: &Saved, kv_head: usize) -> Result<Gr
         let (start, count) = (first * group, (end - first) * group);
         let (q, dcontext) = (q.rows(start, count)?, dcontext.rows(start, count)?);
         let (k, v) = (k.rows(0, end)?, v.rows(0, end)?);
-        let probabilities = nt(q.host(), k.host())?;
-        write("attention backward", probabilities.host(), |scores| {
+        let probabilities = nt(q.host()?, k.host()?)?;
+        write("attention backward", probabilities.host()?, |scores| {
             for (row, scores) in scores.chunks_exact_mut(end).enumerate() {
                 let (visible, hidden) = scores.split_at_mut(first + row / group + 1);
                 let log_sum_exp = log_sum_exp[start + row];
@@ -186,10 +186,10 @@ fn backward_group(segment: &Segment, saved: &Saved, kv_head: usize) -> Result<Gr
                 hidden.fill(0.0);
             }
         })?;
-        add_to(&mut dv, &tn(probabilities.host(), dcontext.host())?)?;
-        let dscores = nt(dcontext.host(), v.host())?;
+        add_to(&mut dv, &tn(probabilities.host()?, dcontext.host()?)?)?;
+        let dscores = nt(dcontext.host()?, v.host()?)?;
         let probabilities = probabilities.f32s()?;
-        write("attention backward", dscores.host(), |dscores| {
+        write("attention backward", dscores.host()?, |dscores| {
             let rows = dscores.chunks_exact_mut(end).zip(probabilities.chunks_exact(end));
             for ((dscores, probabilities), &along) in rows.zip(&along[start..]) {
                 for (dscore, &probability) in dscores.iter_mut().zip(probabilities) {
@@ -197,9 +197,9 @@ fn backward_group(segment: &Segment, saved: &Saved, kv_head: usize) -> Result<Gr
                 }
             }
         })?;
-        dq.extend(nn(dscores.host(), k.host())?.f32s()?.iter().map(|value| value * heads.scale));
+        dq.extend(nn(dscores.host()?, k.host()?)?.f32s()?.iter().map(|value| value * heads.scale));
         // The scale of the scores is in `q` already.
-        add_to(&mut dk, &tn(dscores.host(), q.host())?)?;
+        add_to(&mut dk, &tn(dscores.host()?, q.host()?)?)?;
     }
     Ok(GroupBackward { dq, dk, dv })
 }

@@ -14,7 +14,7 @@ pub(super) fn forward(x: &Tensor, weight: &Tensor, targets: &Tensor, logits_per_
         let logits = matmul::nt(&x.rows(start, count)?, weight)?;
         let targets = &targets[start..start + count];
         let losses = &mut losses[start..start + count];
-        write("cross entropy", logits.host(), |logits| {
+        write("cross entropy", logits.host()?, |logits| {
             for_each_row_pair((logits, weight.dims()[0]), (losses, 1), |row, logits, loss| {
                 loss[0] = exponentials(logits, targets[row]).loss;
             });
@@ -43,7 +43,7 @@ pub(super) fn forward_backward_of_head(
         let of_chunk = matmul::tn(dlogits, x)?;
         match &dweight {
             None => dweight = Some(of_chunk),
-            Some(sum) => write("gradient of the head", sum.host(), {
+            Some(sum) => write("gradient of the head", sum.host()?, {
                 let of_chunk = of_chunk.f32s()?;
                 move |sum| sum.iter_mut().zip(&of_chunk[..]).for_each(|(sum, value)| *sum += value)
             })?,
@@ -74,7 +74,7 @@ fn by_chunk(
         let logits = matmul::nt(&x, weight)?;
         let (targets, weights) = (&targets[start..start + count], &weights[start..start + count]);
         let losses = &mut losses[start..start + count];
-        write("cross entropy", logits.host(), |logits| {
+        write("cross entropy", logits.host()?, |logits| {
             for_each_row_pair((logits, weight.dims()[0]), (losses, 1), |row, logits, loss| {
                 let found = exponentials(logits, targets[row]);
                 loss[0] = found.loss;

@@ -13,8 +13,8 @@ type Product = fn(&candle::Tensor, &candle::Tensor) -> Result<Tensor>;
 /// `product(rows of e, matrix of e)` for each expert, one under the other.
 pub(super) fn by_expert(a: &Tensor, b: &Tensor, offsets: &[u32], out_width: usize, product: Product) -> Result<Tensor> {
     let parts = for_each_expert(offsets, |expert, start, count| {
-        let matrix = b.host().get(expert).during("grouped matmul")?;
-        product(a.rows(start, count)?.host(), &matrix)
+        let matrix = b.host()?.get(expert).during("grouped matmul")?;
+        product(a.rows(start, count)?.host()?, &matrix)
     })?;
     if let [(_, whole)] = &parts[..] {
         return Ok(whole.clone());
@@ -28,7 +28,7 @@ pub(super) fn by_expert(a: &Tensor, b: &Tensor, offsets: &[u32], out_width: usiz
 
 pub(super) fn sum_of_outer_products(a: &Tensor, b: &Tensor, offsets: &[u32]) -> Result<Tensor> {
     let parts = for_each_expert(offsets, |_, start, count| {
-        matmul::host::tn(a.rows(start, count)?.host(), b.rows(start, count)?.host())
+        matmul::host::tn(a.rows(start, count)?.host()?, b.rows(start, count)?.host()?)
     })?;
     let (k, n) = (a.dims()[1], b.dims()[1]);
     let num_experts = offsets.len() - 1;

@@ -4,7 +4,7 @@ use candle_core as candle;
 use scout_device::Tensor;
 use scout_device::error::InOperation;
 
-use super::{DropoutKey, TokenKeys};
+use super::{Mask, TokenKeys, mix};
 use crate::Result;
 use crate::host::{elements_mut, filled, for_each_row};
 
@@ -42,7 +42,7 @@ impl candle::InplaceOp2 for AddDelta {
 /// Both have rows and columns, and the columns fit.
 pub(super) fn add_delta(y: &Tensor, column_start: usize, delta: &Tensor, scale: f32) -> Result<()> {
     let add = AddDelta { width: y.dims()[1], column_start, count: delta.dims()[1], scale };
-    y.host().inplace_op2(delta.host(), &add).during("addition of an adapter")
+    y.host()?.inplace_op2(delta.host()?, &add).during("addition of an adapter")
 }
 
 pub(super) fn columns(y: &Tensor, column_start: usize, count: usize) -> Result<Tensor> {
@@ -54,16 +54,15 @@ pub(super) fn columns(y: &Tensor, column_start: usize, count: usize) -> Result<T
     })
 }
 
-pub(super) fn dropout(x: &Tensor, tokens: &TokenKeys, key: DropoutKey, probability: f32) -> Result<Tensor> {
+pub(super) fn dropout(x: &Tensor, tokens: &TokenKeys, mask: Mask) -> Result<Tensor> {
     let (num_tokens, width) = (x.dims()[0], x.dims()[1]);
-    let x = x.f32s()?;
-    let x = &x[..];
-    let threshold = (f64::from(probability) * 2f64.powi(32)).round() as u32;
-    let scale = 1.0 / (1.0 - probability);
-    let module = mix(mix(mix(key.seed) ^ key.step) ^ key.module);
+    let (x, names) = (x.f32s()?, tokens.names_T3.u32s()?);
+    let (x, names) = (&x[..], names.as_chunks::<3>().0);
+    let Mask { module, threshold, scale } = mask;
     filled([num_tokens, width], |y| {
         for_each_row(y, width, |token, y| {
-            let row = mix(mix(module ^ tokens.samples[token]) ^ u64::from(tokens.positions[token]));
+            let [low, high, position] = names[token].map(u64::from);
+            let row = mix(mix(module ^ (high << 32 | low)) ^ position);
             let keep = |half: u64, x: f32| if half as u32 >= threshold { x * scale } else { 0.0 };
             let mut counter = row;
             let mut next_hash = || {
@@ -82,12 +81,4 @@ pub(super) fn dropout(x: &Tensor, tokens: &TokenKeys, key: DropoutKey, probabili
             }
         });
     })
-}
-
-/// The finalizer of splitmix64.
-#[inline(always)]
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -1,36 +1,90 @@
 //! What adapters need beside matrix products: adding a thin product to some columns, taking columns, and dropout whose
-//! mask is a pure function of names, never of order, rank or device.
+//! mask is a pure function of names, never of order, rank or device. On a GPU tensors are f32 or bf16; arithmetic is f32
+//! and rounded once.
 #![expect(non_snake_case, reason = "shape suffixes: T tokens, D input width, N output width, O columns of one adapter")]
 
+mod cuda;
 mod host;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
 mod tests;
 
-use scout_device::{DeviceError, Tensor};
+use scout_device::{Device, DeviceError, Tensor};
 
-use crate::{Result, check};
+use crate::{Result, check, matmul};
 
 /// `y[:, column_start..column_start + O] += scale · delta`; the other columns stay as they are.
 ///
 /// Writes into the memory of `y` and hands it back. `y` must therefore be the only look at that memory: clones, row
-/// views and reshapes of it would change too. Fails when `delta` shares it.
+/// views and reshapes of it would change too. Fails when `delta` shares it, and on a GPU when anything does.
 pub fn add_delta(y_TN: Tensor, column_start: usize, delta_TO: &Tensor, scale: f32) -> Result<Tensor> {
     const WHAT: &str = "addition of an adapter";
     let (num_tokens, count) = delta_TO.dims2(WHAT)?;
     check_columns(WHAT, &y_TN, column_start, count)?;
     delta_TO.expect_dims(WHAT, &[y_TN.dims()[0], count])?;
-    if num_tokens * count > 0 {
-        host::add_delta(&y_TN, column_start, delta_TO, scale)?;
+    let device = check::place(WHAT, &[&y_TN, delta_TO])?.cloned();
+    if num_tokens * count == 0 {
+        return Ok(y_TN);
+    }
+    match device {
+        None => host::add_delta(&y_TN, column_start, delta_TO, scale)?,
+        Some(device) => return cuda::add_delta(&device, y_TN, column_start, delta_TO, scale),
     }
     Ok(y_TN)
+}
+
+/// `y[:, column_start..column_start + O] += scale · narrow·wideᵀ`, in the memory of `y` as [`add_delta`] does it. The sum
+/// over the rank is f32, and on a GPU nothing is rounded before it is added.
+pub fn add_nt(y_TN: Tensor, column_start: usize, narrow_TR: &Tensor, wide_OR: &Tensor, scale: f32) -> Result<Tensor> {
+    add_product(y_TN, column_start, Product { narrow: narrow_TR, wide: wide_OR, transposed: true, scale })
+}
+
+/// The same for `narrow·wide`.
+pub fn add_nn(y_TN: Tensor, column_start: usize, narrow_TR: &Tensor, wide_RO: &Tensor, scale: f32) -> Result<Tensor> {
+    add_product(y_TN, column_start, Product { narrow: narrow_TR, wide: wide_RO, transposed: false, scale })
+}
+
+/// A thin product to be added.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    narrow: &'a Tensor,
+    wide: &'a Tensor,
+    transposed: bool,
+    scale: f32,
+}
+
+impl Product<'_> {
+    /// On its own, for the sum to be made in a second pass.
+    fn delta(&self) -> Result<Tensor> {
+        if self.transposed { matmul::nt(self.narrow, self.wide) } else { matmul::nn(self.narrow, self.wide) }
+    }
+}
+
+fn add_product(y: Tensor, column_start: usize, product: Product) -> Result<Tensor> {
+    const WHAT: &str = "addition of an adapter's product";
+    let Product { narrow, wide, transposed, scale } = product;
+    let (rank, count) = match (wide.dims2(WHAT)?, transposed) {
+        ((count, rank), true) => (rank, count),
+        ((rank, count), false) => (rank, count),
+    };
+    check_columns(WHAT, &y, column_start, count)?;
+    narrow.expect_dims(WHAT, &[y.dims()[0], rank])?;
+    match check::place(WHAT, &[&y, narrow, wide])?.cloned() {
+        Some(device) if rank <= cuda::LARGEST_RANK && y.dims()[0] * count > 0 => {
+            cuda::add_product(&device, y, column_start, product)
+        }
+        _ => add_delta(y, column_start, &product.delta()?, scale),
+    }
 }
 
 /// A copy of `count` columns: `[T, count]`.
 pub fn columns(y_TN: &Tensor, column_start: usize, count: usize) -> Result<Tensor> {
     check_columns("columns", y_TN, column_start, count)?;
-    host::columns(y_TN, column_start, count)
+    match y_TN.cuda() {
+        None => host::columns(y_TN, column_start, count),
+        Some(device) => cuda::columns(device, y_TN, column_start, count),
+    }
 }
 
 fn check_columns(what: &'static str, y: &Tensor, start: usize, count: usize) -> Result<()> {
@@ -51,10 +105,37 @@ pub struct DropoutKey {
 }
 
 /// Names each token of a batch wherever it is computed: its sample, and its position inside the document.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct TokenKeys {
-    pub samples: Vec<u64>,
-    pub positions: Vec<u32>,
+    // Invariant: u32 and `[T, 3]`: the low and the high half of the sample, and the position.
+    names_T3: Tensor,
+}
+
+impl TokenKeys {
+    /// On the host. Fails when there are more of one than of the other.
+    pub fn new(samples: &[u64], positions: &[u32]) -> Result<TokenKeys> {
+        if samples.len() != positions.len() {
+            let problem = format!("found {} samples and {} positions", samples.len(), positions.len());
+            return Err(check::refusal("names of tokens", problem));
+        }
+        let names = samples.iter().zip(positions);
+        let names = names.flat_map(|(&sample, &position)| [sample as u32, (sample >> 32) as u32, position]).collect();
+        Ok(TokenKeys { names_T3: Tensor::from_u32(names, [samples.len(), 3])? })
+    }
+
+    /// Where the rows are that are to be dropped out.
+    pub fn to_device(&self, device: &Device) -> Result<TokenKeys> {
+        let names_T3 = match device {
+            Device::Cpu => self.names_T3.to_host()?,
+            Device::Cuda(gpu) => gpu.send(&self.names_T3)?,
+        };
+        Ok(TokenKeys { names_T3 })
+    }
+
+    /// u32, `[T, 3]`: the low and the high half of the sample, and the position.
+    pub fn names(&self) -> &Tensor {
+        &self.names_T3
+    }
 }
 
 /// Zeroes each element with `probability` and multiplies the others by `1/(1 − probability)`. Applied to a gradient it
@@ -70,13 +151,34 @@ pub fn dropout(x_TD: &Tensor, tokens: &TokenKeys, key: DropoutKey, probability: 
     if !(0.0..1.0).contains(&probability) {
         return Err(check::refusal(WHAT, format!("found probability {probability}, expected at least 0 and below 1")));
     }
-    for found in [tokens.samples.len(), tokens.positions.len()] {
-        if found != num_tokens {
-            return Err(check::refusal(WHAT, format!("found keys of {found} tokens, expected {num_tokens}")));
-        }
-    }
+    tokens.names_T3.expect_dims(WHAT, &[num_tokens, 3])?;
+    let device = check::place(WHAT, &[x_TD, &tokens.names_T3])?;
     if probability == 0.0 {
         return Ok(x_TD.clone());
     }
-    host::dropout(x_TD, tokens, key, probability)
+    let mask = Mask {
+        module: mix(mix(mix(key.seed) ^ key.step) ^ key.module),
+        threshold: (f64::from(probability) * 2f64.powi(32)).round() as u32,
+        scale: 1.0 / (1.0 - probability),
+    };
+    match device {
+        None => host::dropout(x_TD, tokens, mask),
+        Some(device) => cuda::dropout(device, x_TD, tokens, mask),
+    }
+}
+
+/// What the masks of one adapter in one step have in common.
+#[derive(Debug, Clone, Copy)]
+struct Mask {
+    module: u64,
+    threshold: u32,
+    scale: f32,
+}
+
+/// The finalizer of splitmix64.
+#[inline(always)]
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

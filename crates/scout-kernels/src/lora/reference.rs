@@ -1,6 +1,6 @@
 //! The dropout mask and the addition, element by element.
 
-use super::{DropoutKey, TokenKeys};
+use super::DropoutKey;
 
 fn mix(z: u64) -> u64 {
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58476d1ce4e5b9);
@@ -17,12 +17,9 @@ pub(super) fn is_kept(key: DropoutKey, (sample, position): (u64, u32), feature: 
     half as f64 >= (f64::from(probability) * 4_294_967_296.0).round()
 }
 
-pub(super) fn dropout(x: &[f32], tokens: &TokenKeys, key: DropoutKey, probability: f32) -> Vec<f32> {
-    let width = x.len() / tokens.samples.len().max(1);
-    let keep = |index: usize| {
-        let (token, feature) = (index / width, index % width);
-        is_kept(key, (tokens.samples[token], tokens.positions[token]), feature, probability)
-    };
+pub(super) fn dropout(x: &[f32], tokens: &[(u64, u32)], key: DropoutKey, probability: f32) -> Vec<f32> {
+    let width = x.len() / tokens.len().max(1);
+    let keep = |index: usize| is_kept(key, tokens[index / width], index % width, probability);
     let scale = 1.0 / (1.0 - probability);
     x.iter().enumerate().map(|(index, x)| if keep(index) { x * scale } else { 0.0 }).collect()
 }

@@ -2,18 +2,22 @@
 
 use scout_device::Tensor;
 
-use super::{DropoutKey, TokenKeys, add_delta, columns, dropout, reference};
+use super::{DropoutKey, TokenKeys, add_delta, add_nn, add_nt, columns, dropout, reference};
+use crate::matmul;
 use crate::test_inputs::{bits, tensor, values};
 
 const KEY: DropoutKey = DropoutKey { seed: 42, step: 7, module: 3 };
 
 /// Two samples, one behind the other.
-fn keys(num_tokens: usize) -> TokenKeys {
+fn names(num_tokens: usize) -> Vec<(u64, u32)> {
     let first = num_tokens / 3;
-    TokenKeys {
-        samples: (0..num_tokens).map(|token| if token < first { 1000 } else { u64::MAX - 5 }).collect(),
-        positions: (0..num_tokens).map(|token| if token < first { token } else { token - first } as u32).collect(),
-    }
+    let name = |token| if token < first { (1000, token) } else { (u64::MAX - 5, token - first) };
+    (0..num_tokens).map(name).map(|(sample, position)| (sample, position as u32)).collect()
+}
+
+fn keys(names: &[(u64, u32)]) -> TokenKeys {
+    let (samples, positions): (Vec<u64>, Vec<u32>) = names.iter().copied().unzip();
+    TokenKeys::new(&samples, &positions).unwrap()
 }
 
 #[test]
@@ -59,9 +63,10 @@ fn columns_that_do_not_exist_are_refused() {
 #[test]
 fn the_mask_is_the_one_the_contract_describes() {
     for (num_tokens, width, probability) in [(0, 3, 0.5), (1, 1, 0.5), (9, 7, 0.1), (50, 16, 0.05), (300, 65, 0.9)] {
-        let (x, keys) = (values(1, num_tokens * width), keys(num_tokens));
-        let expected = reference::dropout(&x, &keys, KEY, probability);
-        let found = dropout(&Tensor::from_f32(x, [num_tokens, width]).unwrap(), &keys, KEY, probability).unwrap();
+        let (x, names) = (values(1, num_tokens * width), names(num_tokens));
+        let expected = reference::dropout(&x, &names, KEY, probability);
+        let x = Tensor::from_f32(x, [num_tokens, width]).unwrap();
+        let found = dropout(&x, &keys(&names), KEY, probability).unwrap();
         assert_eq!(found.to_f32_vec().unwrap(), expected);
     }
 }
@@ -78,7 +83,7 @@ const GOLDEN_DROPPED: [usize; 9] = [2, 3, 4, 5, 7, 8, 9, 12, 15];
 
 #[test]
 fn the_share_of_dropped_elements_is_the_probability() {
-    let keys = keys(400);
+    let keys = keys(&names(400));
     for probability in [0.02, 0.1, 0.5, 0.95] {
         let ones = Tensor::from_f32(vec![1.0; 400 * 250], [400, 250]).unwrap();
         let found = dropout(&ones, &keys, KEY, probability).unwrap().to_f32_vec().unwrap();
@@ -91,10 +96,10 @@ fn the_share_of_dropped_elements_is_the_probability() {
 
 #[test]
 fn a_token_has_the_same_mask_in_every_batch_and_another_under_every_other_name() {
-    let (x, all) = (tensor(1, [12, 40]), keys(12));
+    let (x, names) = (tensor(1, [12, 40]), names(12));
+    let all = keys(&names);
     let whole = dropout(&x, &all, KEY, 0.5).unwrap();
-    let part = TokenKeys { samples: all.samples[5..9].to_vec(), positions: all.positions[5..9].to_vec() };
-    let found = dropout(&x.rows(5, 4).unwrap(), &part, KEY, 0.5).unwrap();
+    let found = dropout(&x.rows(5, 4).unwrap(), &keys(&names[5..9]), KEY, 0.5).unwrap();
     assert_eq!(bits(&found), bits(&whole.rows(5, 4).unwrap()));
     for key in [DropoutKey { seed: 43, ..KEY }, DropoutKey { step: 8, ..KEY }, DropoutKey { module: 4, ..KEY }] {
         assert_ne!(bits(&dropout(&x, &all, key, 0.5).unwrap()), bits(&whole), "{key:?}");
@@ -108,12 +113,34 @@ fn a_token_has_the_same_mask_in_every_batch_and_another_under_every_other_name()
 
 #[test]
 fn probabilities_outside_of_0_to_1_and_missing_names_are_refused() {
-    let (x, keys) = (tensor(1, [12, 4]), keys(12));
+    let (x, keys) = (tensor(1, [12, 4]), keys(&names(12)));
     assert_eq!(bits(&dropout(&x, &keys, KEY, 0.0).unwrap()), bits(&x));
     for probability in [1.0, -0.1, f32::NAN, f32::INFINITY] {
         assert!(dropout(&x, &keys, KEY, probability).is_err(), "{probability}");
     }
     assert!(dropout(&tensor(1, [11, 4]), &keys, KEY, 0.5).is_err());
-    let uneven = TokenKeys { positions: vec![0; 11], ..keys };
-    assert!(dropout(&x, &uneven, KEY, 0.5).is_err());
+    assert!(TokenKeys::new(&[1, 2], &[0]).is_err());
+}
+
+#[test]
+fn a_product_is_added_like_a_delta_of_its_own() {
+    for (num_tokens, width, start, count, rank) in
+        [(0, 5, 1, 2, 3), (3, 7, 2, 4, 2), (50, 40, 8, 32, 8), (3, 4, 1, 2, 0)]
+    {
+        let narrow = tensor(3, [num_tokens, rank]);
+        let wide = tensor(4, [count, rank]);
+        let delta = matmul::nt(&narrow, &wide).unwrap();
+        let expected = add_delta(tensor(1, [num_tokens, width]), start, &delta, 0.5).unwrap();
+        let found = add_nt(tensor(1, [num_tokens, width]), start, &narrow, &wide, 0.5).unwrap();
+        assert_eq!(bits(&found), bits(&expected));
+        let wide = tensor(5, [rank, count]);
+        let delta = matmul::nn(&narrow, &wide).unwrap();
+        let expected = add_delta(tensor(1, [num_tokens, width]), start, &delta, 0.5).unwrap();
+        let found = add_nn(tensor(1, [num_tokens, width]), start, &narrow, &wide, 0.5).unwrap();
+        assert_eq!(bits(&found), bits(&expected));
+    }
+    let y = || tensor(1, [3, 4]);
+    assert!(add_nt(y(), 0, &tensor(2, [3, 2]), &tensor(3, [2, 4]), 1.0).is_err());
+    assert!(add_nn(y(), 0, &tensor(2, [2, 2]), &tensor(3, [2, 4]), 1.0).is_err());
+    assert!(add_nn(y(), 1, &tensor(2, [3, 2]), &tensor(3, [2, 4]), 1.0).is_err());
 }

@@ -2,16 +2,10 @@
 
 use scout_device::Tensor;
 
-use super::Placed;
+use super::{Placed, Turn};
 use crate::Result;
 use crate::host::{dot, filled, for_each_row, for_each_row_pair};
 use crate::rms_norm::host::inverse_root_mean_square;
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Turn {
-    Forward,
-    Back,
-}
 
 pub(super) fn rotate_and_normalise(
     x: &Tensor,

@@ -1,8 +1,10 @@
 //! RMS norm over the last dimension: `y = (x · r) ⊙ weight` with `r = 1/√(mean(x²) + ε)`. Results are new tensors.
 //! The mean is within 1e-6 of the exact one, everything else is rounded once per operation. The gradient of the weight
 //! is for those who train it: a sum over all rows in their order, taken in f64 and rounded once.
+//! On a GPU all tensors are f32 or all bf16, but for the inverse rms, which is f32; arithmetic is f32.
 #![expect(non_snake_case, reason = "shape suffixes: T tokens, D model width")]
 
+mod cuda;
 pub(crate) mod host;
 #[cfg(test)]
 mod reference;
@@ -11,7 +13,7 @@ mod tests;
 
 use scout_device::Tensor;
 
-use crate::Result;
+use crate::{Result, check};
 
 #[derive(Debug, Clone)]
 pub struct Normed {
@@ -24,7 +26,10 @@ pub struct Normed {
 pub fn forward(x_TD: &Tensor, weight_D: &Tensor, epsilon: f32) -> Result<Normed> {
     let (_, width) = x_TD.dims2("rms norm: input")?;
     weight_D.expect_dims("rms norm: weight", &[width])?;
-    host::forward(x_TD, weight_D, epsilon)
+    match check::place("rms norm", &[x_TD, weight_D])? {
+        None => host::forward(x_TD, weight_D, epsilon),
+        Some(device) => cuda::forward(device, x_TD, weight_D, epsilon),
+    }
 }
 
 /// The gradient of `x`: `r·(g − x·r²·mean(g ⊙ x))` with `g = dy ⊙ weight`.
@@ -33,7 +38,10 @@ pub fn backward(dy_TD: &Tensor, x_TD: &Tensor, inverse_rms_T: &Tensor, weight_D:
     dy_TD.expect_dims("rms norm backward: gradient", &[num_tokens, width])?;
     inverse_rms_T.expect_dims("rms norm backward: inverse rms", &[num_tokens])?;
     weight_D.expect_dims("rms norm backward: weight", &[width])?;
-    host::backward(dy_TD, x_TD, inverse_rms_T, weight_D)
+    match check::place("rms norm backward", &[dy_TD, x_TD, inverse_rms_T, weight_D])? {
+        None => host::backward(dy_TD, x_TD, inverse_rms_T, weight_D),
+        Some(device) => cuda::backward(device, dy_TD, x_TD, inverse_rms_T, weight_D),
+    }
 }
 
 /// The gradient of `weight`: `Σ_T dy ⊙ x·r`.

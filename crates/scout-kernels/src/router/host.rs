@@ -3,6 +3,7 @@
 
 use scout_device::Tensor;
 
+use super::offsets::Offsets;
 use super::{RouterGradient, Routing};
 use crate::Result;
 use crate::exp::sigmoid;
@@ -36,10 +37,11 @@ pub(super) fn route(logits: &Tensor, experts: Vec<u32>) -> Result<Routing> {
         offsets[expert + 1] += offsets[expert];
     }
     let mut next = offsets.clone();
-    let mut order = vec![0u32; num_tokens];
+    let (mut order, mut positions) = (vec![0u32; num_tokens], Vec::with_capacity(num_tokens));
     for (token, &expert) in experts.iter().enumerate() {
         let position = &mut next[expert as usize];
         order[*position as usize] = token as u32;
+        positions.push(*position);
         *position += 1;
     }
     let logits = logits.f32s()?;
@@ -48,7 +50,8 @@ pub(super) fn route(logits: &Tensor, experts: Vec<u32>) -> Result<Routing> {
         expert_T: Tensor::from_u32(experts, [num_tokens])?,
         score_T: Tensor::from_f32(scores, [num_tokens])?,
         order_T: Tensor::from_u32(order, [num_tokens])?,
-        offsets,
+        position_T: Tensor::from_u32(positions, [num_tokens])?,
+        offsets: Offsets::Host(offsets),
     })
 }
 
@@ -73,13 +76,14 @@ pub(super) fn combine(
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (num_tokens, width) = (routed.dims()[0], routed.dims()[1]);
-    let sorted_position = sorted_positions(&routing.order_T.u32s()?);
+    let sorted_position = routing.position_T.u32s()?;
+    let sorted_position = &sorted_position[..];
     let (routed, shared) = (routed.f32s()?, shared.f32s()?);
     let residual = residual.map(|residual| residual.f32s()).transpose()?;
     let (routed, shared, residual) = (&routed[..], &shared[..], residual.as_deref());
     filled([num_tokens, width], |y| {
         for_each_row(y, width, |token, y| {
-            let routed = &routed[sorted_position[token] * width..][..width];
+            let routed = &routed[sorted_position[token] as usize * width..][..width];
             let shared = &shared[token * width..][..width];
             match residual.map(|residual| &residual[token * width..][..width]) {
                 Some(residual) => {
@@ -105,7 +109,8 @@ pub(super) fn backward(
     dx_other: &Tensor,
 ) -> Result<RouterGradient> {
     let (num_tokens, width) = (x.dims()[0], x.dims()[1]);
-    let sorted_position = sorted_positions(&routing.order_T.u32s()?);
+    let sorted_position = routing.position_T.u32s()?;
+    let sorted_position = &sorted_position[..];
     let (du, x, weight, dx_other) = (du_sorted.f32s()?, x.f32s()?, weight.f32s()?, dx_other.f32s()?);
     let (du, x, weight, dx_other) = (&du[..], &x[..], &weight[..], &dx_other[..]);
     let (experts, scores) = (routing.expert_T.u32s()?, routing.score_T.f32s()?);
@@ -113,7 +118,7 @@ pub(super) fn backward(
     let mut dlogit = vec![0.0; num_tokens];
     let dx = filled([num_tokens, width], |dx| {
         for_each_row_pair((dx, width), (&mut dlogit, 1), |token, dx, dlogit| {
-            let du = &du[sorted_position[token] * width..][..width];
+            let du = &du[sorted_position[token] as usize * width..][..width];
             let score = scores[token];
             let dz = dot(&x[token * width..][..width], du) as f32 * (score * (1.0 - score));
             dlogit[0] = dz;
@@ -131,8 +136,9 @@ pub(super) fn weight_gradient(dlogit: &Tensor, x: &Tensor, routing: &Routing) ->
     let width = x.dims()[1];
     let (dlogit, x, order) = (dlogit.f32s()?, x.f32s()?, routing.order_T.u32s()?);
     let (dlogit, x, order) = (&dlogit[..], &x[..], &order[..]);
-    filled([routing.offsets.len() - 1, width], |dweight| {
-        for (dweight, ends) in dweight.chunks_exact_mut(width.max(1)).zip(routing.offsets.windows(2)) {
+    let offsets = routing.offsets()?;
+    filled([offsets.len() - 1, width], |dweight| {
+        for (dweight, ends) in dweight.chunks_exact_mut(width.max(1)).zip(offsets.windows(2)) {
             let of_expert = &order[ends[0] as usize..ends[1] as usize];
             for_each_piece(dweight, |first_column, dweight| {
                 let tokens = of_expert.iter().map(|&token| token as usize);
@@ -142,13 +148,4 @@ pub(super) fn weight_gradient(dlogit: &Tensor, x: &Tensor, routing: &Routing) ->
             });
         }
     })
-}
-
-/// The sorted position of each token.
-fn sorted_positions(order: &[u32]) -> Vec<usize> {
-    let mut positions = vec![0; order.len()];
-    for (position, &token) in order.iter().enumerate() {
-        positions[token as usize] = position;
-    }
-    positions
 }

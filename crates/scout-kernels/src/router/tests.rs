@@ -2,8 +2,7 @@
 
 use scout_device::Tensor;
 
-use super::{Routing, backward, choose, combine, forced, gather, gather_scaled, reference, weight_gradient};
-use crate::matmul;
+use super::{Routing, backward, choose, combine, forced, gather, gather_scaled, logits, reference, weight_gradient};
 use crate::test_inputs::{assert_close, assert_gradient, bits, doubles, index_tensor, indices, tensor};
 
 fn whole_numbers(tensor: &Tensor) -> Vec<u32> {
@@ -36,9 +35,14 @@ fn tokens_are_sorted_by_expert_and_keep_their_order_within_one() {
         let logits = tensor(1, [num_tokens, num_experts]);
         let routing = choose(&logits).unwrap();
         let experts = whole_numbers(&routing.expert_T);
-        assert_eq!(whole_numbers(&routing.order_T), reference::order(&experts));
-        assert_eq!(routing.offsets.len(), num_experts + 1);
-        for (expert, ends) in routing.offsets.windows(2).enumerate() {
+        let order = whole_numbers(&routing.order_T);
+        assert_eq!(order, reference::order(&experts));
+        for (token, position) in whole_numbers(&routing.position_T).into_iter().enumerate() {
+            assert_eq!(order[position as usize] as usize, token);
+        }
+        let offsets = routing.offsets().unwrap();
+        assert_eq!(offsets.len(), num_experts + 1);
+        for (expert, ends) in offsets.windows(2).enumerate() {
             let count = experts.iter().filter(|&&found| found as usize == expert).count();
             assert_eq!((ends[1] - ends[0]) as usize, count);
         }
@@ -58,9 +62,10 @@ fn given_experts_are_taken_with_the_scores_of_their_logits() {
     let chosen = choose(&logits).unwrap();
     let again = forced(&logits, &chosen.expert_T).unwrap();
     assert_eq!(bits(&again.score_T), bits(&chosen.score_T));
-    assert_eq!((whole_numbers(&again.order_T), again.offsets), (whole_numbers(&chosen.order_T), chosen.offsets));
+    assert_eq!(whole_numbers(&again.order_T), whole_numbers(&chosen.order_T));
+    assert_eq!(again.offsets().unwrap(), chosen.offsets().unwrap());
     let all_on_one = forced(&logits, &index_tensor(&[4; 50])).unwrap();
-    assert_eq!(all_on_one.offsets, [0, 0, 0, 0, 0, 50, 50, 50]);
+    assert_eq!(all_on_one.offsets().unwrap(), [0, 0, 0, 0, 0, 50, 50, 50]);
     assert!(forced(&logits, &index_tensor(&[7; 50])).is_err());
     assert!(forced(&logits, &index_tensor(&[0; 49])).is_err());
 }
@@ -80,8 +85,8 @@ fn moves_and_gradients_agree_with_the_reference() {
     for (num_tokens, width) in [(0, 3), (1, 1), (7, 5), (90, 33), (600, 64)] {
         let dims = [num_tokens, width];
         let (x, weight) = (tensor(1, dims), tensor(2, [4, width]));
-        for routing in routings(num_tokens, &matmul::nt(&x, &weight).unwrap()) {
-            let what = format!("{dims:?} {:?}", routing.offsets);
+        for routing in routings(num_tokens, &logits(&x, &weight).unwrap()) {
+            let what = format!("{dims:?} {:?}", routing.offsets());
             let (experts, order) = (whole_numbers(&routing.expert_T), whole_numbers(&routing.order_T));
             let sort = |values: &[f64]| -> Vec<f64> {
                 order.iter().flat_map(|&token| values[token as usize * width..][..width].to_vec()).collect()
@@ -148,6 +153,6 @@ fn shapes_that_do_not_fit_are_refused() {
     assert!(weight_gradient(&tensor(1, [6]), &x, &routing).is_ok());
     assert!(weight_gradient(&tensor(1, [5]), &x, &routing).is_err());
     assert!(weight_gradient(&tensor(1, [6]), &short, &routing).is_err());
-    let broken = Routing { order_T: index_tensor(&[9; 6]), ..routing };
+    let broken = Routing { score_T: tensor(1, [5]), ..routing };
     assert!(gather(&x, &broken).is_err());
 }

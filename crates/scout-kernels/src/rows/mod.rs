@@ -1,6 +1,10 @@
 //! Rows moved by index, and sums of equal shapes. Results are new tensors; copies are exact and a sum is rounded once.
+//!
+//! On a GPU the host does not see the indices. What it would refuse shows itself there: a row gathered from outside is not
+//! a number, nor is one that two rows are scattered to; a row scattered to outside is dropped.
 #![expect(non_snake_case, reason = "shape suffixes: T and N rows, D width")]
 
+pub(crate) mod cuda;
 pub(crate) mod host;
 #[cfg(test)]
 pub(crate) mod reference;
@@ -16,6 +20,9 @@ pub fn gather(x_TD: &Tensor, index_N: &Tensor) -> Result<Tensor> {
     const WHAT: &str = "gather of rows";
     let (num_rows, _) = x_TD.dims2(WHAT)?;
     check_index(WHAT, index_N)?;
+    if let Some(device) = check::place(WHAT, &[x_TD, index_N])? {
+        return cuda::gather(device, x_TD, index_N);
+    }
     check::indices(WHAT, &index_N.u32s()?, num_rows)?;
     host::gather(x_TD, index_N)
 }
@@ -26,6 +33,9 @@ pub fn scatter(dx_ND: &Tensor, index_N: &Tensor, num_rows: usize) -> Result<Tens
     const WHAT: &str = "scatter of rows";
     let (count, _) = dx_ND.dims2(WHAT)?;
     index_N.expect_dims(WHAT, &[count])?;
+    if let Some(device) = check::place(WHAT, &[dx_ND, index_N])? {
+        return cuda::scatter(device, dx_ND, index_N, num_rows);
+    }
     check::indices(WHAT, &index_N.u32s()?, num_rows)?;
     host::scatter(dx_ND, index_N, num_rows)
 }
@@ -33,7 +43,10 @@ pub fn scatter(dx_ND: &Tensor, index_N: &Tensor, num_rows: usize) -> Result<Tens
 /// `a + b`, element by element, for any shape that both have.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     check::same_dims("sum", a, b)?;
-    host::add(a, b)
+    match check::place("sum", &[a, b])? {
+        None => host::add(a, b),
+        Some(device) => cuda::add(device, a, b),
+    }
 }
 
 fn check_index(what: &'static str, index: &Tensor) -> Result<()> {

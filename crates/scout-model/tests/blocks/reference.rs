@@ -230,7 +230,8 @@ impl<'a> Reference<'a> {
     fn mask(&self, layer: usize, batch: &Batch) -> Result<Tensor> {
         let config = &self.rig.config;
         let positions = batch.positions.u32s().unwrap();
-        let document = |token: usize| batch.documents.iter().filter(|&&start| start as usize <= token).count();
+        let document =
+            |token: usize| batch.documents.borders().iter().filter(|&&start| start as usize <= token).count();
         let chunk = |token: usize| positions[token] as usize / config.attention_chunk_size;
         let sees = |i: usize, j: usize| {
             j <= i && document(i) == document(j) && (!config.rope_layers[layer] || chunk(i) == chunk(j))

@@ -161,7 +161,7 @@ impl Rig {
         embedding.backward(&dx, pass.batch, &mut gradients).unwrap();
         WholeOutcome {
             hidden: x.to_f32_vec().unwrap(),
-            loss: loss.weighted_sum,
+            loss: loss.weighted_sum().unwrap(),
             token_loss: loss.token_loss.to_f32_vec().unwrap(),
             dx: dx.to_f32_vec().unwrap(),
             gradients: floats(lora),
@@ -260,7 +260,7 @@ fn unit_weights(units: &UnitPlan, id: UnitId) -> Tensor {
 }
 
 fn floats(gradients: LoraGradients) -> Vec<f32> {
-    gradients.into_flat().f32s().unwrap().to_vec()
+    gradients.into_flat().unwrap().f32s().unwrap().to_vec()
 }
 
 /// Evenly spread between `-width` and `width`, the same in every run.

@@ -7,23 +7,25 @@ use std::sync::Arc;
 
 use scout_checkpoint::{AdapterLayout, LoadedAdapter, ModelFolder, adapter};
 use scout_comm::Job;
-use scout_core::{ByteCount, DType, Mesh};
-use scout_device::{Account, Buffer, Purpose, Tensor};
+use scout_core::{ByteCount, Mesh};
+use scout_device::{Account, Device, Purpose, Tensor};
 use scout_model::lora::Factor;
-use scout_model::{Batch, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, Trace, UnitPlan, rope};
+use scout_model::{Batch, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, Routes, Trace, UnitPlan, rope};
 use scout_shard::{ShardPlan, WeightsMode};
 
-use super::compare::{Numbered, Numbers};
+use super::compare::{Numbered, Numbers, Precision};
 use super::held::Held;
 use super::padded::Padded;
 use super::together::merge_rows;
 use super::training::Recipe;
+use super::{Recording, integers};
 use crate::adapter::AdapterState;
+use crate::machine::{ComputeType, Machine};
 use crate::optimizer::{self, sum_over_ranks};
 use crate::plan::LOOKAHEAD;
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, Trainer};
-use crate::{Result, load};
+use crate::{Result, gpu_weights, load};
 
 /// A trainer over a recorded folder's model, with whichever adapter is being checked, on one of the ranks. What it
 /// computes is whole on every rank.
@@ -34,33 +36,67 @@ pub struct Bench {
     trainer: Trainer,
     modules: Vec<scout_core::LoraModule>,
     read: [ByteCount; 2],
+    machine: Machine,
+    /// Which expert of each layer takes which token of the probe batch, padded as recorded. Where arithmetic is coarse a
+    /// token between two experts would go astray, and everything behind it be another computation.
+    routes: Option<Vec<Vec<i64>>>,
 }
 
 impl Bench {
     /// Reads this rank's weights. Waits for no other rank.
-    pub fn open(folder: &Path, config: ModelConfig, job: &Job) -> Result<Bench> {
+    pub fn open(folder: &Path, config: ModelConfig, job: &Job, machine: &Machine) -> Result<Bench> {
         let files = ModelFolder::open(folder)?;
         let style = NameStyle::of_names(files.names());
         let units = UnitPlan::new(&config, style);
         files.check(&units.checkpoint_params(&config, style), &UnitPlan::STORED_AS)?;
         let mesh = job.mesh();
         let plan = ShardPlan::new(units.units(), mesh.size(), WeightsMode::Zero3, LOOKAHEAD);
-        let account = Account::new(None);
-        let store = load::weights(&files, &plan, mesh.rank(), &account)?;
+        let plan = plan.stored_as(machine.compute.dtype());
+        let (account, store) = match &machine.device {
+            Device::Cpu => {
+                let account = Account::new(None);
+                let store = load::weights(&files, &plan, mesh.rank(), &account)?;
+                (account, store)
+            }
+            Device::Cuda(gpu) => (gpu.account().clone(), gpu_weights::read(&files, &plan, gpu)?),
+        };
         let read = [files.bytes_read(), load::stored_bytes(&files, &plan, mesh.rank())?];
-        let model = Model::new(&config, &units)?;
+        let model = Model::new(&config, &units)?.to_device(&machine.device)?;
         let schedules = Schedules::of(&model);
-        let adapter = without_adapter(&config, mesh, &account)?;
+        let adapter = without_adapter(&config, mesh, &account)?.to_machine(machine)?;
         let settings = Recipe::default().settings();
         let weights = TrainedWeights::new(Arc::default(), &plan, &account)?;
-        let trainer = Trainer { model, plan, store, adapter, weights, job: job.clone(), account, schedules, settings };
-        Ok(Bench { config, style, folder: folder.to_path_buf(), trainer, modules: Vec::new(), read })
+        let (job, device) = (job.clone(), machine.device.clone());
+        let trainer = Trainer { model, plan, store, adapter, weights, job, device, account, schedules, settings };
+        let (folder, machine) = (folder.to_path_buf(), machine.clone());
+        Ok(Bench { config, style, folder, trainer, modules: Vec::new(), read, machine, routes: None })
+    }
+
+    /// How near to the recorded numbers this machine has to come.
+    pub fn precision(&self) -> Precision {
+        match (&self.machine.device, self.machine.compute) {
+            (Device::Cpu, _) => Precision::Host,
+            (Device::Cuda(_), ComputeType::F32) => Precision::GpuF32,
+            (Device::Cuda(_), ComputeType::Bf16) => Precision::GpuBf16,
+        }
+    }
+
+    /// From now on tokens of the probe batch go where they went when `recorded` was made, if arithmetic is too coarse to
+    /// find out.
+    pub fn follow(&mut self, recorded: &Recording) -> Result<()> {
+        if self.precision() != Precision::GpuBf16 {
+            return Ok(());
+        }
+        let of_layer = |layer_index| Ok(integers(recorded, &format!("layer.{layer_index}.router_expert"))?.1);
+        self.routes = Some((0..self.config.num_layers).map(of_layer).collect::<Result<_>>()?);
+        Ok(())
     }
 
     /// Puts `adapter_NAME` on the model. Waits for no other rank.
     pub fn wear(&mut self, name: &str) -> Result<LoadedAdapter> {
         let loaded = load::adapter(&self.folder.join(format!("adapter_{name}")), &self.config)?;
-        self.trainer.adapter = load::adapter_state(&loaded, &self.config, self.mesh(), &self.trainer.account)?;
+        let state = load::adapter_state(&loaded, &self.config, self.mesh(), &self.trainer.account)?;
+        self.trainer.adapter = state.to_machine(&self.machine)?;
         self.modules = loaded.modules.clone();
         Ok(loaded)
     }
@@ -80,21 +116,20 @@ impl Bench {
     pub fn with_adapter(&self, probe: &Padded) -> Result<Numbered> {
         let (mut rows, mut computed) = self.logits_and_losses(probe, &Seen::default())?;
         let comm = &*self.trainer.job.comm;
-        let batch = self.batch(probe)?;
+        let batch = self.batch(probe)?.to_device(&self.trainer.device)?;
         let seen = Seen::default();
         let lora = self.trainer.adapter.weights()?;
-        let mut gradients = self.trainer.gradients();
+        let mut gradients = self.trainer.gradients()?;
         let pass = self.trainer.pass(&batch, &lora, Some(0));
         let own = self.trainer.forward_backward(&pass, &mut gradients, &mut &seen)?;
-        let [loss] = sum_over_ranks(comm, [own.weighted_sum])?;
+        let [loss] = sum_over_ranks(comm, [own.weighted_sum()?])?;
         computed.insert("loss".to_string(), Numbers::scalar(loss));
         rows.extend(self.spread(probe, &seen)?);
         computed.extend(self.merged(probe, rows)?);
 
         let reduced = optimizer::reduce(gradients, &self.trainer.adapter, comm)?;
-        let whole = Buffer::zeros(DType::F32, self.trainer.adapter.flat().len())?;
-        let whole = comm.all_gather(&reduced.adapter_part, whole)?.wait()?;
-        computed.extend(self.file_tensors(whole.f32s()?)?.into_iter().map(|(name, x)| (format!("grad.{name}"), x)));
+        let whole = reduced.adapter_part.of_all_ranks(comm)?;
+        computed.extend(self.file_tensors(&whole)?.into_iter().map(|(name, x)| (format!("grad.{name}"), x)));
         computed.insert("grad_norm".to_string(), Numbers::scalar(reduced.norm));
 
         let num_targets = probe.num_targets();
@@ -107,12 +142,12 @@ impl Bench {
 
     /// The adapter's present factors under the names and in the shapes of its file.
     pub fn adapter_tensors(&self) -> Result<Numbered> {
-        self.file_tensors(self.trainer.adapter.flat().f32s()?)
+        self.file_tensors(&self.trainer.adapter.values()?)
     }
 
     /// The loss of a padded batch, every target counted alike.
     pub fn probe_loss(&self, probe: &Padded) -> Result<f64> {
-        self.trainer.evaluate(&[self.batch(probe)?])
+        self.trainer.evaluate(&[self.free_batch(probe)?])
     }
 
     /// What this rank has held and read so far.
@@ -134,10 +169,21 @@ impl Bench {
         self.trainer.job.mesh()
     }
 
-    /// This rank's rows of `padded`, every target of all ranks counted alike.
-    fn batch(&self, padded: &Padded) -> Result<Batch> {
+    /// This rank's rows of any padded batch, every target of all ranks counted alike.
+    fn free_batch(&self, padded: &Padded) -> Result<Batch> {
         let weight = 1.0 / padded.num_targets() as f64;
         padded.batch(&padded.rows_of(self.mesh()), weight as f32, self.config.attention_chunk_size)
+    }
+
+    /// The same of the probe batch, whose routing may be recorded.
+    fn batch(&self, probe: &Padded) -> Result<Batch> {
+        let rows = probe.rows_of(self.mesh());
+        Ok(Batch { routes: self.routes_of(probe, &rows)?, ..self.free_batch(probe)? })
+    }
+
+    fn routes_of(&self, probe: &Padded, rows: &[usize]) -> Result<Option<Routes>> {
+        let Some(routes) = &self.routes else { return Ok(None) };
+        Ok(Some(routes.iter().map(|of_layer| probe.flat(rows, of_layer)).collect::<Result<_>>()?))
     }
 
     /// The loss of each row as a micro-batch of its own, added up.
@@ -147,6 +193,7 @@ impl Bench {
             // Ranks that do not have the row walk along with none.
             let rows: &[usize] = if own.contains(&row) { &[row] } else { &[] };
             let batch = probe.batch(rows, weight(row) as f32, self.config.attention_chunk_size)?;
+            let batch = Batch { routes: self.routes_of(probe, rows)?, ..batch };
             self.trainer.evaluate(&[batch])
         };
         (0..probe.num_rows).map(loss_of).sum()
@@ -154,13 +201,13 @@ impl Bench {
 
     /// Tensors with one row for each row of `probe`, this rank's filled, and numbers that are whole.
     fn logits_and_losses(&self, probe: &Padded, seen: &Seen) -> Result<(Numbered, Numbered)> {
-        let batch = self.batch(probe)?;
+        let batch = self.batch(probe)?.to_device(&self.trainer.device)?;
         let own = probe.rows_of(self.mesh());
         let lora = self.trainer.adapter.weights()?;
         let pass = self.trainer.pass(&batch, &lora, None);
         let logits = self.trainer.logits(&pass, &mut &*seen)?;
         let loss = self.trainer.losses(&pass)?;
-        let sums = [loss.weighted_sum, batch.num_targets() as f64];
+        let sums = [loss.weighted_sum()?, batch.num_targets() as f64];
         let [weighted_sum, num_targets] = sum_over_ranks(&*self.trainer.job.comm, sums)?;
         let rows = [
             ("logits".to_string(), probe.spread(&own, &logits)?),
@@ -225,7 +272,7 @@ pub fn train(bench: &mut Bench, batches: &[Padded], recipe: &Recipe) -> Result<T
     bench.trainer.settings = recipe.settings();
     let mut run = TrainingRun::default();
     for (step, padded) in batches.iter().enumerate() {
-        let batch = bench.batch(padded)?;
+        let batch = bench.free_batch(padded)?;
         let report = bench.trainer.step(&[batch], step)?;
         run.learning_rate.push(report.learning_rate);
         run.loss.push(report.loss);

@@ -21,6 +21,7 @@ use scout_comm::Job;
 use scout_core::{DType, Phase, Rank};
 use scout_model::{ModelConfig, NameStyle};
 
+use compare::{Kind, Precision};
 pub use compare::{Numbered, Numbers, Row, Rule, Status, Values, compare, compare_all};
 use compute::Bench;
 pub use held::Held;
@@ -30,6 +31,7 @@ pub use threads::on_threads;
 use together::agree;
 use training::Recorded;
 
+use crate::machine::Machine;
 use crate::{Result, TrainError};
 
 /// What was recorded under a name, or why it cannot be read.
@@ -86,6 +88,11 @@ pub fn verify(folder: &Path) -> Result<Verdict> {
     verify_on_rank(folder, &Job::alone(DEADLINE))
 }
 
+/// The same on one GPU, under tolerances of its own.
+pub fn verify_on_gpu(folder: &Path, machine: &Machine) -> Result<Verdict> {
+    verdict_on(folder, &Job::alone(DEADLINE), machine)
+}
+
 /// What ranks that compare together must have in common, in a few bytes: which folder of numbers, of which model.
 /// Files that cannot be read are no matter here; their rows will say so.
 pub fn identity_of(folder: &Path) -> [u8; 32] {
@@ -106,10 +113,11 @@ pub fn verify_on_threads(folder: &Path, world_size: usize) -> Result<Verdict> {
 /// sharded, and every rank returns the same verdict. Fails on all ranks when one of them cannot go on.
 pub fn verify_on_rank(folder: &Path, job: &Job) -> Result<Verdict> {
     let rank = job.mesh().rank();
-    verdict_on(folder, job).inspect_err(|error| job.comm.abort(&format!("rank {rank}: {}", error.with_causes())))
+    verdict_on(folder, job, &job.mesh().size().into())
+        .inspect_err(|error| job.comm.abort(&format!("rank {rank}: {}", error.with_causes())))
 }
 
-fn verdict_on(folder: &Path, job: &Job) -> Result<Verdict> {
+fn verdict_on(folder: &Path, job: &Job, machine: &Machine) -> Result<Verdict> {
     let comm = &*job.comm;
     let manifest = Manifest::read(folder)?;
     let verdict = Verdict::default();
@@ -120,7 +128,7 @@ fn verdict_on(folder: &Path, job: &Job) -> Result<Verdict> {
     };
     let spelling = hub_spelling(folder, &config);
     job.whereabouts.enter(Phase::Load);
-    let bench = match agree(comm, Bench::open(folder, config, job))? {
+    let bench = match agree(comm, Bench::open(folder, config, job, machine))? {
         Ok(bench) => bench,
         Err(reason) => {
             let verdict = Verdict { rows: vec![spelling], ..verdict };
@@ -134,6 +142,9 @@ fn verdict_on(folder: &Path, job: &Job) -> Result<Verdict> {
         None => checks.text_folder()?,
     }
     let Checks { bench, mut verdict, .. } = checks;
+    if bench.precision() != Precision::Host {
+        return Ok(verdict); // memory of a GPU is taken in grains, and nothing of it is shared out
+    }
     verdict.ranks = bench.held().of_all(comm)?;
     let failures = verdict.ranks.iter().enumerate().flat_map(|(rank, held)| held.failures(Rank(rank)));
     verdict.rows.extend(failures.collect::<Vec<_>>());
@@ -193,10 +204,11 @@ impl Checks<'_> {
         };
         self.attempt(
             "expected",
-            |_| Ok(()),
+            |bench| bench.follow(&recorded),
             |bench, ()| {
                 let computed = bench.forward(&probe)?;
-                Ok(Group::new("expected", manifest.expected_names(&config), recorded, computed))
+                Ok(Group::new("expected", manifest.expected_names(&config), recorded.clone(), computed)
+                    .under(bench.precision()))
             },
         )?;
         let training = agree(comm, Recorded::read(folder))?;
@@ -227,9 +239,12 @@ impl Checks<'_> {
                 gradient_names = bench.adapter_tensors()?.into_keys().collect();
                 let promised = manifest.adapter_names(&bench.config, adapter, &gradient_names);
                 let recorded = read_promised(&folder.join(format!("{name}.expected.safetensors")), &promised);
+                bench.follow(&recorded)?;
                 Ok((promised, recorded))
             },
-            |bench, (promised, recorded)| Ok(Group::new(&name, promised, recorded, bench.with_adapter(probe)?)),
+            |bench, (promised, recorded)| {
+                Ok(Group::new(&name, promised, recorded, bench.with_adapter(probe)?).under(bench.precision()))
+            },
         )?;
         Ok(gradient_names)
     }
@@ -249,20 +264,21 @@ impl Checks<'_> {
                 let run = compute::train(bench, batches, &training.recipe)?;
                 let after = bench.probe_loss(probe)?;
                 let series = [
-                    ("lr", compare::LEARNING_RATE, &recorded.lr, run.learning_rate),
-                    ("loss", compare::TRAINING_LOSS, &recorded.loss, run.loss),
-                    ("grad_norm", compare::TRAINING_GRAD_NORM, &recorded.grad_norm, run.grad_norm),
-                    ("probe_loss_after", compare::TRAINING_LOSS, &vec![recorded.probe_loss_after], vec![after]),
+                    ("lr", Kind::LearningRate, &recorded.lr, run.learning_rate),
+                    ("loss", Kind::TrainingLoss, &recorded.loss, run.loss),
+                    ("grad_norm", Kind::TrainingGradNorm, &recorded.grad_norm, run.grad_norm),
+                    ("probe_loss_after", Kind::TrainingLoss, &vec![recorded.probe_loss_after], vec![after]),
                 ];
+                let precision = bench.precision();
                 let mut group = Group::new(&name, Vec::new(), Recording::new(), Numbered::new());
-                for (quantity, rule, recorded, computed) in series {
-                    group.add(quantity, rule, Ok(as_numbers(recorded)), as_numbers(&computed));
+                for (quantity, kind, recorded, computed) in series {
+                    group.add(quantity, kind.rule(precision), Ok(as_numbers(recorded)), as_numbers(&computed));
                 }
                 let computed = bench.adapter_tensors()?;
                 let mut trained = read_promised(&path, &computed.keys().cloned().collect::<Vec<_>>());
                 for (tensor, computed) in computed {
                     let recorded = trained.remove(&tensor).unwrap_or_else(|| Err(missing(&path)));
-                    group.add(&format!("trained.{tensor}"), compare::TRAINED_ADAPTER, recorded, computed);
+                    group.add(&format!("trained.{tensor}"), Kind::TrainedAdapter.rule(precision), recorded, computed);
                 }
                 Ok(group)
             },
@@ -281,7 +297,8 @@ impl Checks<'_> {
                     let names = ["logits", "loss"].map(String::from).to_vec();
                     let of_text = |name: &String| Some((name.clone(), recorded.remove(&format!("text_only.{name}"))?));
                     let recorded = names.iter().filter_map(of_text).collect();
-                    Ok(Group::new("text_only", names, recorded, bench.forward(&probe)?))
+                    let computed = bench.forward(&probe)?;
+                    Ok(Group::new("text_only", names, recorded, computed).under(bench.precision()))
                 },
             )?,
         }
@@ -328,6 +345,15 @@ fn hub_spelling(folder: &Path, config: &ModelConfig) -> Row {
 impl Group {
     fn new(name: &str, promised: Vec<String>, recorded: Recording, computed: Numbered) -> Group {
         Group { name: name.to_string(), promised, recorded, computed, rules: BTreeMap::new() }
+    }
+
+    /// The same group, computed in this arithmetic.
+    fn under(mut self, precision: Precision) -> Group {
+        if precision != Precision::Host {
+            let rule = |name: &String| (name.clone(), Kind::of_name(name).rule(precision));
+            self.rules = self.promised.iter().map(rule).collect();
+        }
+        self
     }
 
     fn add(&mut self, name: &str, rule: Rule, recorded: std::result::Result<Numbers, String>, computed: Numbers) {

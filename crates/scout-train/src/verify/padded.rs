@@ -102,9 +102,23 @@ impl Padded {
             .map(|(t, &label)| (t - 1, label as u32))
     }
 
+    /// The other way round, for whole numbers: what stands where `rows` have tokens.
+    pub fn flat(&self, rows: &[usize], padded: &[i64]) -> Result<Tensor> {
+        let mut flat = Vec::new();
+        self.each_token(rows, |_, padded_row| flat.push(padded.get(padded_row).copied().unwrap_or(-1)));
+        let flat: Vec<u32> = flat
+            .into_iter()
+            .map(u32::try_from)
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|_| wrong("has no whole number of at least 0 for each of its tokens"))?;
+        let len = flat.len();
+        Ok(Tensor::from_u32(flat, [len])?)
+    }
+
     /// Puts a flat tensor over `rows` back to `[rows, seq_len, …]`; heads come before positions, as recorded. Padding and
     /// the rows of others become 0, or -1 for whole numbers.
     pub fn spread(&self, rows: &[usize], flat: &Tensor) -> Result<Numbers> {
+        let flat = flat.to_host()?;
         let dims = flat.dims();
         let width: usize = dims[1..].iter().product();
         if flat.dtype() == DType::U32 {
@@ -136,7 +150,8 @@ impl Padded {
 
     /// Token losses as recorded: `[rows, seq_len - 1]`, 0 where nothing is scored.
     pub fn spread_losses(&self, rows: &[usize], token_loss: &Tensor) -> Result<Numbers> {
-        let losses = token_loss.f32s()?;
+        let losses = token_loss.to_host()?;
+        let losses = losses.f32s()?;
         let mut out = vec![0.0; self.num_rows * (self.seq_len - 1)];
         let places = rows.iter().flat_map(|&row| self.targets_of(row).map(move |(t, _)| row * (self.seq_len - 1) + t));
         for (place, &loss) in places.zip(losses.iter()) {

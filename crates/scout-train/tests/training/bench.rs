@@ -117,7 +117,7 @@ pub fn run_alone(config: &RunConfig) -> Result<Outcome> {
 }
 
 pub fn adapter_of(trainer: &Trainer) -> Vec<f32> {
-    trainer.adapter.flat().f32s().unwrap()[..trainer.adapter.layout().num_elements()].to_vec()
+    trainer.adapter.values().unwrap()[..trainer.adapter.layout().num_elements()].to_vec()
 }
 
 /// Every rank must ask: the units are gathered.

@@ -1,10 +1,10 @@
 //! Numbers of the plan against numbers worked out by hand: steps, warm-up, what is kept in a given memory.
 
 use scout_config::RunConfig;
-use scout_core::{ByteCount, ExitCode};
+use scout_core::{ByteCount, DType, ExitCode};
 use scout_data::{Dealing, SampleOrder, Shuffle, UpdateOrder};
-use scout_model::{Keep, NameStyle};
-use scout_train::plan::{DataCounts, MemoryPlan, ModelSource, RunPlan, activation_bytes};
+use scout_model::{Keep, ModelConfig, NameStyle};
+use scout_train::plan::{DataCounts, MemoryPlan, ModelSource, RunPlan, activation_elements};
 use scout_train::prepare::prepare;
 use scout_train::schedule::{Decay, LearningRate};
 use scout_train::synth::{self, SynthShape};
@@ -110,6 +110,11 @@ fn the_recipe_reaches_the_optimizer_as_written() {
     assert_eq!((found.lora_dropout, found.seed), (0.25, 99));
 }
 
+/// Of all layers, on the host.
+fn activations(config: &ModelConfig, tokens: usize, keep: Keep) -> ByteCount {
+    DType::F32.size() * activation_elements(config, config.num_layers, tokens, keep) as u64
+}
+
 #[test]
 fn less_memory_keeps_less_and_too_little_is_refused() {
     const TOKENS: usize = 5000;
@@ -122,13 +127,8 @@ fn less_memory_keeps_less_and_too_little_is_refused() {
         };
         let free = with_memory(None).unwrap();
         assert_eq!(free.settings.keep, Keep::Everything);
-        let total = |keep| {
-            MemoryPlan {
-                activations: activation_bytes(&source().config, source().config.num_layers, TOKENS, keep),
-                ..free.memory
-            }
-            .total()
-        };
+        let total =
+            |keep| MemoryPlan { activations: activations(&source().config, TOKENS, keep), ..free.memory }.total();
         let [most, some, least] = [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly].map(total);
         assert!(most > some && some > least, "{most} {some} {least}");
         for (memory, expected) in [
@@ -162,8 +162,7 @@ fn a_plan_in_little_memory_trains_to_the_same_bits() {
             let mut longest = tokens.clone();
             longest.sort_unstable_by(|a, b| b.cmp(a));
             let tokens: usize = longest.iter().take(4).sum();
-            let activations =
-                activation_bytes(&free.plan.source.config, free.plan.source.config.num_layers, tokens, keep);
+            let activations = activations(&free.plan.source.config, tokens, keep);
             config.device.device_memory = Some(MemoryPlan { activations, ..free.plan.memory }.total());
             assert_eq!(prepare(&config, 1).unwrap().plan.settings.keep, keep);
         }

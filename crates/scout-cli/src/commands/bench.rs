@@ -1,0 +1,170 @@
+//! `bench`: how fast parts of the program are on this machine.
+
+mod step;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use scout_core::{ByteCount, ExitCode};
+use scout_device::cuda::{CudaDevice, CudaOptions};
+use scout_kernels::selftest::attention_rates::{self, PassRate};
+use scout_kernels::selftest::rates::{self, Rate};
+use scout_train::TrainError;
+use serde_json::json;
+
+use super::{selftest, write_json};
+use crate::surroundings::{self, print};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Matrix products of Scout's shapes on one GPU
+    Gemm(Gemm),
+    /// Whole training steps of a model's shape over made-up tokens, with random weights
+    Step(step::Step),
+    /// Kernels whose time is that of moving bytes, on one GPU
+    Kernels,
+    /// Attention on packed documents, beside cuDNN called directly, on one GPU
+    Attention,
+}
+
+#[derive(clap::Args)]
+struct Gemm {
+    /// Write the rates to this file
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// How long one of the products runs without pause at the end
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+}
+
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    match &arguments.what {
+        What::Step(arguments) => step::run(arguments),
+        What::Gemm(arguments) => gemm(&open()?, arguments),
+        What::Kernels => kernels(&open()?),
+        What::Attention => attention(&open()?),
+    }
+}
+
+fn open() -> anyhow::Result<Arc<CudaDevice>> {
+    let options = CudaOptions { working_memory: ByteCount(24 << 30), ..surroundings::cuda() };
+    let device = CudaDevice::open(&options).map_err(TrainError::from)?;
+    for line in selftest::about(&device) {
+        print(&line)?;
+    }
+    Ok(device)
+}
+
+fn kernels(device: &Arc<CudaDevice>) -> anyhow::Result<ExitCode> {
+    print(&format!("{:<24} {:>10} {:>12} {:>8}", "kernel", "MB", "time", "GB/s"))?;
+    for rate in rates::kernels(device).map_err(TrainError::from)? {
+        let (megabytes, microseconds) = (rate.bytes as f64 / 1e6, rate.time.as_secs_f64() * 1e6);
+        print(&format!(
+            "{:<24} {megabytes:>10.0} {microseconds:>9.1} µs {:>8.0}",
+            rate.name, rate.gigabytes_per_second
+        ))?;
+    }
+    for (name, cost) in rates::host_costs(device).map_err(TrainError::from)? {
+        print(&format!("a {name} costs the host {:.1} µs", cost.as_secs_f64() * 1e6))?;
+    }
+    Ok(ExitCode::Success)
+}
+
+fn attention(device: &Arc<CudaDevice>) -> anyhow::Result<ExitCode> {
+    print(&format!(
+        "{:<18} {:>7} {:<9} {:>10} {:>8} {:>11} {:>14} {:>11}",
+        "documents", "tokens", "pass", "time", "TFLOP/s", "host a call", "cuDNN directly", "op to cuDNN"
+    ))?;
+    for rate in attention_rates::attention(device).map_err(TrainError::from)? {
+        let line = |pass: &str, of: PassRate| {
+            let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+            let (alone, share) = match of.cudnn {
+                Some(alone) => {
+                    let share = 100.0 * alone.as_secs_f64() / of.time.as_secs_f64();
+                    (format!("{:.3} ms", milliseconds(alone)), format!("{share:.1} %"))
+                }
+                None => ("–".to_string(), "–".to_string()),
+            };
+            format!(
+                "{:<18} {:>7} {pass:<9} {:>7.3} ms {:>8.0} {:>8.1} µs {alone:>14} {share:>11}",
+                rate.name,
+                rate.num_tokens,
+                milliseconds(of.time),
+                of.tflops,
+                of.host.as_secs_f64() * 1e6
+            )
+        };
+        print(&line("forward", rate.forward))?;
+        print(&line("backward", rate.backward))?;
+    }
+    Ok(ExitCode::Success)
+}
+
+fn gemm(device: &Arc<CudaDevice>, gemm: &Gemm) -> anyhow::Result<ExitCode> {
+    print(&format!(
+        "{:<42} {:>6} {:>7} {:>6} {:>3} {:>17} {:>17} {:>9} {:>7}",
+        "product", "m", "n", "k", "of", "rested: TFLOP/s", "steady: TFLOP/s", "SM clock", "power"
+    ))?;
+    let mut told = Ok(());
+    let sustained = Duration::from_secs_f64(gemm.seconds.clamp(0.0, 600.0));
+    let rates = rates::products(device, sustained, |rate| {
+        told = std::mem::replace(&mut told, Ok(())).and_then(|()| print(&line(rate)));
+    });
+    let rates = rates.map_err(TrainError::from)?;
+    told?;
+    print("\nalgorithms chosen by timing: product, candidates, place of the best, time of the first, of the best")?;
+    for trial in device.trials() {
+        let class = trial.class;
+        print(&format!(
+            "  {}x{}x{} {:>2} {:>2} {:>10.1} {:>10.1} µs",
+            class.m,
+            class.n,
+            class.k,
+            trial.num_candidates,
+            trial.chosen,
+            trial.first.as_secs_f64() * 1e6,
+            trial.best.as_secs_f64() * 1e6
+        ))?;
+    }
+    if let Some(path) = &gemm.json {
+        let rows: Vec<_> = rates.iter().map(as_json).collect();
+        write_json(path, &json!({ "device": device.properties().name, "products": rows }))?;
+    }
+    Ok(ExitCode::Success)
+}
+
+fn line(rate: &Rate) -> String {
+    let (clock, power) = match rate.reading {
+        Some(reading) => (format!("{} MHz", reading.sm_clock_megahertz), format!("{:.0} W", reading.power_watts)),
+        None => ("–".to_string(), "–".to_string()),
+    };
+    format!(
+        "{:<42} {:>6} {:>7} {:>6} {:>3} {:>7.3} ms {:>6.0} {:>7.3} ms {:>6.0} {clock:>9} {power:>7}",
+        rate.name,
+        rate.m,
+        rate.n,
+        rate.k,
+        rate.count,
+        rate.rested.as_secs_f64() * 1e3,
+        rate.rested_tflops,
+        rate.steady.as_secs_f64() * 1e3,
+        rate.steady_tflops
+    )
+}
+
+fn as_json(rate: &Rate) -> serde_json::Value {
+    json!({
+        "name": rate.name, "m": rate.m, "n": rate.n, "k": rate.k, "count": rate.count,
+        "rested_seconds": rate.rested.as_secs_f64(), "rested_tflops": rate.rested_tflops,
+        "steady_seconds": rate.steady.as_secs_f64(), "steady_tflops": rate.steady_tflops,
+        "sm_clock_megahertz": rate.reading.map(|reading| reading.sm_clock_megahertz),
+        "power_watts": rate.reading.map(|reading| reading.power_watts),
+    })
+}

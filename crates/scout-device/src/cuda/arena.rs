@@ -1,0 +1,188 @@
+//! Arenas: one plain allocation each, out of which blocks are taken and given back without asking the driver.
+//!
+//! An arena belongs to one stream, its home. A block that is dropped may be taken again at once, while the kernels that
+//! use it are still queued: the next user's work is queued behind them on the same stream. Streams other than home that
+//! used a block leave an event, and home waits for it before the memory is used again. The host never waits.
+
+use std::sync::{Arc, Mutex};
+
+use cudarc::driver::sys::CUdeviceptr;
+use scout_core::ByteCount;
+
+use super::context::Context;
+use super::free_list::FreeList;
+use super::stream::{Event, Stream};
+use crate::{DeviceError, Lease, Purpose, Result};
+
+/// Blocks begin at multiples of this, so whole-line accesses and every alignment that cuBLASLt knows are possible.
+const GRAIN: usize = 512;
+
+/// Clones are the same arena.
+#[derive(Clone)]
+pub struct Arena {
+    memory: Arc<Memory>,
+}
+
+struct Memory {
+    context: Arc<Context>,
+    name: &'static str,
+    base: CUdeviceptr,
+    home: Arc<Stream>,
+    free: Mutex<FreeList<Arc<Event>>>,
+}
+
+/// A part of an arena. Dropping it gives the memory to whoever takes next, in the order of the streams.
+pub struct Block {
+    memory: Arc<Memory>,
+    start: usize,
+    bytes: usize,
+    lease: Lease,
+    /// Streams other than home that were given work on this block.
+    visitors: Mutex<Vec<Arc<Stream>>>,
+}
+
+impl Arena {
+    /// Asks the driver for `bytes`. The account sees what is taken from the arena, not the arena.
+    pub fn new(
+        context: &Arc<Context>,
+        name: &'static str,
+        purpose: Purpose,
+        bytes: usize,
+        home: &Arc<Stream>,
+    ) -> Result<Arena> {
+        let bytes = bytes.next_multiple_of(GRAIN);
+        let base = context.allocate(purpose, bytes)?;
+        let free = Mutex::new(FreeList::new(bytes));
+        let memory = Memory { context: context.clone(), name, base, home: home.clone(), free };
+        Ok(Arena { memory: Arc::new(memory) })
+    }
+
+    pub fn capacity(&self) -> ByteCount {
+        ByteCount(self.memory.lock().capacity() as u64)
+    }
+
+    pub fn in_use(&self) -> ByteCount {
+        let free = self.memory.lock();
+        ByteCount((free.capacity() - free.free()) as u64)
+    }
+
+    /// Where the arena begins: what another process maps.
+    pub fn base(&self) -> u64 {
+        self.memory.base
+    }
+
+    pub fn home(&self) -> &Arc<Stream> {
+        &self.memory.home
+    }
+
+    /// Takes `bytes`, whose contents are arbitrary. Fails with a table of where the bytes are when they do not fit.
+    pub fn take(&self, purpose: Purpose, bytes: usize) -> Result<Block> {
+        let memory = &self.memory;
+        let bytes = bytes.next_multiple_of(GRAIN);
+        let lease = memory.context.account.lease(purpose, ByteCount(bytes as u64))?;
+        let taken = {
+            let mut free = memory.lock();
+            // A failed event is kept: waiting for it reports the failure.
+            free.retain_fences(|fence| !fence.is_past().unwrap_or(false));
+            free.take(bytes).ok_or_else(|| memory.full(purpose, bytes, &free))?
+        };
+        let block =
+            Block { memory: memory.clone(), start: taken.start, bytes, lease, visitors: Mutex::new(Vec::new()) };
+        for fence in taken.fences {
+            memory.home.wait_for(&fence)?;
+        }
+        if memory.context.poisons() {
+            block.fill(0xff)?;
+        }
+        Ok(block)
+    }
+}
+
+impl Memory {
+    fn lock(&self) -> std::sync::MutexGuard<'_, FreeList<Arc<Event>>> {
+        self.free.lock().expect("no holder of this lock panics")
+    }
+
+    fn full(&self, purpose: Purpose, bytes: usize, free: &FreeList<Arc<Event>>) -> DeviceError {
+        let count = |bytes: usize| ByteCount(bytes as u64);
+        let mut table = self.context.account.table();
+        table.push_str(&format!(
+            "\n{}: {} in all, {} free, the longest free run is {}",
+            self.name,
+            count(free.capacity()),
+            count(free.free()),
+            count(free.largest())
+        ));
+        DeviceError::OutOfMemory {
+            purpose: purpose.name().to_string(),
+            wanted: count(bytes),
+            in_use: count(free.capacity() - free.free()),
+            budget: count(free.capacity()),
+            table,
+        }
+    }
+}
+
+impl Block {
+    /// Where it begins, on the device.
+    pub(crate) fn address(&self) -> u64 {
+        self.memory.base + self.start as u64
+    }
+
+    /// Bytes from its beginning that may be used.
+    pub fn bytes(&self) -> ByteCount {
+        self.lease.bytes()
+    }
+
+    pub(super) fn context(&self) -> &Arc<Context> {
+        &self.memory.context
+    }
+
+    /// To be called with every stream that is given work on this block: before the memory is used again, home waits
+    /// for what was queued on `stream` until the block is dropped. Costs nothing for home itself.
+    pub(crate) fn is_used_on(&self, stream: &Arc<Stream>) {
+        if Arc::ptr_eq(stream, &self.memory.home) {
+            return;
+        }
+        let mut visitors = self.visitors.lock().expect("no holder of this lock panics");
+        if !visitors.iter().any(|visitor| Arc::ptr_eq(visitor, stream)) {
+            visitors.push(stream.clone());
+        }
+    }
+
+    /// Queues on home: every byte becomes `value`.
+    pub(super) fn fill(&self, value: u8) -> Result<()> {
+        self.fill_on(&self.memory.home, value)
+    }
+
+    /// As [`Block::fill`], on another stream, which has to wait for whatever was queued on the block before.
+    pub(super) fn fill_on(&self, stream: &Arc<Stream>, value: u8) -> Result<()> {
+        self.is_used_on(stream);
+        if self.bytes == 0 {
+            return Ok(());
+        }
+        let context = &self.memory.context;
+        let driver = context.driver()?;
+        // SAFETY: the block owns these bytes of the arena's allocation until it is dropped, and its next owner's work is
+        // queued behind, or waits for, what `stream` was given.
+        let code = unsafe { (driver.cuMemsetD8Async)(self.address(), value, self.bytes, stream.raw()) };
+        context.check("cuMemsetD8Async", code)
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let visitors = self.visitors.get_mut().map(std::mem::take).unwrap_or_default();
+        let fences: Result<Vec<Arc<Event>>> = visitors.iter().map(|stream| stream.record().map(Arc::new)).collect();
+        // Without its events nobody could know when the memory is free: it is lost then, and the context probably too.
+        if let (Ok(fences), Ok(mut free)) = (fences, self.memory.free.lock()) {
+            free.give(self.start, self.bytes, fences);
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.context.free(self.base);
+    }
+}

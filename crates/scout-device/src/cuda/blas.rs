@@ -1,0 +1,424 @@
+//! Matrix products on the GPU: which of cuBLASLt's algorithms computes which shape. The choice is made once for each
+//! class of shapes by timing, and kept.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use scout_core::DType;
+
+use super::arena::{Arena, Block};
+use super::context::Context;
+use super::memory::DeviceBuffer;
+use super::product::{Algorithm, Descriptors, FactorForm, Handle, Operands, Problem, Workspace};
+use super::stream::Stream;
+use crate::tensor::Tensor;
+use crate::{DeviceError, Purpose, Result};
+
+/// What cuBLASLt is recommended on this architecture; more finds no faster algorithm.
+const WORKSPACE: usize = 32 << 20;
+/// The library knows no more than these.
+const NUM_CANDIDATES: usize = 8;
+/// Written between the runs of a trial: more than the cache of any GPU holds, so that a run finds its factors in memory,
+/// as it does in a step. Where they stay in the cache, other algorithms win.
+const FLUSH: usize = 192 << 20;
+/// Plans kept for exact shapes. Row counts change from step to step, so old ones are dropped.
+const MAX_PLANS: usize = 4096;
+
+/// How an algorithm is chosen for a class of shapes seen for the first time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// The fastest of the library's candidates in a trial.
+    Timed,
+    /// The library's first candidate: the same in every run, so that runs can be compared bit by bit.
+    First,
+}
+
+/// A row-major matrix inside a tensor or buffer: `rows` of `columns` elements from element `start`, each row `leading`
+/// elements after the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    pub start: usize,
+    pub rows: usize,
+    pub columns: usize,
+    pub leading: usize,
+}
+
+impl Window {
+    /// All of a matrix.
+    pub fn whole(rows: usize, columns: usize) -> Window {
+        Window { start: 0, rows, columns, leading: columns }
+    }
+
+    fn check(&self, num_elements: usize) -> Result<()> {
+        let end = match (self.rows, self.columns) {
+            (0, _) | (_, 0) => self.start,
+            (rows, columns) => self.start + (rows - 1) * self.leading + columns,
+        };
+        if self.leading >= self.columns && end <= num_elements {
+            return Ok(());
+        }
+        let problem = format!("found {self:?}, expected it to lie inside of {num_elements} elements");
+        Err(DeviceError::Value { what: "matrix product on the GPU", problem })
+    }
+}
+
+/// A factor of a product.
+#[derive(Clone, Copy)]
+pub struct Factor<'a> {
+    pub tensor: &'a Tensor,
+    pub window: Window,
+    /// Whether its transpose is meant.
+    pub transposed: bool,
+}
+
+/// `alpha·a·b + beta·c`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scale {
+    pub alpha: f32,
+    pub beta: f32,
+}
+
+impl Scale {
+    /// The product overwrites.
+    pub const OVERWRITE: Scale = Scale { alpha: 1.0, beta: 0.0 };
+    /// The product is added.
+    pub const ADD: Scale = Scale { alpha: 1.0, beta: 1.0 };
+}
+
+/// What a trial found, for reports.
+#[derive(Debug, Clone, Copy)]
+pub struct Trial {
+    pub class: Problem,
+    pub num_candidates: usize,
+    pub chosen: usize,
+    pub first: Duration,
+    pub best: Duration,
+}
+
+/// Products of one device.
+pub(super) struct Blas {
+    handle: Handle,
+    arena: Arena,
+    choice: Choice,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    plans: HashMap<Problem, Arc<Plan>>,
+    classes: HashMap<Problem, Algorithm>,
+    trials: Vec<Trial>,
+    /// One for each stream that products were queued on: two streams may not share one.
+    workspaces: Vec<(Arc<Stream>, Block)>,
+}
+
+struct Plan {
+    descriptors: Mutex<Descriptors>,
+    algorithm: Algorithm,
+}
+
+impl Blas {
+    /// Workspaces are taken from `arena`.
+    pub(super) fn new(context: &Arc<Context>, arena: Arena, choice: Choice) -> Result<Blas> {
+        Ok(Blas { handle: Handle::new(context)?, arena, choice, state: Mutex::default() })
+    }
+
+    /// Queues `c = alpha·op(a)·op(b) + beta·c` on `stream`. A result without elements costs nothing.
+    pub(super) fn multiply(
+        &self,
+        [a, b]: [Factor; 2],
+        (c, window): (&mut DeviceBuffer, Window),
+        scale: Scale,
+        stream: &Arc<Stream>,
+    ) -> Result<()> {
+        let (problem, operands) = describe([a, b], c, window)?;
+        c.must_be_alone("matrix product on the GPU")?;
+        for factor in [a, b] {
+            let region = factor.tensor.region("matrix product on the GPU")?;
+            if !Arc::ptr_eq(region.block.context(), self.handle.context()) {
+                let problem = "found a factor on another device".to_string();
+                return Err(DeviceError::Value { what: "matrix product on the GPU", problem });
+            }
+            region.block.is_used_on(stream);
+        }
+        c.block().is_used_on(stream);
+        if problem.m == 0 || problem.n == 0 {
+            return Ok(());
+        }
+        if problem.k == 0 {
+            return self.multiply_nothing(c, window, scale);
+        }
+        let workspace = self.workspace(stream)?;
+        let plan = self.plan(&problem, operands, workspace, stream)?;
+        let descriptors = plan.descriptors.lock().expect("no holder of this lock panics");
+        let (alpha, beta) = (scale.alpha, scale.beta);
+        // SAFETY: `describe` checked that each window lies inside its memory; `c` is looked at by nobody else; the
+        // workspace is this stream's own.
+        unsafe { self.handle.multiply(&descriptors, &plan.algorithm, operands, (alpha, beta), workspace, stream) }
+    }
+
+    /// A sum over nothing is zero. That it would be written into a part of a buffer occurs nowhere.
+    fn multiply_nothing(&self, c: &mut DeviceBuffer, window: Window, scale: Scale) -> Result<()> {
+        if scale.beta == 1.0 {
+            return Ok(());
+        }
+        if scale.beta != 0.0 || window.rows * window.columns != c.num_elements() {
+            let problem = "found nothing to sum over into a part of a buffer, expected all of it".to_string();
+            return Err(DeviceError::Value { what: "matrix product on the GPU", problem });
+        }
+        c.clear()
+    }
+
+    fn workspace(&self, stream: &Arc<Stream>) -> Result<Workspace> {
+        let mut state = self.state.lock().expect("no holder of this lock panics");
+        if let Some((_, block)) = state.workspaces.iter().find(|(owner, _)| Arc::ptr_eq(owner, stream)) {
+            return Ok(Workspace { address: block.address(), bytes: WORKSPACE });
+        }
+        let block = self.arena.take(Purpose::Workspace, WORKSPACE)?;
+        if !Arc::ptr_eq(stream, self.arena.home()) {
+            stream.wait_for(&self.arena.home().record()?)?;
+            block.is_used_on(stream);
+        }
+        let address = block.address();
+        state.workspaces.push((stream.clone(), block));
+        Ok(Workspace { address, bytes: WORKSPACE })
+    }
+
+    fn plan(
+        &self,
+        problem: &Problem,
+        operands: Operands,
+        workspace: Workspace,
+        stream: &Arc<Stream>,
+    ) -> Result<Arc<Plan>> {
+        let class = class_of(problem);
+        let known = {
+            let state = self.state.lock().expect("no holder of this lock panics");
+            if let Some(plan) = state.plans.get(problem) {
+                return Ok(plan.clone());
+            }
+            state.classes.get(&class).copied()
+        };
+        let descriptors = self.handle.describe(problem)?;
+        let known = known.and_then(|known| self.handle.adapt(&descriptors, &known, workspace.bytes));
+        let algorithm = match known {
+            Some(known) => known,
+            None => self.choose(problem, &descriptors, operands, workspace, stream)?,
+        };
+        let plan = Arc::new(Plan { descriptors: Mutex::new(descriptors), algorithm });
+        let mut state = self.state.lock().expect("no holder of this lock panics");
+        if state.plans.len() >= MAX_PLANS {
+            state.plans.clear();
+        }
+        state.plans.insert(*problem, plan.clone());
+        state.classes.entry(class).or_insert(algorithm);
+        Ok(plan)
+    }
+
+    fn choose(
+        &self,
+        problem: &Problem,
+        descriptors: &Descriptors,
+        operands: Operands,
+        workspace: Workspace,
+        stream: &Arc<Stream>,
+    ) -> Result<Algorithm> {
+        let candidates = self.handle.candidates(descriptors, problem.alignment, workspace.bytes, NUM_CANDIDATES)?;
+        let Some(&first) = candidates.first() else {
+            let problem = format!("found no algorithm for {problem:?}");
+            return Err(DeviceError::Value { what: "matrix product on the GPU", problem });
+        };
+        if self.choice == Choice::First || candidates.len() == 1 {
+            return Ok(first);
+        }
+        // The trial writes to memory of its own: the result may be added to. Without room for it there is no trial.
+        let bytes = problem.result.size().0 as usize * problem.m * problem.leading;
+        let scratch = (self.arena.take(Purpose::Workspace, bytes), self.arena.take(Purpose::Workspace, FLUSH));
+        let (Ok(result), Ok(flush)) = scratch else { return Ok(first) };
+        stream.wait_for(&self.arena.home().record()?)?;
+        result.is_used_on(stream);
+        let operands = Operands { c: result.address(), ..operands };
+        let run = |candidate: &Algorithm| -> Result<Duration> {
+            const DEADLINE: Duration = Duration::from_secs(60);
+            flush.fill_on(stream, 0)?;
+            let start = stream.record_time()?;
+            // SAFETY: as in `multiply`; the result goes to scratch memory of the same shape.
+            unsafe { self.handle.multiply(descriptors, candidate, operands, (1.0, 0.0), workspace, stream) }?;
+            let end = stream.record_time()?;
+            end.wait(DEADLINE)?;
+            end.since(&start)
+        };
+        let times = trial(&candidates, run);
+        let chosen = clear_winner(&times);
+        let outcome =
+            Trial { class: *problem, num_candidates: candidates.len(), chosen, first: times[0], best: times[chosen] };
+        self.state.lock().expect("no holder of this lock panics").trials.push(outcome);
+        Ok(candidates[chosen])
+    }
+
+    pub(super) fn trials(&self) -> Vec<Trial> {
+        self.state.lock().expect("no holder of this lock panics").trials.clone()
+    }
+}
+
+/// The median time of each candidate. They take turns, so that a change of the clock meets all of them alike. One that
+/// fails is none; it must not end the run.
+fn trial<T>(candidates: &[T], run: impl Fn(&T) -> Result<Duration>) -> Vec<Duration> {
+    const ROUNDS: usize = 5;
+    let mut times = vec![Vec::new(); candidates.len()];
+    for round in 0..=ROUNDS {
+        for (times, candidate) in times.iter_mut().zip(candidates) {
+            let time = run(candidate).unwrap_or(Duration::MAX);
+            // The first round only warms up.
+            if round > 0 {
+                times.push(time);
+            }
+        }
+    }
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times[ROUNDS / 2]
+    };
+    times.into_iter().map(median).collect()
+}
+
+/// The shortest, if it beats the library's first candidate clearly. On an H200, what was faster by 3 or 4 % alone was slower
+/// by up to 5 % in a loop over experts, where the end of one product runs beside the beginning of the next; what was
+/// faster by 5 % and more stayed faster.
+fn clear_winner(times: &[Duration]) -> usize {
+    const CLEARLY: f64 = 0.955;
+    let best = (0..times.len()).min_by_key(|&index| times[index]).unwrap_or(0);
+    if times[best].as_secs_f64() < CLEARLY * times[0].as_secs_f64() { best } else { 0 }
+}
+
+/// The problem and where its operands lie. Fails unless shapes, types and windows fit.
+fn describe([a, b]: [Factor; 2], c: &DeviceBuffer, window: Window) -> Result<(Problem, Operands)> {
+    const WHAT: &str = "matrix product on the GPU";
+    let meant = |factor: &Factor| match factor.transposed {
+        false => (factor.window.rows, factor.window.columns),
+        true => (factor.window.columns, factor.window.rows),
+    };
+    let ((m, k), (b_rows, n)) = (meant(&a), meant(&b));
+    if b_rows != k || (window.rows, window.columns) != (m, n) {
+        let problem = format!("found {m}x{k} times {b_rows}x{n} into {}x{}", window.rows, window.columns);
+        return Err(DeviceError::Value { what: WHAT, problem });
+    }
+    a.window.check(a.tensor.num_elements())?;
+    b.window.check(b.tensor.num_elements())?;
+    window.check(c.num_elements())?;
+    let factors = a.tensor.dtype();
+    let types_fit = matches!(
+        (factors, b.tensor.dtype(), c.dtype()),
+        (DType::BF16, DType::BF16, DType::BF16 | DType::F32) | (DType::F32, DType::F32, DType::F32)
+    );
+    if !types_fit {
+        let problem = format!("found {factors} times {} into {}", b.tensor.dtype(), c.dtype());
+        return Err(DeviceError::Value { what: WHAT, problem });
+    }
+    let address = |base: u64, start: usize, dtype: DType| base + dtype.size().0 * start as u64;
+    let operands = Operands {
+        a: address(a.tensor.region(WHAT)?.address(), a.window.start, factors),
+        b: address(b.tensor.region(WHAT)?.address(), b.window.start, factors),
+        c: address(c.address(), window.start, c.dtype()),
+    };
+    let alignment = 1u32 << (operands.a | operands.b | operands.c | 256).trailing_zeros();
+    let form = |factor: &Factor| FactorForm { transposed: factor.transposed, leading: factor.window.leading.max(1) };
+    let problem = Problem {
+        m,
+        n,
+        k,
+        a: form(&a),
+        b: form(&b),
+        leading: window.leading.max(1),
+        factors,
+        result: c.dtype(),
+        alignment,
+    };
+    Ok((problem, operands))
+}
+
+/// Problems of one class share an algorithm: their extents agree up to an eighth.
+fn class_of(problem: &Problem) -> Problem {
+    Problem { m: rounded(problem.m), n: rounded(problem.n), k: rounded(problem.k), ..*problem }
+}
+
+/// Up to the next number with at most four significant bits, and at least 16.
+fn rounded(extent: usize) -> usize {
+    let extent = extent.max(16);
+    extent.next_multiple_of(1 << (extent.ilog2() - 3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_of_a_class_agree_up_to_an_eighth() {
+        for (extent, expected) in [
+            (1, 16),
+            (16, 16),
+            (17, 18),
+            (1000, 1024),
+            (1024, 1024),
+            (1025, 1152),
+            (5120, 5120),
+            (16384, 16384),
+            (16385, 18432),
+            (202_048, 212_992),
+        ] {
+            assert_eq!(rounded(extent), expected, "{extent}");
+        }
+        for extent in 16..20_000 {
+            assert!(rounded(extent) >= extent && rounded(extent) - extent <= extent / 8);
+        }
+    }
+
+    #[test]
+    fn the_first_candidate_is_kept_unless_another_is_clearly_faster() {
+        for (milliseconds, expected) in [
+            (vec![100], 0),
+            (vec![100, 99, 98], 0),
+            (vec![100, 99, 96], 0),
+            (vec![100, 99, 95], 2),
+            (vec![100, 120, 130], 0),
+            (vec![100, 50, 40, 45], 2),
+        ] {
+            let times: Vec<Duration> = milliseconds.iter().map(|&time| Duration::from_millis(time)).collect();
+            assert_eq!(clear_winner(&times), expected, "{milliseconds:?}");
+        }
+        assert_eq!(clear_winner(&[Duration::MAX, Duration::from_millis(1)]), 1);
+    }
+
+    #[test]
+    fn a_candidate_that_fails_is_none() {
+        let run = |&candidate: &u64| match candidate {
+            0 => Err(DeviceError::Late { waited: Duration::ZERO }),
+            time => Ok(Duration::from_millis(time)),
+        };
+        assert_eq!(
+            trial(&[3, 0, 2], run),
+            [3, u64::MAX, 2].map(|time| match time {
+                u64::MAX => Duration::MAX,
+                time => Duration::from_millis(time),
+            })
+        );
+    }
+
+    #[test]
+    fn a_window_lies_inside_of_its_memory() {
+        let window = |start, rows, columns, leading| Window { start, rows, columns, leading };
+        for (window, num_elements, expected) in [
+            (window(0, 3, 4, 4), 12, true),
+            (window(0, 3, 4, 5), 14, true),
+            (window(0, 3, 4, 5), 13, false),
+            (window(1, 3, 4, 4), 12, false),
+            (window(2, 2, 3, 7), 12, true),
+            (window(0, 2, 4, 3), 100, false),
+            (window(12, 0, 4, 4), 12, true),
+            (window(13, 0, 4, 4), 12, false),
+        ] {
+            assert_eq!(window.check(num_elements).is_ok(), expected, "{window:?} {num_elements}");
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! One GPU, ready to work: its streams, its working memory, its kernels and matrix products.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use scout_core::{ByteCount, DType, Shape};
+
+use super::arena::Arena;
+use super::blas::{Blas, Choice, Factor, Scale, Trial, Window};
+use super::context::{Context, Properties, SteadyStep};
+use super::dnn::Attention;
+use super::launch::{Argument, Grid, Kernel, KernelSource, Kernels};
+use super::libraries::{Found, Libraries, Search};
+use super::memory::DeviceBuffer;
+use super::numbers::Envelopes;
+use super::nvml::Gauge;
+use super::profile::Profiler;
+use super::stream::{Priority, Stream};
+use super::uploads::Uploads;
+use crate::{Account, DeviceError, Purpose, Result};
+
+/// What a GPU is opened with.
+#[derive(Debug, Clone)]
+pub struct CudaOptions {
+    pub search: Search,
+    /// Which of the GPUs that the driver shows to this process.
+    pub ordinal: u32,
+    /// How much memory results and scratch may take: one allocation, made at once.
+    pub working_memory: ByteCount,
+    /// Where given, results and scratch take all memory that is free but this much, which stays for shards and libraries.
+    pub leave_free: Option<ByteCount>,
+    /// Where kernels compiled at run time are kept.
+    pub kernel_cache: Option<PathBuf>,
+    /// Compile kernels at run time though machine code is built in: for tests of that path.
+    pub compile_kernels: bool,
+    pub choice: Choice,
+    /// The longest time that the host waits for work on the GPU.
+    pub patience: Duration,
+}
+
+impl Default for CudaOptions {
+    fn default() -> CudaOptions {
+        CudaOptions {
+            search: Search::default(),
+            ordinal: 0,
+            working_memory: ByteCount(4 << 30),
+            leave_free: None,
+            kernel_cache: None,
+            compile_kernels: false,
+            choice: Choice::Timed,
+            patience: Duration::from_secs(120),
+        }
+    }
+}
+
+pub struct CudaDevice {
+    // Fields are dropped in this order: what was made in the context goes before it.
+    /// Made when first asked for; none where it cannot be.
+    attention: OnceLock<Option<Attention>>,
+    kernels: Kernels,
+    blas: Blas,
+    working: Arena,
+    envelopes: Envelopes,
+    uploads: Uploads,
+    profiler: Profiler,
+    compute: Arc<Stream>,
+    copy: Arc<Stream>,
+    context: Arc<Context>,
+    patience: Duration,
+}
+
+impl std::fmt::Debug for CudaDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.properties().name, self.properties().pci_bus_id)
+    }
+}
+
+impl CudaDevice {
+    /// Opens the libraries and the GPU. Fails with what is missing and how to install it.
+    pub fn open(options: &CudaOptions) -> Result<Arc<CudaDevice>> {
+        let libraries = Libraries::open(&options.search)?;
+        let context = Arc::new(Context::open(libraries, options.ordinal, Account::new(None))?);
+        let compute = Arc::new(Stream::new(&context, Priority::High)?);
+        let copy = Arc::new(Stream::new(&context, Priority::Low)?);
+        let bytes = match options.leave_free {
+            None => options.working_memory,
+            Some(rest) => ByteCount(context.memory()?.0.0.saturating_sub(rest.0)),
+        };
+        let bytes = bytes.0 as usize;
+        let working = Arena::new(&context, "working memory", Purpose::Activations, bytes, &compute)?;
+        let blas = Blas::new(&context, working.clone(), options.choice)?;
+        let kernels = Kernels::new(&context, options.kernel_cache.clone(), options.compile_kernels);
+        let (attention, patience) = (OnceLock::new(), options.patience);
+        let (envelopes, uploads) = (Envelopes::default(), Uploads::default());
+        Ok(Arc::new(CudaDevice {
+            attention,
+            kernels,
+            blas,
+            working,
+            envelopes,
+            uploads,
+            profiler: Profiler::default(),
+            compute,
+            copy,
+            context,
+            patience,
+        }))
+    }
+
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    pub fn properties(&self) -> &Properties {
+        &self.context.properties
+    }
+
+    /// The libraries that were opened, with their files and versions.
+    pub fn libraries(&self) -> &[Found] {
+        &self.context.libraries.found
+    }
+
+    /// Libraries that were not found. None of them is needed for what this device did so far.
+    pub fn missing_libraries(&self) -> Vec<DeviceError> {
+        self.context.libraries.missing()
+    }
+
+    pub fn account(&self) -> &Account {
+        &self.context.account
+    }
+
+    /// Where the arithmetic of the model is queued.
+    pub fn compute(&self) -> &Arc<Stream> {
+        &self.compute
+    }
+
+    /// Where copies are queued that must not stand in the way of arithmetic.
+    pub fn copy(&self) -> &Arc<Stream> {
+        &self.copy
+    }
+
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    pub(super) fn envelopes(&self) -> &Envelopes {
+        &self.envelopes
+    }
+
+    pub(super) fn uploads(&self) -> &Uploads {
+        &self.uploads
+    }
+
+    pub(super) fn profiler(&self) -> &Profiler {
+        &self.profiler
+    }
+
+    /// Attention by cuDNN. None where cuDNN is missing or too old, or the GPU is older than its engines for packed
+    /// documents: those need compute capability 9.0.
+    pub fn attention(&self) -> Option<&Attention> {
+        const OLDEST: u32 = 90;
+        let make = || Attention::new(&self.context).ok().filter(|_| self.properties().architecture >= OLDEST);
+        self.attention.get_or_init(make).as_ref()
+    }
+
+    pub fn working_memory(&self) -> &Arena {
+        &self.working
+    }
+
+    /// An arena beside the working memory, with its own stream as home: for shards, or for gathered layers.
+    pub fn arena(&self, name: &'static str, purpose: Purpose, bytes: ByteCount, home: &Arc<Stream>) -> Result<Arena> {
+        Arena::new(&self.context, name, purpose, bytes.0 as usize, home)
+    }
+
+    /// Working memory of this shape, with arbitrary contents.
+    pub fn buffer(self: &Arc<CudaDevice>, dtype: DType, shape: impl Into<Shape>) -> Result<DeviceBuffer> {
+        let shape = shape.into();
+        let bytes = (dtype.size() * shape.num_elements() as u64).0 as usize;
+        DeviceBuffer::new(self, self.working.take(Purpose::Activations, bytes)?, dtype, shape)
+    }
+
+    /// Working memory of this shape, all bits 0.
+    pub fn zeros(self: &Arc<CudaDevice>, dtype: DType, shape: impl Into<Shape>) -> Result<DeviceBuffer> {
+        let mut buffer = self.buffer(dtype, shape)?;
+        buffer.clear()?;
+        Ok(buffer)
+    }
+
+    /// The function `name` of `source`, loaded or compiled when first asked for.
+    pub fn kernel(&self, source: &'static KernelSource, name: &'static str) -> Result<Arc<Kernel>> {
+        self.kernels.get(source, name)
+    }
+
+    /// Queues `kernel` on the compute stream. A grid without blocks is no work and no error.
+    ///
+    /// # Safety
+    ///
+    /// With these arguments and this grid the kernel stays inside the memory of its arguments, and writes only to those
+    /// that are `Out`. Everything it reads was queued on the compute stream, or is waited for there.
+    pub unsafe fn launch(&self, kernel: &Kernel, grid: Grid, arguments: &mut [Argument]) -> Result<()> {
+        let name = || kernel.name().to_string();
+        // SAFETY: the caller's promise.
+        self.profiler
+            .time(&self.compute, name, || unsafe { self.kernels.launch(kernel, &self.compute, grid, arguments) })
+    }
+
+    /// As [`CudaDevice::launch`], on another stream.
+    ///
+    /// # Safety
+    ///
+    /// As for [`CudaDevice::launch`], with `stream` in the place of the compute stream.
+    pub unsafe fn launch_on(
+        &self,
+        stream: &Arc<Stream>,
+        kernel: &Kernel,
+        grid: Grid,
+        arguments: &mut [Argument],
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.kernels.launch(kernel, stream, grid, arguments) }
+    }
+
+    /// Blocks of `kernel` that run at once on the whole GPU: the grid of a kernel that loops over its work.
+    pub fn resident_blocks(&self, kernel: &Kernel, threads: u32, shared_memory: u32) -> Result<u32> {
+        let each = self.kernels.blocks_per_multiprocessor(kernel, threads, shared_memory)?;
+        Ok(each.max(1) * self.properties().num_multiprocessors)
+    }
+
+    /// Queues `c = alpha·op(a)·op(b) + beta·c` on the compute stream, for a window of `c`. Factors are both bf16 or
+    /// both f32; bf16 factors may have a bf16 or an f32 result; sums are f32. With beta 0, `c` is not read.
+    pub fn multiply(&self, factors: [Factor; 2], result: (&mut DeviceBuffer, Window), scale: Scale) -> Result<()> {
+        let Window { rows, columns, .. } = result.1;
+        let [a, _] = &factors;
+        let inner = if a.transposed { a.window.rows } else { a.window.columns };
+        // Row counts of experts and of batches differ from call to call; the other two name the product.
+        let name = || match a.transposed {
+            true => format!("product to {rows} x {columns}"),
+            false => format!("product {inner} to {columns}"),
+        };
+        self.profiler.time(&self.compute, name, || self.blas.multiply(factors, result, scale, &self.compute))
+    }
+
+    /// As [`CudaDevice::multiply`], on another stream.
+    pub fn multiply_on(
+        &self,
+        stream: &Arc<Stream>,
+        factors: [Factor; 2],
+        result: (&mut DeviceBuffer, Window),
+        scale: Scale,
+    ) -> Result<()> {
+        self.blas.multiply(factors, result, scale, stream)
+    }
+
+    /// Which algorithms were tried for which products.
+    pub fn trials(&self) -> Vec<Trial> {
+        self.blas.trials()
+    }
+
+    /// Until the result is dropped, asking the driver for memory is an error.
+    pub fn steady_step(&self) -> SteadyStep {
+        self.context.steady_step()
+    }
+
+    /// Clock and power. Fails without NVML.
+    pub fn gauge(&self) -> Result<Gauge<'_>> {
+        Gauge::open(&self.context)
+    }
+
+    /// Stops the host until all arithmetic queued so far is done.
+    pub fn finish(&self) -> Result<()> {
+        self.compute.finish(self.patience)
+    }
+}

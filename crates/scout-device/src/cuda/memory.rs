@@ -1,0 +1,192 @@
+//! Memory on the GPU with a shape: a buffer that is being written, and the part of a block that a tensor reads.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use scout_core::{ByteCount, DType, Shape};
+
+use super::arena::Block;
+use super::device::CudaDevice;
+use crate::tensor::Tensor;
+use crate::{DeviceError, Result};
+
+/// Memory that may be written, because nobody else looks at it. Kernels write it as an argument `Out`; then it becomes
+/// a [`Tensor`], which is only read.
+pub struct DeviceBuffer {
+    device: Arc<CudaDevice>,
+    block: Arc<Block>,
+    dtype: DType,
+    shape: Shape,
+}
+
+/// Where the elements of a tensor lie: a block, shared with other looks at it, and a byte in it.
+#[derive(Clone)]
+pub(crate) struct Region {
+    pub(crate) device: Arc<CudaDevice>,
+    pub(crate) block: Arc<Block>,
+    pub(crate) start: u64,
+}
+
+impl Region {
+    pub(crate) fn address(&self) -> u64 {
+        self.block.address() + self.start
+    }
+}
+
+impl DeviceBuffer {
+    /// The beginning of `block`, which must be long enough.
+    pub fn new(device: &Arc<CudaDevice>, block: Block, dtype: DType, shape: impl Into<Shape>) -> Result<DeviceBuffer> {
+        let shape = shape.into();
+        let wanted = dtype.size() * shape.num_elements() as u64;
+        if wanted > block.bytes() {
+            let expected = format!("at most {}", block.bytes());
+            return Err(DeviceError::Shape { what: "buffer on the GPU", found: shape, expected });
+        }
+        Ok(DeviceBuffer { device: device.clone(), block: Arc::new(block), dtype, shape })
+    }
+
+    pub fn device(&self) -> &Arc<CudaDevice> {
+        &self.device
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    pub fn dims(&self) -> &[usize] {
+        self.shape.dims()
+    }
+
+    pub fn num_elements(&self) -> usize {
+        self.shape.num_elements()
+    }
+
+    pub fn bytes(&self) -> ByteCount {
+        self.dtype.size() * self.num_elements() as u64
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.block.address()
+    }
+
+    pub(crate) fn block(&self) -> &Block {
+        &self.block
+    }
+
+    /// Queues on the compute stream: every byte becomes 0.
+    pub fn clear(&mut self) -> Result<()> {
+        self.must_be_alone("clear")?;
+        self.block.fill(0)
+    }
+
+    /// The same memory as a tensor, for as long as the tensor and its clones live. Until then it cannot be written.
+    pub fn view(&self) -> Tensor {
+        let region = Region { device: self.device.clone(), block: self.block.clone(), start: 0 };
+        Tensor::on_device(region, self.shape.clone(), self.dtype)
+    }
+
+    /// Gives the memory over to a tensor.
+    pub fn into_tensor(self) -> Tensor {
+        let region = Region { device: self.device, block: self.block, start: 0 };
+        Tensor::on_device(region, self.shape, self.dtype)
+    }
+
+    /// The other way round. Fails when something else looks at the memory, or when `tensor` is a part of it.
+    pub fn from_tensor(tensor: Tensor) -> Result<DeviceBuffer> {
+        const WHAT: &str = "tensor to be written in place";
+        let (shape, dtype) = (tensor.shape().clone(), tensor.dtype());
+        let region = tensor.into_region(WHAT)?;
+        if region.start != 0 {
+            return Err(DeviceError::Value { what: WHAT, problem: "found a part of a larger tensor".to_string() });
+        }
+        let buffer = DeviceBuffer { device: region.device, block: region.block, dtype, shape };
+        buffer.must_be_alone(WHAT)?;
+        Ok(buffer)
+    }
+
+    /// Fails while tensors look at this memory.
+    pub(super) fn must_be_alone(&self, what: &'static str) -> Result<()> {
+        match Arc::strong_count(&self.block) {
+            1 => Ok(()),
+            count => {
+                let problem = format!("found {} tensors that read the memory to be written", count - 1);
+                Err(DeviceError::Value { what, problem })
+            }
+        }
+    }
+
+    /// Queues on the compute stream: elements from `start` on become those of `from`, which has the same element type.
+    pub fn copy_from(&mut self, start: usize, from: &Tensor) -> Result<()> {
+        const WHAT: &str = "copy on the GPU";
+        self.must_be_alone(WHAT)?;
+        if from.dtype() != self.dtype {
+            return Err(DeviceError::DType { what: WHAT, found: from.dtype(), expected: self.dtype });
+        }
+        if start.checked_add(from.num_elements()).is_none_or(|end| end > self.num_elements()) {
+            let expected = format!("at most {} elements", self.num_elements().saturating_sub(start));
+            return Err(DeviceError::Shape { what: WHAT, found: from.shape().clone(), expected });
+        }
+        let region = from.region(WHAT)?;
+        let (context, stream, bytes) = (self.block.context(), self.device.compute(), from.bytes().0 as usize);
+        if !Arc::ptr_eq(context, region.block.context()) {
+            let problem = "found a tensor on another device".to_string();
+            return Err(DeviceError::Value { what: WHAT, problem });
+        }
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.block.is_used_on(stream);
+        region.block.is_used_on(stream);
+        let to = self.address() + (self.dtype.size() * start as u64).0;
+        let driver = context.driver()?;
+        // SAFETY: the range was checked above; nobody else looks at this buffer, so the two do not overlap; both blocks
+        // stay until the stream is done with them.
+        let code = unsafe { (driver.cuMemcpyDtoDAsync_v2)(to, region.address(), bytes, stream.raw()) };
+        context.check("cuMemcpyDtoDAsync", code)
+    }
+
+    /// Copies `bytes` over all of the buffer, on the compute stream. Stops the host until they are there: for loading
+    /// and tests; [`super::pinned::Pinned::upload`] does not stop it.
+    pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.must_be_alone("copy to the GPU")?;
+        if bytes.len() as u64 != self.bytes().0 {
+            let problem = format!("found {} bytes, expected {}", bytes.len(), self.bytes().0);
+            return Err(DeviceError::Value { what: "copy to the GPU", problem });
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let (context, stream) = (self.block.context(), self.device.compute());
+        self.block.is_used_on(stream);
+        let driver = context.driver()?;
+        let from = bytes.as_ptr().cast::<c_void>();
+        // SAFETY: both sides have as many bytes, nobody else looks at the buffer, and `bytes` is borrowed until the
+        // stream is done, below; where waiting fails the context is lost and reads no more.
+        let code = unsafe { (driver.cuMemcpyHtoDAsync_v2)(self.address(), from, bytes.len(), stream.raw()) };
+        context.check("cuMemcpyHtoDAsync", code)?;
+        stream.finish(self.device.patience())
+    }
+}
+
+/// The elements of a tensor on the GPU. Stops the host until everything queued before is done.
+pub(crate) fn read<E: bytemuck::Pod>(region: &Region, len: usize) -> Result<Vec<E>> {
+    let mut elements = vec![E::zeroed(); len];
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut elements);
+    if bytes.is_empty() {
+        return Ok(elements);
+    }
+    let (context, stream) = (region.block.context(), region.device.compute());
+    region.block.is_used_on(stream);
+    let driver = context.driver()?;
+    let to = bytes.as_mut_ptr().cast::<c_void>();
+    // SAFETY: the caller's tensor has `len` elements from its address on, and so has `elements`, which is neither read
+    // nor dropped before the copy is done: from copies to memory that is not pinned the driver returns when they are.
+    let code = unsafe { (driver.cuMemcpyDtoHAsync_v2)(to, region.address(), bytes.len(), stream.raw()) };
+    context.check("cuMemcpyDtoHAsync", code)?;
+    stream.finish(region.device.patience())?;
+    Ok(elements)
+}

@@ -1,0 +1,84 @@
+//! A few whole numbers on their way from the GPU to the host: what a host must know to queue its next work.
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use scout_core::{ByteCount, DType};
+
+use super::context::Context;
+use super::device::CudaDevice;
+use super::pinned::{Copying, Pinned};
+use crate::tensor::Tensor;
+use crate::{DeviceError, Result};
+
+/// Room for each message: 1,024 numbers.
+const ROOM: ByteCount = ByteCount(4096);
+
+/// Numbers that were sent to the host and are read, there, as late as possible: between sending and reading the host
+/// queues other work, so that the GPU has something to do while the host waits.
+pub struct Numbers {
+    device: Arc<CudaDevice>,
+    len: usize,
+    coming: Mutex<Option<Copying>>,
+    here: OnceLock<Vec<u32>>,
+}
+
+/// Pinned memory of messages that were read. A steady step sends no more messages at a time than an earlier one did, and
+/// then finds all it needs here.
+#[derive(Default)]
+pub(super) struct Envelopes(Mutex<Vec<Pinned>>);
+
+impl Envelopes {
+    fn take(&self, context: &Arc<Context>) -> Result<Pinned> {
+        let spare = self.0.lock().expect("no holder of this lock panics").pop();
+        spare.map_or_else(|| Pinned::zeros(context, ROOM.0 as usize), Ok)
+    }
+
+    fn give(&self, pinned: Pinned) {
+        self.0.lock().expect("no holder of this lock panics").push(pinned);
+    }
+}
+
+impl std::fmt::Debug for Numbers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.here.get() {
+            Some(numbers) => numbers.fmt(f),
+            None => write!(f, "{} numbers under way from {:?}", self.len, self.device),
+        }
+    }
+}
+
+impl Numbers {
+    /// Queues a copy of `tensor`, at most 1,024 whole numbers, behind what the compute stream has to do. Does not wait.
+    pub fn send(device: &Arc<CudaDevice>, tensor: &Tensor) -> Result<Numbers> {
+        const WHAT: &str = "numbers for the host";
+        if tensor.dtype() != DType::U32 {
+            return Err(DeviceError::DType { what: WHAT, found: tensor.dtype(), expected: DType::U32 });
+        }
+        if tensor.bytes() > ROOM {
+            let expected = format!("at most {} numbers", ROOM.0 / 4);
+            return Err(DeviceError::Shape { what: WHAT, found: tensor.shape().clone(), expected });
+        }
+        let pinned = device.envelopes().take(device.context())?;
+        // On the compute stream itself: a copy stream may have whole layers in front of these few bytes.
+        let copying = pinned.download(tensor, device.compute())?;
+        let len = tensor.num_elements();
+        Ok(Numbers { device: device.clone(), len, coming: Mutex::new(Some(copying)), here: OnceLock::new() })
+    }
+
+    /// The numbers. The first call stops the host until they are there.
+    pub fn get(&self) -> Result<&[u32]> {
+        let mut coming = self.coming.lock().expect("no holder of this lock panics");
+        if let Some(copying) = coming.take() {
+            let pinned = copying.wait(self.device.patience())?;
+            let words = pinned.bytes()[..4 * self.len].as_chunks::<4>().0;
+            let numbers = words.iter().map(|&word| u32::from_ne_bytes(word)).collect();
+            self.here.set(numbers).expect("a message is read once");
+            self.device.envelopes().give(pinned);
+        }
+        drop(coming);
+        self.here.get().map(Vec::as_slice).ok_or_else(|| DeviceError::Value {
+            what: "numbers for the host",
+            problem: "found a message that failed before, expected one that arrived".to_string(),
+        })
+    }
+}

@@ -1,0 +1,155 @@
+//! Builds the kernels of every op folder into the program: as text, and as machine code where CUDA's compiler is found.
+//! Without one, the program compiles them when it first runs.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fmt::Write as _;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// Each architecture by its number in the program, and by its name for the compiler. The first is for 9.0 alone, whose
+/// matrix instructions exist nowhere else; the second runs on all of 8.x.
+const ARCHITECTURES: [(u32, &str, &str); 2] = [(90, "compute_90a", "sm_90a"), (80, "compute_80", "sm_80")];
+const HEADER: &str = "src/cuda/prelude.cuh";
+
+fn main() {
+    println!("cargo::rerun-if-changed=src");
+    println!("cargo::rerun-if-changed=build.rs");
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
+    let kernels = kernels();
+    let compiler = compiler();
+    if let Some(compiler) = &compiler {
+        compile_all(compiler, &kernels, &out);
+    }
+    std::fs::write(out.join("sources.rs"), sources(&kernels, compiler.is_some())).expect("OUT_DIR can be written");
+}
+
+/// The names of the folders in `src` that have a kernel.
+fn kernels() -> Vec<String> {
+    let folders = std::fs::read_dir("src").expect("the crate has sources");
+    let mut names: Vec<String> = folders
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|folder| folder.join("kernel.cu").is_file())
+        .filter_map(|folder| Some(folder.file_name()?.to_str()?.to_string()))
+        .collect();
+    names.sort();
+    names
+}
+
+/// Rust that names every kernel's text and machine code.
+fn sources(kernels: &[String], compiled: bool) -> String {
+    let mut code = String::new();
+    for name in kernels {
+        let images: String = ARCHITECTURES
+            .iter()
+            .filter(|_| compiled)
+            .map(|(number, _, target)| {
+                format!(
+                    "Image {{ architecture: {number}, code: aligned!(concat!(env!(\"OUT_DIR\"), \"/{name}.{target}.cubin\")) }}, "
+                )
+            })
+            .collect();
+        writeln!(
+            code,
+            "pub static {}: KernelSource = KernelSource {{ name: \"{name}\", \
+             text: include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/src/{name}/kernel.cu\")), \
+             headers: HEADERS, images: &[{images}] as &[Image] }};",
+            name.to_uppercase()
+        )
+        .expect("writing to text");
+    }
+    let all: String = kernels.iter().map(|name| format!("&{}, ", name.to_uppercase())).collect();
+    writeln!(code, "pub static ALL: &[&KernelSource] = &[{all}];").expect("writing to text");
+    code
+}
+
+/// CUDA's compiler: `NVCC` (empty for none), a toolkit, or pip's packages.
+fn compiler() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("NVCC") {
+        return (!named.is_empty()).then(|| PathBuf::from(named));
+    }
+    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let mut places: Vec<PathBuf> = toolkits.map(|toolkit| toolkit.join("bin")).collect();
+    let environment = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from);
+    for prefix in environment.into_iter().chain([PathBuf::from("/usr/local"), PathBuf::from("/usr")]) {
+        places.extend(pip_places(&prefix));
+    }
+    places.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
+    places.push(PathBuf::from("/usr/local/cuda/bin"));
+    places.into_iter().map(|place| place.join("nvcc")).find(|path| path.is_file())
+}
+
+fn pip_places(prefix: &Path) -> Vec<PathBuf> {
+    let versions =
+        std::fs::read_dir(prefix.join("lib")).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let pythons = versions.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("python3")));
+    pythons
+        .flat_map(|python| ["site-packages", "dist-packages"].map(|packages| python.join(packages)))
+        .map(|packages| packages.join("nvidia/cu13/bin"))
+        .collect()
+}
+
+/// Compiles what has changed, two at a time.
+fn compile_all(compiler: &Path, kernels: &[String], out: &Path) {
+    let version = Command::new(compiler).arg("--version").output();
+    let version = version.unwrap_or_else(|error| panic!("`{}` does not start: {error}", compiler.display())).stdout;
+    let header = std::fs::read(HEADER).expect("the header is there");
+    let mut work: Vec<(&str, usize)> =
+        kernels.iter().flat_map(|name| [(name.as_str(), 0), (name.as_str(), 1)]).collect();
+    work.retain(|&(name, architecture)| {
+        let source = std::fs::read(format!("src/{name}/kernel.cu")).expect("the kernel was just found");
+        let mut hasher = DefaultHasher::new();
+        (&version, &header, source, architecture, OPTIONS).hash(&mut hasher);
+        let (stamp, hash) = (out.join(format!("{name}.{architecture}.hash")), format!("{:016x}", hasher.finish()));
+        let is_done = std::fs::read_to_string(&stamp).is_ok_and(|found| found == hash)
+            && output(out, name, architecture).is_file();
+        if !is_done {
+            // Written before the compiler runs; when that fails there is no output.
+            let _ = std::fs::remove_file(output(out, name, architecture));
+            std::fs::write(stamp, hash).expect("OUT_DIR can be written");
+        }
+        !is_done
+    });
+    let work = Mutex::new(work);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let Some((name, architecture)) = work.lock().expect("not poisoned before a panic").pop() else {
+                        break;
+                    };
+                    compile(compiler, name, architecture, out);
+                }
+            });
+        }
+    });
+}
+
+const OPTIONS: [&str; 5] = ["-cubin", "-O3", "--std=c++17", "-Werror", "all-warnings"];
+
+fn output(out: &Path, name: &str, architecture: usize) -> PathBuf {
+    out.join(format!("{name}.{}.cubin", ARCHITECTURES[architecture].2))
+}
+
+fn compile(compiler: &Path, name: &str, architecture: usize, out: &Path) {
+    let (_, virtual_name, real_name) = ARCHITECTURES[architecture];
+    let source = format!("src/{name}/kernel.cu");
+    let outcome = Command::new(compiler)
+        .args(OPTIONS)
+        .arg(format!("-gencode=arch={virtual_name},code={real_name}"))
+        .args(["-I", "src/cuda", "-o"])
+        .arg(output(out, name, architecture))
+        .arg(&source)
+        .output();
+    let outcome = outcome.unwrap_or_else(|error| panic!("`{}` does not start: {error}", compiler.display()));
+    assert!(
+        outcome.status.success(),
+        "{source} does not compile for {real_name} (set `NVCC=` to build without CUDA's compiler):\n{}{}",
+        String::from_utf8_lossy(&outcome.stdout),
+        String::from_utf8_lossy(&outcome.stderr)
+    );
+}

@@ -1,0 +1,265 @@
+// What adapters need beside products: columns taken and added to, and dropout, with one block for each row; and the
+// product of a narrow factor with a wide one, added to columns while they pass by. bf16 does that on the matrix units.
+#include "prelude.cuh"
+
+// The finalizer of splitmix64.
+__device__ __forceinline__ u64 mix(u64 z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+// `names` are three numbers for each row: the low and the high half of the sample, and the position. `module` is the
+// hash of seed, step and module.
+template <typename E>
+__device__ __forceinline__ void dropout(
+    const E* __restrict__ x, const u32* __restrict__ names, E* __restrict__ y, u32 width, u64 module, u32 threshold,
+    f32 scale) {
+    names += u64(blockIdx.x) * 3;
+    const u64 row = mix(mix(module ^ (u64(names[1]) << 32 | names[0])) ^ names[2]);
+    x += u64(blockIdx.x) * width;
+    y += u64(blockIdx.x) * width;
+    for_each_part<E>(width, is_aligned(x, 0) && is_aligned(y, 0), [&](auto count, u32 at) {
+        constexpr int COUNT = decltype(count)::VALUE;
+        Part<E, COUNT> part = load_part<COUNT>(x + at);
+        u64 hash = 0;
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            const u32 feature = at + i;
+            // Two features share a hash: the even one takes its low half, the odd one its high half.
+            if (COUNT == 1 || i % 2 == 0) {
+                hash = mix(row + (u64(feature / 2) + 1) * 0x9e3779b97f4a7c15ull);
+            }
+            const u32 half = u32(feature % 2 == 0 ? hash : hash >> 32);
+            part.at[i] = half >= threshold ? part.at[i] * scale : 0.0f;
+        }
+        store_part<COUNT>(y + at, part);
+    });
+}
+
+template <typename E>
+__device__ __forceinline__ void columns(
+    const E* __restrict__ y, E* __restrict__ part, u32 width, u32 start, u32 count) {
+    y += u64(blockIdx.x) * width + start;
+    part += u64(blockIdx.x) * count;
+    for_each_part<E>(count, is_aligned(y, 0) && is_aligned(part, 0), [&](auto size, u32 at) {
+        constexpr int COUNT = decltype(size)::VALUE;
+        store_part<COUNT>(part + at, load_part<COUNT>(y + at));
+    });
+}
+
+template <typename E>
+__device__ __forceinline__ void add_delta(
+    E* __restrict__ y, const E* __restrict__ delta, u32 width, u32 start, u32 count, f32 scale) {
+    y += u64(blockIdx.x) * width + start;
+    delta += u64(blockIdx.x) * count;
+    for_each_part<E>(count, is_aligned(y, 0) && is_aligned(delta, 0), [&](auto size, u32 at) {
+        constexpr int COUNT = decltype(size)::VALUE;
+        Part<E, COUNT> sum = load_part<COUNT>(static_cast<const E*>(y) + at);
+        const Part<E, COUNT> more = load_part<COUNT>(delta + at);
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            sum.at[i] += scale * more.at[i];
+        }
+        store_part<COUNT>(y + at, sum);
+    });
+}
+
+// Rows of a block that adds a product.
+constexpr u32 ROWS = 128;
+
+extern __shared__ float4 shared[];
+
+// y[:, start..] += scale · narrow·wide, where `narrow` has `rank` columns. `wide` is stored [rank, count], or transposed.
+// Each block has 128 columns, one vector for each thread of a warp, and each warp works on four rows at a time.
+__device__ __forceinline__ void add_product(
+    f32* __restrict__ y, const f32* __restrict__ narrow, const f32* __restrict__ wide, u32 num_rows, u32 width,
+    u32 start, u32 count, u32 rank, u32 transposed, f32 scale) {
+    constexpr u32 COLUMNS = 128, AT_ONCE = 4;
+    // Blocks of the same rows are neighbours.
+    const u32 blocks_of_row = (count + COLUMNS - 1) / COLUMNS;
+    const u32 first_column = blockIdx.x % blocks_of_row * COLUMNS, num_columns = min(COLUMNS, count - first_column);
+    const u64 first_row = u64(blockIdx.x / blocks_of_row) * ROWS;
+    const u32 rows_here = u32(min(u64(ROWS), num_rows - first_row));
+    f32* of_wide = reinterpret_cast<f32*>(shared);
+    f32* of_narrow = of_wide + rank * COLUMNS;
+    for (u32 i = threadIdx.x; i < rank * COLUMNS; i += blockDim.x) {
+        const u32 r = transposed ? i % rank : i / COLUMNS, column = transposed ? i / rank : i % COLUMNS;
+        const u64 from = first_column + column;
+        const bool exists = column < num_columns;
+        of_wide[r * COLUMNS + column] = exists ? wide[transposed ? from * rank + r : u64(r) * count + from] : 0.0f;
+    }
+    for (u32 i = threadIdx.x; i < rows_here * rank; i += blockDim.x) {
+        of_narrow[i] = narrow[first_row * rank + i];
+    }
+    __syncthreads();
+    const u32 lane = threadIdx.x % 32;
+    y += first_row * width + start + first_column;
+    for (u32 row = threadIdx.x / 32 * AT_ONCE; row < rows_here; row += blockDim.x / 32 * AT_ONCE) {
+        f32 sums[AT_ONCE][4] = {};
+        for (u32 r = 0; r < rank; ++r) {
+            const float4 four = *reinterpret_cast<const float4*>(of_wide + r * COLUMNS + 4 * lane);
+            const f32 factors[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (u32 i = 0; i < AT_ONCE; ++i) {
+                // Behind the last row are other numbers of this memory; their sums are used by nobody.
+                const f32 of_row = of_narrow[(row + i) * rank + r];
+#pragma unroll
+                for (u32 j = 0; j < 4; ++j) {
+                    sums[i][j] += of_row * factors[j];
+                }
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; ++i) {
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j) {
+                if (row + i < rows_here && 4 * lane + j < num_columns) {
+                    y[u64(row + i) * width + 4 * lane + j] += scale * sums[i][j];
+                }
+            }
+        }
+    }
+}
+
+// A warp's share of the columns, and the groups of 32 in it. In a group each thread owns a vector of 8 columns for two of
+// 16 rows: those that the accumulators of four tiles of the matrix units have, when their columns are counted so.
+constexpr u32 GROUPS = 2, COLUMNS_OF_WARP = 32 * GROUPS, TILES = 4 * GROUPS;
+
+// Two neighbours of the inner extent, as the matrix units take them; zeros behind the rank.
+__device__ __forceinline__ u32 pair_of(const bf16* from, u64 step, u32 k, u32 rank, bool exists) {
+    const u32 low = exists && k < rank ? from[k * step].bits : 0;
+    const u32 high = exists && k + 1 < rank ? from[(k + 1) * step].bits : 0;
+    return high << 16 | low;
+}
+
+// c += a·b for 16 rows, 8 columns and an inner extent of 8.
+__device__ __forceinline__ void multiply_add(f32 (&c)[4], const u32 (&a)[2], u32 b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+// The same for bf16 and ranks up to 8·STEPS: a block of four warps has as many rows and four shares of the columns. A warp
+// keeps its part of `wide` and walks down the rows.
+template <u32 STEPS>
+__device__ __forceinline__ void add_product_on_units(
+    bf16* __restrict__ y, const bf16* __restrict__ narrow, const bf16* __restrict__ wide, u32 num_rows, u32 width,
+    u32 start, u32 count, u32 rank, u32 transposed, f32 scale) {
+    // Blocks of the same rows are neighbours.
+    constexpr u32 COLUMNS = 4 * COLUMNS_OF_WARP;
+    const u32 blocks_of_row = (count + COLUMNS - 1) / COLUMNS, lane = threadIdx.x % 32;
+    const u32 first_column = blockIdx.x % blocks_of_row * COLUMNS + threadIdx.x / 32 * COLUMNS_OF_WARP;
+    const u64 first_row = u64(blockIdx.x / blocks_of_row) * ROWS, last_row = min(u64(num_rows), first_row + ROWS);
+    if (first_column >= count) {
+        return;
+    }
+    const u32 k = lane % 4 * 2;
+    u32 factors[STEPS][TILES];
+#pragma unroll
+    for (u32 tile = 0; tile < TILES; ++tile) {
+        const u32 n = lane / 4, column = first_column + tile / 4 * 32 + n / 2 * 8 + tile % 4 * 2 + n % 2;
+        const bf16* from = wide + (transposed ? u64(column) * rank : u64(column));
+#pragma unroll
+        for (u32 step = 0; step < STEPS; ++step) {
+            factors[step][tile] = pair_of(from, transposed ? 1 : count, 8 * step + k, rank, column < count);
+        }
+    }
+    const bool in_pairs = rank % 2 == 0 && reinterpret_cast<u64>(narrow) % 4 == 0;
+    const u32 own = first_column + lane % 4 * 8;
+    y += start + own;
+    const bool aligned = is_aligned(y, width);
+    for (u64 row = first_row + lane / 4; row - lane / 4 < last_row; row += 16) {
+        Packed<bf16> kept[GROUPS][2] = {};
+#pragma unroll
+        for (u32 group = 0; group < GROUPS; ++group) {
+#pragma unroll
+            for (u32 half = 0; half < 2; ++half) {
+                if (aligned && own + 32 * group + 8 <= count && row + 8 * half < last_row) {
+                    const bf16* from = y + (row + 8 * half) * width + 32 * group;
+                    kept[group][half] = load_packed(from);
+                }
+            }
+        }
+        f32 sums[TILES][4] = {};
+#pragma unroll
+        for (u32 step = 0; step < STEPS; ++step) {
+            u32 of_rows[2];
+#pragma unroll
+            for (u32 half = 0; half < 2; ++half) {
+                const u64 from = row + 8 * half;
+                const bool exists = from < last_row;
+                if (in_pairs) {
+                    const bool inside = exists && 8 * step + k < rank;
+                    const bf16* at = narrow + from * rank + 8 * step + k;
+                    of_rows[half] = inside ? *reinterpret_cast<const u32*>(at) : 0;
+                } else {
+                    of_rows[half] = pair_of(narrow + from * rank, 1, 8 * step + k, rank, exists);
+                }
+            }
+#pragma unroll
+            for (u32 tile = 0; tile < TILES; ++tile) {
+                multiply_add(sums[tile], of_rows, factors[step][tile]);
+            }
+        }
+#pragma unroll
+        for (u32 group = 0; group < GROUPS; ++group) {
+#pragma unroll
+            for (u32 half = 0; half < 2; ++half) {
+                if (row + 8 * half >= last_row || own + 32 * group >= count) {
+                    continue;
+                }
+                bf16* to = y + (row + 8 * half) * width + 32 * group;
+                const bool is_vector = aligned && own + 32 * group + 8 <= count;
+                Lanes<bf16> total = unpack(kept[group][half]);
+#pragma unroll
+                for (u32 i = 0; i < 8; ++i) {
+                    const f32 more = scale * sums[4 * group + i / 2][2 * half + i % 2];
+                    if (is_vector) {
+                        total.at[i] += more;
+                    } else if (own + 32 * group + i < count) {
+                        to[i] = from_f32<bf16>(to_f32(to[i]) + more);
+                    }
+                }
+                if (is_vector) {
+                    store(to, total);
+                }
+            }
+        }
+    }
+}
+
+#define KERNELS(E)                                                                                                     \
+    extern "C" __global__ void lora_dropout_##E(                                                                       \
+        const E* __restrict__ x, const u32* __restrict__ names, E* __restrict__ y, u32 width, u64 module,              \
+        u32 threshold, f32 scale) {                                                                                    \
+        dropout<E>(x, names, y, width, module, threshold, scale);                                                      \
+    }                                                                                                                  \
+    extern "C" __global__ void lora_columns_##E(                                                                       \
+        const E* __restrict__ y, E* __restrict__ part, u32 width, u32 start, u32 count) {                              \
+        columns<E>(y, part, width, start, count);                                                                      \
+    }                                                                                                                  \
+    extern "C" __global__ void lora_add_delta_##E(                                                                     \
+        E* __restrict__ y, const E* __restrict__ delta, u32 width, u32 start, u32 count, f32 scale) {                  \
+        add_delta<E>(y, delta, width, start, count, scale);                                                            \
+    }
+
+KERNELS(f32)
+KERNELS(bf16)
+
+extern "C" __global__ void lora_add_product_f32(
+    f32* y, const f32* narrow, const f32* wide, u32 num_rows, u32 width, u32 start, u32 count, u32 rank, u32 transposed,
+    f32 scale) {
+    add_product(y, narrow, wide, num_rows, width, start, count, rank, transposed, scale);
+}
+
+#define PRODUCT(STEPS)                                                                                                 \
+    extern "C" __global__ void lora_add_product_##STEPS##_bf16(                                                        \
+        bf16* y, const bf16* narrow, const bf16* wide, u32 num_rows, u32 width, u32 start, u32 count, u32 rank,        \
+        u32 transposed, f32 scale) {                                                                                   \
+        add_product_on_units<STEPS>(y, narrow, wide, num_rows, width, start, count, rank, transposed, scale);          \
+    }
+
+PRODUCT(1)
+PRODUCT(2)
+PRODUCT(4)
