@@ -24,6 +24,9 @@ use crate::trained_weights::TrainedWeights;
 use crate::trainer::{StepReport, Trainer};
 use crate::{Result, TrainError, gpu_weights, load, save, synth};
 
+/// Operations in bf16 a second of an H100 or H200 on paper, of which `mfu` is the share that was useful.
+const PEAK_FLOPS: f64 = 989.5e12;
+
 /// What a finished run can tell.
 #[derive(Debug, Clone)]
 pub struct Outcome {
@@ -205,6 +208,7 @@ struct Session<'a> {
     losses: Vec<f32>,
     since_line: Vec<StepReport>,
     tokens_since_line: u64,
+    flops_since_line: f64,
     total_tokens: u64,
     total_flops: f64,
     evaluated: Option<EvalResults>,
@@ -241,6 +245,7 @@ impl<'a> Session<'a> {
             losses: Vec::with_capacity(steps.total_steps),
             since_line: Vec::new(),
             tokens_since_line: 0,
+            flops_since_line: 0.0,
             total_tokens: 0,
             total_flops: 0.0,
             evaluated: None,
@@ -255,7 +260,9 @@ impl<'a> Session<'a> {
         self.losses.push(report.loss as f32);
         self.tokens_since_line += report.num_tokens as u64;
         self.total_tokens += report.num_tokens as u64;
-        self.total_flops += self.prepared.plan.useful_flops(report.num_tokens, report.num_attended_pairs);
+        let flops = self.prepared.plan.useful_flops(report.num_tokens, report.num_attended_pairs);
+        self.total_flops += flops;
+        self.flops_since_line += flops;
         self.since_line.push(report);
         Ok(())
     }
@@ -282,12 +289,20 @@ impl<'a> Session<'a> {
             tokens: Some(self.tokens_since_line),
             step_time: Some(seconds / num_steps),
             tok_s_gpu: Some(self.tokens_since_line as f64 / seconds / trainer.job.mesh().size() as f64),
+            // Without a meaning on the host, whose best nobody knows.
+            mfu: match &trainer.device {
+                Device::Cpu => None,
+                Device::Cuda(_) => {
+                    Some(self.flops_since_line / seconds / trainer.job.mesh().size() as f64 / PEAK_FLOPS)
+                }
+            },
             exposed_comm: Some((waited - self.line_waited).as_secs_f64() / seconds),
             mem_peak: memory_peak(&trainer.device),
             ..self.record(step)
         };
         self.since_line.clear();
         self.tokens_since_line = 0;
+        self.flops_since_line = 0.0;
         self.line_begun = Instant::now();
         self.line_waited = waited;
         record
