@@ -5,11 +5,11 @@ use std::error::Error;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use scout_benches::Spread;
+use scout_benches::{Request, Spread, batch, commit};
 use scout_comm::Job;
 use scout_config::RunConfig;
 use scout_core::DType;
-use scout_model::{Batch, Document, ModelConfig, NoTrace, Target};
+use scout_model::{Batch, ModelConfig, NoTrace};
 use scout_train::Trainer;
 use scout_train::plan::useful_flops;
 use scout_train::prepare::prepare;
@@ -25,9 +25,13 @@ const LORA_RANK: usize = 8;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> Result<()> {
+    let request = Request::read();
+    if !request.wants("host_step") {
+        return Ok(());
+    }
     let folder = tempfile::tempdir()?;
     let (trainer, config) = small_trainer(folder.path())?;
-    let batch = batch(&config)?;
+    let batch = batch(NUM_DOCUMENTS, DOCUMENT_LEN, config.attention_chunk_size)?;
     let num_tokens = batch.num_tokens();
     let products = Products::of_step(&trainer, &config, &batch)?;
     let (mut steps, mut bare, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
@@ -61,32 +65,19 @@ fn main() -> Result<()> {
         gflop / bare.median
     );
     println!("share of the step in matrix products: {:.1} %", 100.0 * ratio.median);
-    if let Some(path) = json_path() {
+    if let Some(path) = request.setting("json") {
         let of = |values: Spread| json!([values.min, values.median, values.max]);
         let useful_tflops = useful_flops(&config, num_tokens, batch.num_attended_pairs()) / step.median / 1e12;
         let result = json!({
             "benchmark": "host_step", "layers": config.num_layers, "gpus": 0, "batch": NUM_DOCUMENTS,
             "seq": DOCUMENT_LEN, "tok_s_gpu": num_tokens as f64 / step.median, "useful_tflops": useful_tflops,
-            "step_s": step.median, "commit": commit(), "command": "cargo bench -p scout-benches -- --json FILE",
+            "step_s": step.median, "commit": commit(), "command": "cargo bench -p scout-benches -- host_step --json FILE",
             "parameters": config.num_params(), "rounds": ROUNDS, "threads": candle_core::utils::get_num_threads(),
             "product_gflop": gflop, "step_s_spread": of(step), "products_s_spread": of(bare), "ratio_spread": of(ratio),
         });
         std::fs::write(path, serde_json::to_string_pretty(&result)?)?;
     }
     Ok(())
-}
-
-/// The commit that was built, as far as git can tell.
-fn commit() -> String {
-    let told = std::process::Command::new("git").args(["describe", "--always", "--dirty"]).output();
-    let name = told.ok().filter(|told| told.status.success()).and_then(|told| String::from_utf8(told.stdout).ok());
-    name.map_or("unknown".to_string(), |name| name.trim().to_string())
-}
-
-fn json_path() -> Option<String> {
-    let mut arguments = std::env::args();
-    arguments.by_ref().find(|argument| argument == "--json")?;
-    arguments.next()
 }
 
 fn small_trainer(folder: &std::path::Path) -> Result<(Trainer, ModelConfig)> {
@@ -100,23 +91,6 @@ fn small_trainer(folder: &std::path::Path) -> Result<(Trainer, ModelConfig)> {
     let prepared = prepare(&loaded.config, 1)?;
     let config = prepared.plan.source.config.clone();
     Ok((build(&loaded.config, &prepared, &Job::alone(Duration::from_secs(600)))?, config))
-}
-
-/// Documents of equal length, every position scored.
-fn batch(config: &ModelConfig) -> Result<Batch> {
-    let token = |index: usize| ((index * 7919) % 7000) as u32;
-    let documents: Vec<Document> = (0..NUM_DOCUMENTS)
-        .map(|d| Document {
-            sample_id: d as u64,
-            tokens: (0..DOCUMENT_LEN).map(|t| token(d * DOCUMENT_LEN + t)).collect(),
-        })
-        .collect();
-    let num_tokens = NUM_DOCUMENTS * DOCUMENT_LEN;
-    let targets: Vec<Target> = (0..num_tokens)
-        .filter(|row| (row + 1) % DOCUMENT_LEN != 0)
-        .map(|row| Target { row: row as u32, token: token(row + 1), weight: 1.0 / num_tokens as f32 })
-        .collect();
-    Ok(Batch::new(&documents, &targets, config.attention_chunk_size)?)
 }
 
 fn step(trainer: &Trainer, batch: &Batch) -> Result<Duration> {

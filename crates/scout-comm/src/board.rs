@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use scout_core::{Mesh, Rank};
 use scout_device::Buffer;
 
-use crate::error::Called;
+use crate::ahead::{Ahead, Gathering};
+use crate::error::{Called, Op};
 use crate::{CommError, Result};
 
 #[derive(Debug, Default)]
@@ -36,6 +37,8 @@ struct State {
 #[derive(Debug)]
 struct Round {
     given: Vec<Option<Given>>,
+    /// Those who want to hear when all have given.
+    ahead: Vec<Ahead>,
     num_taken: usize,
 }
 
@@ -59,32 +62,73 @@ pub(crate) struct Awaited {
 impl Board {
     /// Lays down `rank`'s part of operation `sequence`.
     pub fn give(&self, sequence: u64, size: usize, rank: Rank, given: Given) {
+        self.lay_down(sequence, (size, rank), given, None);
+    }
+
+    /// The same for the part of the rank that calls; if it is one of a gather, `ahead` hears when all have given theirs.
+    pub fn give_own(&self, sequence: u64, mesh: Mesh, given: Given, ahead: Option<Ahead>) {
+        self.lay_down(sequence, (mesh.size(), mesh.rank()), given, ahead);
+    }
+
+    fn lay_down(&self, sequence: u64, (size, rank): (usize, Rank), given: Given, ahead: Option<Ahead>) {
         let mut state = self.lock();
-        let round = state.rounds.entry(sequence).or_insert_with(|| Round { given: vec![None; size], num_taken: 0 });
+        let round = state.rounds.entry(sequence).or_insert_with(|| Round::new(size));
         round.given[rank.0] = Some(given);
+        round.ahead.extend(ahead);
+        let (is_whole, agrees) = (round.missing().next().is_none(), round.agrees());
+        let mut ahead = if is_whole && agrees { std::mem::take(&mut round.ahead) } else { Vec::new() };
+        // What somebody waits for already is put together there.
+        ahead.retain(Ahead::is_open);
         // A wait that would only go on is not worth waking a thread.
-        if round.missing().next().is_none() || !round.agrees() {
+        if is_whole || !agrees {
             self.changed.notify_all();
         }
+        drop(state);
+        ahead.into_iter().for_each(|ahead| ahead.hand_over(sequence));
     }
 
     /// Waits until every rank has given its part of operation `sequence`, checks that all mean the same, and takes it.
     /// `num_takers` ranks take from this board; with the last of them the operation leaves it.
     pub fn take(&self, sequence: u64, mesh: Mesh, num_takers: usize, deadline: Duration) -> Result<Vec<Arc<Buffer>>> {
+        let late = |state: &State, waited| {
+            let (op, missing) = (state.rounds[&sequence].called_by(mesh.rank()).op, state.first_missing(sequence));
+            let missing = missing.expect("an operation that all have given to has an outcome");
+            Err(CommError::Timeout { op, sequence, waited, missing })
+        };
+        self.block((mesh.rank().0, sequence), deadline, |state| state.outcome(sequence, mesh, num_takers), late)
+    }
+
+    /// Waits for a gather of `rank` that is being put together on another thread.
+    pub fn wait_for(&self, gathering: &Gathering, sequence: u64, rank: Rank, deadline: Duration) -> Result<Buffer> {
+        // All have given theirs: if this takes too long, it is this rank that is late.
+        let late = |_: &State, waited| Err(CommError::Timeout { op: Op::AllGather, sequence, waited, missing: rank });
+        self.block((rank.0, sequence), deadline, |_| gathering.result(), late)
+    }
+
+    /// Lets those who wait here look again.
+    pub fn wake(&self) {
+        // Whoever has looked and is about to sleep still holds the lock.
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Blocks the thread of `seat`, rank and operation, until `ready` has something; after `deadline`, what `late` says.
+    fn block<T>(
+        &self,
+        seat: (usize, u64),
+        deadline: Duration,
+        mut ready: impl FnMut(&mut State) -> Option<T>,
+        late: impl FnOnce(&State, Duration) -> T,
+    ) -> T {
         let begun = Instant::now();
-        let seat = (mesh.rank().0, sequence);
         let mut state = self.lock();
         let outcome = loop {
-            if let Some(outcome) = state.outcome(sequence, mesh, num_takers) {
+            if let Some(outcome) = ready(&mut state) {
                 break outcome;
             }
             state.waiting.insert(seat, begun);
             let waited = begun.elapsed();
-            let Some(left) = deadline.checked_sub(waited) else {
-                let (op, missing) = (state.rounds[&sequence].called_by(mesh.rank()).op, state.first_missing(sequence));
-                let missing = missing.expect("an operation that all have given to has an outcome");
-                break Err(CommError::Timeout { op, sequence, waited, missing });
-            };
+            let Some(left) = deadline.checked_sub(waited) else { break late(&state, waited) };
             let woken = self.changed.wait_timeout(state, left);
             state = woken.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         };
@@ -139,6 +183,11 @@ impl Board {
         self.lock().aborted.clone()
     }
 
+    #[cfg(test)]
+    pub fn num_rounds(&self) -> usize {
+        self.lock().rounds.len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A rank that panics while it holds the board leaves it as consistent as one that does not: entries are whole.
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -179,6 +228,10 @@ impl State {
 }
 
 impl Round {
+    fn new(size: usize) -> Round {
+        Round { given: vec![None; size], ahead: Vec::new(), num_taken: 0 }
+    }
+
     fn called_by(&self, rank: Rank) -> Called {
         self.given[rank.0].as_ref().expect("a rank takes only what it has given to").called
     }

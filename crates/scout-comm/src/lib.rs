@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod board;
 pub mod control;
 pub mod error;

@@ -1,4 +1,4 @@
-//! Ranks as threads of one process, around one board. Nothing is copied before somebody waits for it.
+//! Ranks as threads of one process, around one board.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,6 +7,7 @@ use std::time::Duration;
 use scout_core::{DType, Mesh, Rank};
 use scout_device::Buffer;
 
+use crate::ahead::{Ahead, Finisher, Taker};
 use crate::board::{Board, Given};
 use crate::error::{Called, Op};
 use crate::{Communicator, Pending, Result, expect_len, finish};
@@ -16,14 +17,18 @@ pub fn local_group(size: usize, deadline: Duration) -> Vec<LocalCommunicator> {
     let board = Arc::new(Board::default());
     (0..size)
         .filter_map(|rank| Mesh::new(Rank(rank), size))
-        .map(|mesh| LocalCommunicator { mesh, board: board.clone(), sequence: AtomicU64::new(0), deadline })
+        .map(|mesh| {
+            let taker = Taker { board: board.clone(), mesh, num_takers: size };
+            let finisher = Finisher::start(taker.clone());
+            LocalCommunicator { taker, finisher, sequence: AtomicU64::new(0), deadline }
+        })
         .collect()
 }
 
 #[derive(Debug)]
 pub struct LocalCommunicator {
-    mesh: Mesh,
-    board: Arc<Board>,
+    taker: Taker,
+    finisher: Finisher,
     /// Number of operations this rank has begun; equal operations carry equal numbers on all ranks.
     sequence: AtomicU64,
     deadline: Duration,
@@ -37,28 +42,38 @@ impl LocalCommunicator {
         buffer: Buffer,
         finish: impl FnOnce(Vec<Arc<Buffer>>) -> Result<Buffer> + Send + 'static,
     ) -> Result<Pending> {
-        self.board.check()?;
+        let sequence = self.lay_down(op, buffer, None)?;
+        let taker = self.taker.clone();
+        Ok(Pending::new(self.deadline, move |deadline| finish(taker.take(sequence, deadline)?)))
+    }
+
+    /// Lays `buffer` down for the next operation and returns its number.
+    fn lay_down(&self, op: Op, buffer: Buffer, ahead: Option<Ahead>) -> Result<u64> {
+        let Taker { board, mesh, .. } = &self.taker;
+        board.check()?;
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let called = Called { op, count: buffer.len(), dtype: buffer.dtype() };
-        let (mesh, board) = (self.mesh, self.board.clone());
-        board.give(sequence, mesh.size(), mesh.rank(), Given { called, buffer: Arc::new(buffer) });
-        Ok(Pending::new(self.deadline, move |deadline| finish(board.take(sequence, mesh, mesh.size(), deadline)?)))
+        board.give_own(sequence, *mesh, Given { called, buffer: Arc::new(buffer) }, ahead);
+        Ok(sequence)
     }
 }
 
 impl Communicator for LocalCommunicator {
     fn mesh(&self) -> Mesh {
-        self.mesh
+        self.taker.mesh
     }
 
     fn all_gather(&self, shard: &Buffer, full: Buffer) -> Result<Pending> {
-        expect_len(Op::AllGather, full.len(), shard.len() * self.mesh.size())?;
-        self.begin(Op::AllGather, shard.clone(), move |given| finish::concatenated(&given, full))
+        expect_len(Op::AllGather, full.len(), shard.len() * self.taker.mesh.size())?;
+        let (ahead, gathering) = self.finisher.promise(full);
+        let sequence = self.lay_down(Op::AllGather, shard.clone(), Some(ahead))?;
+        let taker = self.taker.clone();
+        Ok(Pending::new(self.deadline, move |deadline| gathering.wait(sequence, &taker, deadline)))
     }
 
     fn reduce_scatter(&self, full: Buffer, shard: Buffer) -> Result<Pending> {
-        expect_len(Op::ReduceScatter, full.len(), shard.len() * self.mesh.size())?;
-        let start = shard.len() * self.mesh.rank().0;
+        expect_len(Op::ReduceScatter, full.len(), shard.len() * self.taker.mesh.size())?;
+        let start = shard.len() * self.taker.mesh.rank().0;
         self.begin(Op::ReduceScatter, full, move |given| finish::summed(&given, start, shard))
     }
 
@@ -78,10 +93,10 @@ impl Communicator for LocalCommunicator {
     }
 
     fn abort(&self, reason: &str) {
-        self.board.abort(reason);
+        self.taker.board.abort(reason);
     }
 
     fn waited(&self) -> Duration {
-        self.board.waited(self.mesh.rank())
+        self.taker.board.waited(self.taker.mesh.rank())
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use scout_core::{DType, Mesh, Rank};
 use scout_device::Buffer;
 
+use crate::ahead::{Ahead, Finisher, Taker};
 use crate::board::{Board, Given};
 use crate::error::{Called, Op};
 use crate::stream::PeerStream;
@@ -20,18 +21,20 @@ use crate::{CommError, Communicator, Pending, Result, expect_len, finish};
 
 #[derive(Debug)]
 pub(crate) struct TcpCommunicator {
-    mesh: Mesh,
+    /// Nobody else takes from this rank's board.
+    taker: Taker,
     ledger: Arc<Ledger>,
     /// One for each rank; none for this one.
     peers: Vec<Option<Peer>>,
     /// Whether the peers have been told that the work has ended.
     has_passed_on: AtomicBool,
+    finisher: Finisher,
 }
 
 /// What happens in a rank's collectives, for those who watch over it.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    pub board: Board,
+    pub board: Arc<Board>,
     /// Number of operations this rank has begun; equal operations carry equal numbers on all ranks.
     pub num_begun: AtomicU64,
     /// Bytes that came from other ranks.
@@ -68,7 +71,9 @@ impl TcpCommunicator {
             let opened = stream.map(|stream| Peer::new(peer, stream, mesh.size(), &ledger)).transpose();
             peers.push(opened.map_err(|cause| CommError::Stream { peer, cause })?);
         }
-        Ok(TcpCommunicator { mesh, ledger, peers, has_passed_on: AtomicBool::new(false) })
+        let taker = Taker { board: ledger.board.clone(), mesh, num_takers: 1 };
+        let (has_passed_on, finisher) = (AtomicBool::new(false), Finisher::start(taker.clone()));
+        Ok(TcpCommunicator { taker, ledger, peers, has_passed_on, finisher })
     }
 
     /// Begins an operation of which `part` says what each rank gets, as start and length inside `buffer`.
@@ -79,25 +84,30 @@ impl TcpCommunicator {
         part: impl Fn(Rank) -> (usize, usize),
         finish: impl FnOnce(Vec<Arc<Buffer>>) -> Result<Buffer> + Send + 'static,
     ) -> Result<Pending> {
+        let sequence = self.send(op, buffer, part, None)?;
+        let taker = self.taker.clone();
+        Ok(Pending::new(self.ledger.deadline(), move |deadline| finish(taker.take(sequence, deadline)?)))
+    }
+
+    /// Sends every rank its part of the next operation, lays down this rank's own, and returns the operation's number.
+    fn send(&self, op: Op, buffer: Buffer, part: impl Fn(Rank) -> (usize, usize), ahead: Option<Ahead>) -> Result<u64> {
         self.ledger.board.check()?;
         let sequence = self.ledger.num_begun.fetch_add(1, Ordering::Relaxed);
         let called = Called { op, count: buffer.len(), dtype: buffer.dtype() };
-        let (mesh, ledger) = (self.mesh, self.ledger.clone());
-        let own = match part(mesh.rank()) {
+        let own = match part(self.taker.mesh.rank()) {
             (0, len) if len == buffer.len() => None,
             (start, len) => Some(buffer.part(start..start + len)?),
         };
         let buffer = Arc::new(buffer);
-        for (rank, peer) in mesh.ranks().zip(&self.peers) {
+        for (rank, peer) in self.taker.mesh.ranks().zip(&self.peers) {
             if let Some(peer) = peer {
                 let (start, len) = part(rank);
                 peer.order(Order::Part { sequence, called, buffer: buffer.clone(), start, len });
             }
         }
         let own = own.map_or(buffer, Arc::new);
-        ledger.board.give(sequence, mesh.size(), mesh.rank(), Given { called, buffer: own });
-        let finish = move |deadline| finish(ledger.board.take(sequence, mesh, 1, deadline)?);
-        Ok(Pending::new(self.ledger.deadline(), finish))
+        self.ledger.board.give_own(sequence, self.taker.mesh, Given { called, buffer: own }, ahead);
+        Ok(sequence)
     }
 
     /// Tells the peers, once, why the work has ended. Returns whether it has.
@@ -114,17 +124,20 @@ impl TcpCommunicator {
 
 impl Communicator for TcpCommunicator {
     fn mesh(&self) -> Mesh {
-        self.mesh
+        self.taker.mesh
     }
 
     fn all_gather(&self, shard: &Buffer, full: Buffer) -> Result<Pending> {
-        expect_len(Op::AllGather, full.len(), shard.len() * self.mesh.size())?;
+        expect_len(Op::AllGather, full.len(), shard.len() * self.taker.mesh.size())?;
         let len = shard.len();
-        self.begin(Op::AllGather, shard.clone(), |_| (0, len), move |given| finish::concatenated(&given, full))
+        let (ahead, gathering) = self.finisher.promise(full);
+        let sequence = self.send(Op::AllGather, shard.clone(), |_| (0, len), Some(ahead))?;
+        let taker = self.taker.clone();
+        Ok(Pending::new(self.ledger.deadline(), move |deadline| gathering.wait(sequence, &taker, deadline)))
     }
 
     fn reduce_scatter(&self, full: Buffer, shard: Buffer) -> Result<Pending> {
-        expect_len(Op::ReduceScatter, full.len(), shard.len() * self.mesh.size())?;
+        expect_len(Op::ReduceScatter, full.len(), shard.len() * self.taker.mesh.size())?;
         let len = shard.len();
         // Each rank is sent only what it sums.
         self.begin(Op::ReduceScatter, full, |peer| (peer.0 * len, len), move |given| finish::summed(&given, 0, shard))
@@ -138,7 +151,7 @@ impl Communicator for TcpCommunicator {
 
     fn broadcast(&self, root: Rank, buffer: Buffer) -> Result<Pending> {
         // Only the root's elements travel; the others say that they are here.
-        let len = if self.mesh.rank() == root { buffer.len() } else { 0 };
+        let len = if self.taker.mesh.rank() == root { buffer.len() } else { 0 };
         self.begin(Op::Broadcast { root }, buffer, |_| (0, len), move |given| Ok((*given[root.0]).clone()))
     }
 
@@ -154,7 +167,7 @@ impl Communicator for TcpCommunicator {
     }
 
     fn waited(&self) -> Duration {
-        self.ledger.board.waited(self.mesh.rank())
+        self.ledger.board.waited(self.taker.mesh.rank())
     }
 }
 
@@ -187,7 +200,7 @@ impl Drop for TcpCommunicator {
 impl Ledger {
     pub fn new(deadline: Duration) -> Ledger {
         let ledger = Ledger {
-            board: Board::default(),
+            board: Arc::default(),
             num_begun: AtomicU64::new(0),
             num_received: AtomicU64::new(0),
             deadline: AtomicU64::new(0),
