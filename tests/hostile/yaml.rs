@@ -129,7 +129,9 @@ fn a_change_on_the_command_line_that_cannot_be_meant_is_one_clear_error() {
 #[test]
 fn a_wish_that_cannot_be_met_is_one_clear_error() {
     check(&[
-        case("CUDA where there is none", 69, &["device", "cuda", "`device: cpu`"], |p| p.set("device", "cuda")),
+        case("CUDA where there is none", 69, &["device", "cuda", "`device: cpu`", "driver"], |p| {
+            p.set("device", "cuda")
+        }),
         case("less memory than is needed", 69, &["64.00 MiB", "do not fit", "device_memory"], |p| {
             p.set("device_memory", "64MiB")
         }),

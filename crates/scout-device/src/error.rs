@@ -68,7 +68,9 @@ impl DeviceError {
                 "lower `per_device_train_batch_size`, lower `cutoff_len`, or raise `device_memory`; \
                  `scout-dist plan` shows what each saves\n{table}"
             )),
-            DeviceError::Library { install, .. } => Some(install.to_string()),
+            DeviceError::Library { install, .. } => {
+                Some(format!("{install}, or set `device: cpu` to train on the host"))
+            }
             DeviceError::Unavailable { .. } => Some("set `device: cpu` to train on the host".to_string()),
             _ => None,
         }

@@ -45,7 +45,7 @@ const NEEDS: [Need; 10] = [
         source: Source::DebianPackage("openmpi-bin"),
     },
     Need {
-        probe: &["sh", "-c", "echo '#include <mpi.h>' | mpicc.openmpi -E -"],
+        probe: &["sh", "-c", "set -- $(mpicc.openmpi --showme:incdirs) && test -f \"$1/mpi.h\""],
         why: "the program is also built with MPI in it",
         source: Source::DebianPackage("libopenmpi-dev"),
     },
@@ -60,7 +60,8 @@ const NEEDS: [Need; 10] = [
         source: Source::DebianPackage("mpich"),
     },
     Need {
-        probe: &["sh", "-c", "slurmctld -V && slurmd -V && srun --version"],
+        // Without a configuration srun does not even tell its version.
+        probe: &["sh", "-c", "slurmctld -V && slurmd -V && command -v srun"],
         why: "jobs are started by Slurm",
         source: Source::DebianPackage("slurm-wlm"),
     },

@@ -308,7 +308,7 @@ mod tests {
         let folders = [folder.path().to_path_buf()];
         let absent = open(&wanted, &folders, Nccl::resolve).err().unwrap().error();
         assert!(absent.to_string().contains("libscout-nothing.so.1"), "{absent}");
-        assert_eq!(absent.hint().unwrap(), "install it");
+        assert_eq!(absent.hint().unwrap(), "install it, or set `device: cpu` to train on the host");
         assert_eq!(absent.exit_code(), scout_core::ExitCode::DeviceUnavailable);
         std::fs::write(folder.path().join(wanted.file), "no library").unwrap();
         let broken = open(&wanted, &folders, Nccl::resolve).err().unwrap().error();
