@@ -4,13 +4,11 @@
 use std::io::Write;
 use std::process::ExitCode as ProcessExitCode;
 
-use scout_comm::CommError;
+use scout_comm::{CommError, Verdict};
 use scout_config::ConfigError;
 use scout_core::ExitCode;
 use scout_core::causes::with_causes;
 use scout_train::TrainError;
-
-use crate::joined::JobEnded;
 
 /// A mistake on the command line that clap cannot see.
 #[derive(Debug)]
@@ -27,6 +25,23 @@ impl std::fmt::Display for Mistake {
 }
 
 impl std::error::Error for Mistake {}
+
+/// The end of a job on one of its ranks.
+#[derive(Debug)]
+pub struct JobEnded {
+    pub verdict: Verdict,
+    /// Whether this rank is the one that tells it.
+    pub speaks: bool,
+    pub hint: Option<String>,
+}
+
+impl std::fmt::Display for JobEnded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.verdict.sentence)
+    }
+}
+
+impl std::error::Error for JobEnded {}
 
 /// Prints `error` to stderr and returns the code to leave with. Of all ranks of a job only one prints why it ended.
 pub fn report(error: &anyhow::Error) -> ProcessExitCode {

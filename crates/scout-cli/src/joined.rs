@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use scout_comm::{CommError, Control, Ending, Introduction, Job, Limits, MeetingPlace, PeerName, Verdict, Verdicts};
+use scout_comm::{CommError, Control, Ending, Introduction, Job, Limits, MeetingPlace, PeerName, Verdicts};
 use scout_core::causes::with_causes;
 use scout_core::{ExitCode, Mesh, Whereabouts};
 use scout_telemetry::Progress;
@@ -16,7 +16,7 @@ use scout_train::TrainError;
 use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
 
-use crate::failure;
+use crate::failure::{self, JobEnded};
 use crate::ranks::{Launcher, Ranks};
 
 /// A rank alone waits for nobody; a deadline is set all the same, because every wait has one.
@@ -184,20 +184,3 @@ fn during_the_meeting(error: CommError, mesh: Mesh) -> anyhow::Error {
         error => error.into(),
     }
 }
-
-/// The end of a job on one of its ranks.
-#[derive(Debug)]
-pub struct JobEnded {
-    pub verdict: Verdict,
-    /// Whether this rank is the one that tells it.
-    pub speaks: bool,
-    pub hint: Option<String>,
-}
-
-impl std::fmt::Display for JobEnded {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.verdict.sentence)
-    }
-}
-
-impl std::error::Error for JobEnded {}
