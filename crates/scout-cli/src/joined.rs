@@ -54,11 +54,6 @@ struct Others {
 }
 
 impl Joined {
-    /// A job of one rank.
-    pub fn alone(hang_limit: Option<Duration>) -> Joined {
-        Joined { job: Job::alone(hang_limit.unwrap_or(ALONE_DEADLINE)), others: None }
-    }
-
     /// Meets the other ranks and returns when all have come and mean the same job. The first rank says that they met.
     pub fn with_others(
         ranks: &Ranks,
@@ -66,7 +61,13 @@ impl Joined {
         waits: Waits,
         progress: &mut Progress,
     ) -> anyhow::Result<Joined> {
-        let Some(place) = ranks.meeting_place()? else { return Ok(Joined::alone(waits.hang_limit)) };
+        // A launcher that cannot tell where a dead rank was tells the rest all the same.
+        let place_file = ranks.place_file.as_ref().and_then(|path| File::create(path).ok());
+        let whereabouts = Arc::new(Whereabouts::new(place_file));
+        let Some(place) = ranks.meeting_place()? else {
+            let alone = Job::alone(waits.hang_limit.unwrap_or(ALONE_DEADLINE));
+            return Ok(Joined { job: Job { whereabouts, ..alone }, others: None });
+        };
         let mesh = ranks.mesh();
         let introduction = Introduction {
             version: env!("CARGO_PKG_VERSION").to_string(),
@@ -77,9 +78,6 @@ impl Joined {
         };
         let limits =
             Limits { init_timeout: waits.init_timeout, hang_limit: waits.hang_limit, ending: Ending::of_the_process() };
-        // A launcher that cannot tell where a dead rank was tells the rest all the same.
-        let place_file = ranks.place_file.as_ref().and_then(|path| File::create(path).ok());
-        let whereabouts = Arc::new(Whereabouts::new(place_file));
         let seat = way_to_meet(ranks.seat.launcher, progress)?(&place, mesh, introduction, limits, whereabouts)
             .map_err(|error| during_the_meeting(error, mesh))?;
         speak_before_the_end(seat.control.verdicts())?;

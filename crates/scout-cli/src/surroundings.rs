@@ -45,23 +45,29 @@ pub fn ranks() -> Result<Ranks, Mistake> {
 /// Takes this rank's share of the cores where `local_size` ranks share them. Whoever sets the number of threads knows
 /// better, and so does a launcher that has bound this rank to some of the cores.
 pub fn share_the_host(local_size: usize) -> std::io::Result<()> {
-    let ours = std::thread::available_parallelism()?.get();
-    let is_bound = ours < num_cores();
+    // A quota of time is shared by all ranks of a container; only cores that are withheld are a binding.
+    let allowed =
+        read("/proc/self/status").lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:").map(num_listed));
+    let is_bound = allowed.is_some_and(|allowed| allowed < num_listed(&read("/sys/devices/system/cpu/online")));
     if is_bound || variable("RAYON_NUM_THREADS").is_some() {
         return Ok(());
     }
-    let share = (ours / local_size).max(1);
+    let share = (std::thread::available_parallelism()?.get() / local_size).max(1);
     rayon::ThreadPoolBuilder::new().num_threads(share).build_global().map_err(std::io::Error::other)
 }
 
-/// Cores that are online, whether or not this process may use them.
-fn num_cores() -> usize {
-    let listed = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+/// A file of the kernel's; where there is none, nothing is known and nothing is read.
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Cores in a list such as `0-3,8`.
+fn num_listed(list: &str) -> usize {
     let count = |range: &str| -> Option<usize> {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         Some(last.parse::<usize>().ok()? - first.parse::<usize>().ok()? + 1)
     };
-    listed.trim().split(',').filter_map(count).sum()
+    list.trim().split(',').filter_map(count).sum()
 }
 
 /// What stderr can show.
@@ -82,5 +88,17 @@ pub fn print(line: &str) -> std::io::Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         done => done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listed_cores_are_counted() {
+        for (list, expected) in [("0-3,8\n", 5), ("\t0\n", 1), ("0-127", 128), ("", 0)] {
+            assert_eq!(num_listed(list), expected, "{list:?}");
+        }
     }
 }
