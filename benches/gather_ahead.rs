@@ -10,9 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use scout_benches::{Request, Spread, batch, commit, processor};
-use scout_comm::{Control, Ending, Introduction, Job, Limits, MeetingPlace, Seat, Token, local_group, meet};
+use scout_comm::{
+    Approach, Control, Ending, Introduction, Job, Limits, MeetingPlace, Seat, Through, local_group, meet,
+};
 use scout_config::RunConfig;
-use scout_core::{DType, Mesh, Rank, Whereabouts};
+use scout_core::{DType, Mesh, Rank, Token, Whereabouts};
 use scout_model::Batch;
 use scout_shard::{ShardPlan, WeightsMode};
 use scout_train::Trainer;
@@ -302,6 +304,7 @@ fn seat(place: &MeetingPlace, mesh: Mesh) -> Result<(Job, Option<Control>)> {
     };
     // Ranks are threads here, so nothing may end the process.
     let limits = Limits { init_timeout: LIMIT, hang_limit: Some(LIMIT), ending: Ending::calling(|_, _| {}) };
-    let Seat { job, control, .. } = meet(place, mesh, introduction, limits, Arc::new(Whereabouts::new(None)))?;
+    let approach = Approach { place: place.clone(), mesh, introduction, limits, through: Through::Streams };
+    let Seat { job, control, .. } = meet(&approach, Arc::new(Whereabouts::new(None)))?;
     Ok((job, Some(control)))
 }

@@ -4,12 +4,13 @@
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, geteuid, test_kill_process};
-use rustix::rand::{GetRandomFlags, getrandom};
-use scout_core::{Place, Rank};
+use scout_core::private::expect_private_folder;
+use scout_core::random::random;
+use scout_core::{NoRandomness, NotPrivate, Place, Rank};
 
 /// A socket's path has room for 108 bytes. The names that we append take less than 56.
 const MAX_BASE_BYTES: usize = 44;
@@ -29,24 +30,8 @@ fn user_folder_in(base: &Path) -> PathBuf {
 fn make_private(folder: &Path) -> Result<(), FolderError> {
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => Err(FolderError::create(folder, cause)),
-        _ => expect_private(folder),
+        _ => Ok(expect_private_folder(folder)?),
     }
-}
-
-fn expect_private(folder: &Path) -> Result<(), FolderError> {
-    // Not the target of a link: whoever made the link could make it point elsewhere afterwards.
-    let found = fs::symlink_metadata(folder).map_err(|cause| FolderError::create(folder, cause))?;
-    let (uid, mode) = (geteuid().as_raw(), found.mode() & 0o777);
-    let reason = if !found.is_dir() {
-        "is no folder".to_string()
-    } else if found.uid() != uid {
-        format!("belongs to user {}, expected {uid}", found.uid())
-    } else if mode & 0o077 != 0 {
-        format!("is open to other users (mode {mode:03o}), expected 700")
-    } else {
-        return Ok(());
-    };
-    Err(FolderError::NotPrivate { folder: folder.to_path_buf(), reason })
 }
 
 /// File in which a rank keeps its whereabouts.
@@ -82,7 +67,7 @@ impl JobFolder {
     fn make_in(user_folder: &Path) -> Result<JobFolder, FolderError> {
         make_private(user_folder)?;
         remove_abandoned(user_folder);
-        let random = u32::from_ne_bytes(random().map_err(FolderError::Random)?);
+        let random = u32::from_ne_bytes(random()?);
         let path = user_folder.join(format!("job-{}-{random:08x}", std::process::id()));
         let create = |cause| FolderError::create(&path, cause);
         DirBuilder::new().mode(0o700).create(&path).map_err(create)?;
@@ -123,15 +108,6 @@ fn remove_abandoned(user_folder: &Path) {
     }
 }
 
-/// From the operating system, good enough for secrets.
-pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    let num_bytes = getrandom(&mut bytes, GetRandomFlags::empty())?;
-    // Up to 256 bytes come whole or not at all.
-    assert_eq!(num_bytes, N, "the operating system gave fewer random bytes than it promises");
-    Ok(bytes)
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     #[error("could not create the folder `{}`", folder.display())]
@@ -140,10 +116,10 @@ pub enum FolderError {
         #[source]
         cause: io::Error,
     },
-    #[error("`{}` {reason}", folder.display())]
-    NotPrivate { folder: PathBuf, reason: String },
-    #[error("could not get random bytes from the operating system")]
-    Random(#[source] io::Error),
+    #[error(transparent)]
+    NotPrivate(#[from] NotPrivate),
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
 }
 
 impl FolderError {
@@ -155,7 +131,7 @@ impl FolderError {
         use scout_core::ExitCode;
         match self {
             FolderError::Create { cause, .. } => ExitCode::of_io(cause, ExitCode::CannotCreate),
-            FolderError::NotPrivate { .. } => ExitCode::PermissionDenied,
+            FolderError::NotPrivate(cause) => cause.exit_code(),
             FolderError::Random(_) => ExitCode::InputOutput,
         }
     }
@@ -163,17 +139,17 @@ impl FolderError {
     pub fn hint(&self) -> Option<String> {
         match self {
             FolderError::Create { .. } => Some("set TMPDIR to a folder in which you may write".to_string()),
-            FolderError::NotPrivate { folder, .. } => {
-                Some(format!("remove `{}`, or set TMPDIR to a folder of your own", folder.display()))
+            FolderError::NotPrivate(NotPrivate::Open { path, .. }) => {
+                Some(format!("remove `{}`, or set TMPDIR to a folder of your own", path.display()))
             }
-            FolderError::Random(_) => None,
+            FolderError::NotPrivate(NotPrivate::Unseen { .. }) | FolderError::Random(_) => None,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 
@@ -193,29 +169,18 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_somebody_else_or_open_to_others_is_refused() {
+    fn a_folder_open_to_others_is_refused_and_one_that_is_there_is_not() {
         let base = tempfile::tempdir().unwrap();
         let user = base.path().join("user");
-        let refused = |expected: &str| {
-            let error = make_private(&user).unwrap_err();
-            assert!(error.to_string().contains(expected), "{error}");
-            assert_eq!(error.exit_code(), scout_core::ExitCode::PermissionDenied);
-        };
         fs::create_dir(&user).unwrap();
-        for mode in [0o755, 0o770, 0o701] {
-            fs::set_permissions(&user, fs::Permissions::from_mode(mode)).unwrap();
-            refused(&format!("(mode {mode:o}), expected 700"));
-        }
+        fs::set_permissions(&user, fs::Permissions::from_mode(0o755)).unwrap();
+        let error = make_private(&user).unwrap_err();
+        assert!(error.to_string().ends_with("is open to other users (mode 755), expected 700"), "{error}");
+        assert_eq!(error.exit_code(), scout_core::ExitCode::PermissionDenied);
+        let expected = format!("remove `{}`, or set TMPDIR to a folder of your own", user.display());
+        assert_eq!(error.hint(), Some(expected));
         fs::set_permissions(&user, fs::Permissions::from_mode(0o700)).unwrap();
         make_private(&user).unwrap();
-        if geteuid().is_root() {
-            std::os::unix::fs::chown(&user, Some(65534), None).unwrap();
-            refused("belongs to user 65534, expected 0");
-        }
-        fs::remove_dir(&user).unwrap();
-        fs::create_dir(base.path().join("elsewhere")).unwrap();
-        symlink(base.path().join("elsewhere"), &user).unwrap();
-        refused("is no folder");
     }
 
     #[test]

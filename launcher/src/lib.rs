@@ -8,12 +8,11 @@ mod output;
 mod ranks;
 
 use std::ffi::OsString;
-use std::fmt::{self, Write};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use scout_core::{ExitCode, Rank, env};
+use scout_core::{ExitCode, NoRandomness, Rank, Token, env};
 
 use crate::folder::JobFolder;
 pub use crate::folder::{FolderError, address_file, meeting_socket, place_file, user_folder};
@@ -68,7 +67,7 @@ fn launch_into(launch: &Launch, output: &Output) -> Result<i32, LaunchError> {
     if launch.num_ranks == 0 {
         return Err(LaunchError::NoRanks);
     }
-    let token = Token::new()?;
+    let token = Token::generate()?;
     let mut ranks = Ranks::listening(JobFolder::make()?).map_err(LaunchError::Signals)?;
     let mut readers = Vec::new();
     for rank in (0..launch.num_ranks).map(Rank) {
@@ -100,7 +99,7 @@ fn spawn(launch: &Launch, rank: Rank, job_folder: &Path, token: &Token) -> io::R
         .env(env::JOB_FOLDER, job_folder)
         .env(env::LAUNCHER_PID, std::process::id().to_string())
         // In the environment, which only this user can read, and not among the arguments, which everybody can.
-        .env(env::TOKEN, token.in_hex())
+        .env(env::TOKEN, token.to_hex())
         // One job, one secret: that of another job may lie in a file.
         .env_remove(env::TOKEN_FILE)
         .stdin(Stdio::null())
@@ -112,34 +111,14 @@ fn spawn(launch: &Launch, rank: Rank, job_folder: &Path, token: &Token) -> io::R
     command.spawn()
 }
 
-/// The secret by which the ranks of one job know each other.
-struct Token([u8; 32]);
-
-impl Token {
-    fn new() -> Result<Token, FolderError> {
-        folder::random().map(Token).map_err(FolderError::Random)
-    }
-
-    fn in_hex(&self) -> String {
-        self.0.iter().fold(String::new(), |mut hex, byte| {
-            write!(hex, "{byte:02x}").expect("a string takes every character");
-            hex
-        })
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(not shown)")
-    }
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     #[error("the number of ranks is 0, expected at least 1")]
     NoRanks,
     #[error(transparent)]
     Folder(#[from] FolderError),
+    #[error(transparent)]
+    NoToken(#[from] NoRandomness),
     #[error("could not start rank {rank} of `{}`", program.display())]
     Spawn {
         program: PathBuf,
@@ -157,7 +136,7 @@ impl LaunchError {
             LaunchError::NoRanks => ExitCode::Usage,
             LaunchError::Folder(error) => error.exit_code(),
             LaunchError::Spawn { cause, .. } => ExitCode::of_io(cause, ExitCode::MissingInput),
-            LaunchError::Signals(_) => ExitCode::InputOutput,
+            LaunchError::NoToken(_) | LaunchError::Signals(_) => ExitCode::InputOutput,
         }
     }
 

@@ -92,7 +92,6 @@ fn the_ranks_of_a_job_share_a_private_folder_and_a_secret_that_no_other_job_has(
     let (one, other) = (of_job(), of_job());
     assert_ne!(one[0], other[0]);
     assert_ne!(one[1], other[1]);
-    assert_eq!(format!("{:?}", Token([7; 32])), "Token(not shown)");
 }
 
 #[test]

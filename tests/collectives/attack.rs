@@ -7,12 +7,12 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use scout_comm::{CommError, Limits, MeetingPlace, Seat, Token, meet};
-use scout_core::{Mesh, Rank, Whereabouts};
+use scout_comm::{CommError, Limits, MeetingPlace, Seat, meet};
+use scout_core::{Mesh, Rank, Token, Whereabouts};
 use scout_device::Buffer;
 
 use super::PATIENT;
-use super::backends::{Member, introduction, limits, on_threads};
+use super::backends::{Member, approach, limits, on_threads};
 use super::cases::{sum_in_rank_order, values};
 
 const WORLD: usize = 3;
@@ -23,7 +23,7 @@ const FRAMES_OF_EACH: usize = 20;
 
 fn seat(place: &MeetingPlace, rank: usize) -> Seat {
     let mesh = Mesh::new(Rank(rank), WORLD).unwrap();
-    meet(place, mesh, introduction(mesh), limits(PATIENT), Arc::new(Whereabouts::new(None))).unwrap()
+    meet(&approach(place.clone(), mesh, limits(PATIENT)), Arc::new(Whereabouts::new(None))).unwrap()
 }
 
 /// Comes as rank 1 with a token of its own.
@@ -31,7 +31,7 @@ fn come_with_a_wrong_token(address: &str) {
     let place = MeetingPlace::Tcp { address: address.to_string(), token: Token::generate().unwrap() };
     let mesh = Mesh::new(Rank(1), WORLD).unwrap();
     let limits = Limits { init_timeout: Duration::from_secs(20), ..limits(PATIENT) };
-    let outcome = meet(&place, mesh, introduction(mesh), limits, Arc::new(Whereabouts::new(None)));
+    let outcome = meet(&approach(place, mesh, limits), Arc::new(Whereabouts::new(None)));
     let error = outcome.err().expect("a wrong token opens nothing");
     assert!(matches!(error, CommError::TokenRefused { .. }), "{error:?}");
 }

@@ -6,8 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::{Communicator, Control, Ending, Introduction, Limits, MeetingPlace, Seat, Token, local_group, meet};
-use scout_core::{Mesh, Phase, Rank, Whereabouts};
+use scout_comm::{
+    Approach, Communicator, Control, Ending, Introduction, Limits, MeetingPlace, Seat, Through, local_group, meet,
+};
+use scout_core::{Mesh, Phase, Rank, Token, Whereabouts};
 
 /// How one rank of `mesh` gets its seat; `folder` and `token` are the same for all of them.
 type Join = fn(mesh: Mesh, folder: &Path, token: &Token, hang_limit: Duration) -> Member;
@@ -95,16 +97,20 @@ pub fn limits(hang_limit: Duration) -> Limits {
 }
 
 fn unix(mesh: Mesh, folder: &Path, _: &Token, hang_limit: Duration) -> Member {
-    seat(&MeetingPlace::Unix { socket: folder.join("job/meet.sock") }, mesh, hang_limit)
+    seat(MeetingPlace::Unix { socket: folder.join("job/meet.sock") }, mesh, hang_limit)
 }
 
 fn tcp(mesh: Mesh, folder: &Path, token: &Token, hang_limit: Duration) -> Member {
-    seat(&MeetingPlace::Loopback { publish: folder.join("address"), token: token.clone() }, mesh, hang_limit)
+    seat(MeetingPlace::Loopback { publish: folder.join("address"), token: token.clone() }, mesh, hang_limit)
 }
 
-fn seat(place: &MeetingPlace, mesh: Mesh, hang_limit: Duration) -> Member {
-    let whereabouts = Arc::new(Whereabouts::new(None));
-    Member::seated(meet(place, mesh, introduction(mesh), limits(hang_limit), whereabouts).unwrap())
+fn seat(place: MeetingPlace, mesh: Mesh, hang_limit: Duration) -> Member {
+    let approach = approach(place, mesh, limits(hang_limit));
+    Member::seated(meet(&approach, Arc::new(Whereabouts::new(None))).unwrap())
+}
+
+pub fn approach(place: MeetingPlace, mesh: Mesh, limits: Limits) -> Approach {
+    Approach { place, mesh, introduction: introduction(mesh), limits, through: Through::Streams }
 }
 
 /// What each rank's body returned, in rank order, for each backend. The hang limit is also that of threads' waits.

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use scout_comm::mpi::library;
-use scout_comm::{Communicator, MeetingPlace, MpiCommunicator, Seat, meet_over_mpi};
+use scout_comm::{Approach, Communicator, MeetingPlace, MpiCommunicator, Seat, Through, meet};
 use scout_core::env::TEST_MPI_FOLDER;
 use scout_core::{ExitCode, Mesh, Rank, Whereabouts};
 
@@ -229,7 +229,9 @@ fn started_as() -> (usize, usize) {
 
 fn meet_in(folder: &Path, mesh: Mesh) -> scout_comm::Result<Seat> {
     let place = MeetingPlace::Unix { socket: folder.join("job").join("meet.sock") };
-    meet_over_mpi(&place, mesh, introduction(mesh), limits(PATIENT), Arc::new(Whereabouts::new(None)))
+    let through = Through::Mpi;
+    let approach = Approach { place, mesh, introduction: introduction(mesh), limits: limits(PATIENT), through };
+    meet(&approach, Arc::new(Whereabouts::new(None)))
 }
 
 #[test]

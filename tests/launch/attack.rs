@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
-use scout_comm::{Ending, Introduction, Limits, MeetingPlace, Token, meet};
-use scout_core::{Mesh, Rank, Whereabouts};
+use scout_comm::{Approach, Ending, Introduction, Limits, MeetingPlace, Through, meet};
+use scout_core::{Mesh, Rank, Token, Whereabouts};
 
 use crate::dice::Dice;
 use crate::started::{LIMIT, Started, turn};
@@ -100,7 +100,9 @@ fn knock_with_a_wrong_token(address: &str) {
         hang_limit: Some(Duration::from_secs(5)),
         ending: Ending::calling(|_, _| {}),
     };
-    let seat = meet(&place, Mesh::new(Rank(1), 4).unwrap(), introduction, limits, Arc::new(Whereabouts::new(None)));
+    let mesh = Mesh::new(Rank(1), 4).unwrap();
+    let approach = Approach { place, mesh, introduction, limits, through: Through::Streams };
+    let seat = meet(&approach, Arc::new(Whereabouts::new(None)));
     assert!(seat.is_err(), "a stranger got a seat");
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::{Ending, Introduction, Job, Limits, MeetingPlace, Seat, local_group, meet};
+use scout_comm::{Approach, Ending, Introduction, Job, Limits, MeetingPlace, Seat, Through, local_group, meet};
 use scout_core::{Mesh, Rank, Whereabouts};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +69,7 @@ fn met(folder: &Path, mesh: Mesh) -> Member {
     };
     // Ranks are threads here, so nothing may end the process.
     let limits = Limits { init_timeout: LIMIT, hang_limit: Some(LIMIT), ending: Ending::calling(|_, _| {}) };
-    let Seat { job, control, .. } = meet(&place, mesh, introduction, limits, Arc::new(Whereabouts::new(None))).unwrap();
+    let approach = Approach { place, mesh, introduction, limits, through: Through::Streams };
+    let Seat { job, control, .. } = meet(&approach, Arc::new(Whereabouts::new(None))).unwrap();
     Member { job, control: Some(control) }
 }

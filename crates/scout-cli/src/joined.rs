@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use scout_comm::{CommError, Control, Ending, Introduction, Job, Limits, MeetingPlace, PeerName, Verdicts};
+use scout_comm::{Approach, CommError, Control, Ending, Introduction, Job, Limits, PeerName, Through, Verdicts};
 use scout_core::causes::with_causes;
 use scout_core::{ExitCode, Mesh, Whereabouts};
 use scout_telemetry::Progress;
@@ -78,8 +78,9 @@ impl Joined {
         };
         let limits =
             Limits { init_timeout: waits.init_timeout, hang_limit: waits.hang_limit, ending: Ending::of_the_process() };
-        let seat = way_to_meet(ranks.seat.launcher, progress)?(&place, mesh, introduction, limits, whereabouts)
-            .map_err(|error| during_the_meeting(error, mesh))?;
+        let through = way_of_collectives(ranks.seat.launcher, progress)?;
+        let approach = Approach { place, mesh, introduction, limits, through };
+        let seat = scout_comm::meet(&approach, whereabouts).map_err(|error| during_the_meeting(error, mesh))?;
         speak_before_the_end(seat.control.verdicts())?;
         if let Some(address) = &seat.listening_at {
             progress.say(&format!("meeting at {address}"))?;
@@ -113,8 +114,6 @@ impl Joined {
     }
 }
 
-type Meet = fn(&MeetingPlace, Mesh, Introduction, Limits, Arc<Whereabouts>) -> scout_comm::Result<scout_comm::Seat>;
-
 /// Whoever asks this rank to end may do so because another rank died, as `mpirun` does at once: then this is the last
 /// chance to say which, where and when.
 fn speak_before_the_end(verdicts: Verdicts) -> io::Result<()> {
@@ -138,17 +137,17 @@ fn speak_before_the_end(verdicts: Verdicts) -> io::Result<()> {
 
 /// With MPI in this program and MPI around it, collectives go through MPI.
 #[cfg(feature = "mpi")]
-fn way_to_meet(launcher: Launcher, progress: &mut Progress) -> anyhow::Result<Meet> {
+fn way_of_collectives(launcher: Launcher, progress: &mut Progress) -> anyhow::Result<Through> {
     if !matches!(launcher, Launcher::OpenMpi | Launcher::Pmi) {
-        return Ok(scout_comm::meet);
+        return Ok(Through::Streams);
     }
     progress.say(&format!("collectives through {}", scout_comm::mpi::library()))?;
-    Ok(scout_comm::meet_over_mpi)
+    Ok(Through::Mpi)
 }
 
 #[cfg(not(feature = "mpi"))]
-fn way_to_meet(_: Launcher, _: &mut Progress) -> anyhow::Result<Meet> {
-    Ok(scout_comm::meet)
+fn way_of_collectives(_: Launcher, _: &mut Progress) -> anyhow::Result<Through> {
+    Ok(Through::Streams)
 }
 
 impl Others {

@@ -17,8 +17,8 @@
 //! A gathering that nobody will wait for is let go by the finisher, which then takes the parts and drops them, so that the
 //! operation leaves the board.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -26,28 +26,9 @@ use scout_core::Mesh;
 use scout_device::Buffer;
 
 use crate::board::Board;
-use crate::{Result, finish};
-
-/// The whole that is to be.
-#[derive(Debug)]
-pub(crate) struct Gathering {
-    // Locked after the board, never before it.
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-enum State {
-    Open(Buffer),
-    InWork { is_awaited: bool },
-    Done(Result<Buffer>),
-}
-
-/// A gathering on the board, and the way to the finisher of its rank.
-#[derive(Debug)]
-pub(crate) struct Ahead {
-    gathering: Arc<Gathering>,
-    orders: Sender<Order>,
-}
+use crate::error::Result;
+use crate::finish;
+use crate::gathering::{Ahead, Gathering, Order};
 
 /// Where a rank takes what all have given: as one of `num_takers` that take from `board`.
 #[derive(Debug, Clone)]
@@ -64,12 +45,6 @@ pub(crate) struct Finisher {
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug)]
-enum Order {
-    Finish { sequence: u64, gathering: Arc<Gathering> },
-    End,
-}
-
 impl Finisher {
     pub fn start(taker: Taker) -> Finisher {
         let (orders, received) = channel();
@@ -80,7 +55,7 @@ impl Finisher {
 
     /// A gathering into `full`: one end for the board, one for the wait.
     pub fn promise(&self, full: Buffer) -> (Ahead, Arc<Gathering>) {
-        let gathering = Arc::new(Gathering { state: Mutex::new(State::Open(full)) });
+        let gathering = Arc::new(Gathering::into(full));
         (Ahead { gathering: gathering.clone(), orders: self.orders.clone() }, gathering)
     }
 }
@@ -93,19 +68,6 @@ impl Drop for Finisher {
             // One that panicked is gone as well.
             let _ = thread.join();
         }
-    }
-}
-
-impl Ahead {
-    /// Whether nobody has begun to put it together.
-    pub fn is_open(&self) -> bool {
-        matches!(*self.gathering.lock(), State::Open(_))
-    }
-
-    /// All parts lie on the board: the finisher may begin.
-    pub fn hand_over(self, sequence: u64) {
-        // Where the finisher has ended, the gathering stays open for its wait.
-        let _ = self.orders.send(Order::Finish { sequence, gathering: self.gathering });
     }
 }
 
@@ -123,51 +85,17 @@ fn finish_all(orders: Receiver<Order>, taker: &Taker) {
     }
 }
 
-impl Gathering {
-    /// Waits until the gather is whole, and puts it together unless that has begun.
-    pub fn wait(&self, sequence: u64, taker: &Taker, deadline: Duration) -> Result<Buffer> {
-        match self.claim() {
-            Some(full) => finish::concatenated(&taker.take(sequence, deadline)?, full),
-            None => taker.board.wait_for(self, sequence, taker.mesh.rank(), deadline),
-        }
-    }
-
-    /// The open buffer, for whoever asks first.
-    fn claim(&self) -> Option<Buffer> {
-        let mut state = self.lock();
-        match std::mem::replace(&mut *state, State::InWork { is_awaited: false }) {
-            State::Open(full) => Some(full),
-            other => {
-                *state = other;
-                None
-            }
-        }
-    }
-
-    /// Puts the result where the wait finds it. Returns whether somebody is blocked in that wait.
-    fn lay(&self, whole: Result<Buffer>) -> bool {
-        let before = std::mem::replace(&mut *self.lock(), State::Done(whole));
-        matches!(before, State::InWork { is_awaited: true })
-    }
-
-    /// The result; or word that somebody waits for it, left for whoever will lay it.
-    pub fn result(&self) -> Option<Result<Buffer>> {
-        let mut state = self.lock();
-        match std::mem::replace(&mut *state, State::InWork { is_awaited: true }) {
-            State::Done(whole) => Some(whole),
-            _ => None,
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // States are replaced whole.
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
 impl Taker {
     pub fn take(&self, sequence: u64, deadline: Duration) -> Result<Vec<Arc<Buffer>>> {
         self.board.take(sequence, self.mesh, self.num_takers, deadline)
+    }
+
+    /// Waits until the gather is whole, and puts it together unless that has begun.
+    pub fn take_whole(&self, gathering: &Gathering, sequence: u64, deadline: Duration) -> Result<Buffer> {
+        match gathering.claim() {
+            Some(full) => finish::concatenated(&self.take(sequence, deadline)?, full),
+            None => self.board.wait_for(gathering, sequence, self.mesh.rank(), deadline),
+        }
     }
 }
 
@@ -179,7 +107,7 @@ mod tests {
 
     use super::*;
     use crate::board::Given;
-    use crate::error::{Called, Op};
+    use crate::op::{Called, Op};
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -207,10 +135,10 @@ mod tests {
         let finisher = Finisher::start(taker.clone());
         let (ahead, gathering) = finisher.promise(Buffer::from_f32(vec![0.0; 2]));
         board.give_own(7, taker.mesh, part(1.0), Some(ahead));
-        assert!(matches!(*gathering.lock(), State::Open(_)));
+        assert!(gathering.is_open());
         board.give(7, 2, Rank(1), part(2.0));
-        until(|| matches!(*gathering.lock(), State::Done(_)));
-        let whole = gathering.wait(7, &taker, PATIENCE).unwrap();
+        until(|| gathering.is_done());
+        let whole = taker.take_whole(&gathering, 7, PATIENCE).unwrap();
         assert_eq!(whole.f32s().unwrap(), [1.0, 2.0]);
         assert_eq!((board.waited(Rank(0)), board.num_rounds()), (Duration::ZERO, 0));
     }
@@ -225,7 +153,7 @@ mod tests {
         assert!(matches!(received.recv(), Ok(Order::End)));
         board.give_own(0, taker.mesh, part(1.0), Some(ahead));
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| gathering.wait(0, &taker, PATIENCE).unwrap());
+            let waiting = scope.spawn(|| taker.take_whole(&gathering, 0, PATIENCE).unwrap());
             until(|| board.awaited(Rank(0)).is_some());
             board.give(0, 2, Rank(1), part(2.0));
             assert_eq!(waiting.join().unwrap().f32s().unwrap(), [1.0, 2.0]);
@@ -269,7 +197,7 @@ mod tests {
             let (ahead, gathering) = finisher.promise(Buffer::from_f32(vec![0.0; 2]));
             board.give_own(3, taker.mesh, part(1.0), Some(ahead));
             spoil(&board);
-            let error = gathering.wait(3, &taker, Duration::from_millis(50)).unwrap_err().to_string();
+            let error = taker.take_whole(&gathering, 3, Duration::from_millis(50)).unwrap_err().to_string();
             assert!(error.ends_with(expected), "{error}");
         }
     }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use scout_core::{Mesh, Rank};
 use scout_device::Buffer;
 
-use crate::ahead::{Ahead, Gathering};
-use crate::error::{Called, Op};
-use crate::{CommError, Result};
+use crate::error::{CommError, Result};
+use crate::gathering::{Ahead, Gathering};
+use crate::op::{Called, Op};
 
 #[derive(Debug, Default)]
 pub(crate) struct Board {
@@ -256,7 +256,6 @@ mod tests {
     use scout_core::DType;
 
     use super::*;
-    use crate::error::Op;
 
     const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -1,50 +1,16 @@
-//! What can go wrong between ranks, and the names of the operations in which it goes wrong.
+//! What can go wrong between ranks.
 
-use std::fmt;
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use scout_core::{DType, ExitCode, Rank};
+use scout_core::{ExitCode, NoRandomness, NotPrivate, Rank, TokenError};
 use scout_device::DeviceError;
 
-use crate::control::Verdict;
-use crate::meeting::PeerName;
+use crate::op::{Called, Op};
+use crate::peer::PeerName;
+use crate::verdict::Verdict;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Op {
-    AllGather,
-    ReduceScatter,
-    AllReduce,
-    Broadcast { root: Rank },
-    Barrier,
-}
-
-impl fmt::Display for Op {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Op::AllGather => f.write_str("all_gather"),
-            Op::ReduceScatter => f.write_str("reduce_scatter"),
-            Op::AllReduce => f.write_str("all_reduce"),
-            Op::Broadcast { root } => write!(f, "broadcast from rank {root}"),
-            Op::Barrier => f.write_str("barrier"),
-        }
-    }
-}
-
-/// The fingerprint of one call: all ranks must show the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Called {
-    pub op: Op,
-    pub count: usize,
-    pub dtype: DType,
-}
-
-impl fmt::Display for Called {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} {}", self.op, self.count, self.dtype)
-    }
-}
+pub type Result<T> = std::result::Result<T, CommError>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CommError {
@@ -101,21 +67,12 @@ pub enum CommError {
         #[source]
         cause: io::Error,
     },
-    #[error("`{path}` {problem}")]
-    OpenToOthers { path: PathBuf, problem: String },
-    #[error("could not read the job's token from `{path}`")]
-    TokenFile {
-        path: PathBuf,
-        #[source]
-        cause: io::Error,
-    },
-    #[error("the job's token {problem}")]
-    BadToken { problem: String },
-    #[error("the system gives no random numbers")]
-    NoRandomness {
-        #[source]
-        cause: io::Error,
-    },
+    #[error(transparent)]
+    NotPrivate(#[from] NotPrivate),
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
     #[cfg(feature = "mpi")]
     #[error("MPI cannot be used: {reason}")]
     Mpi { reason: String },
@@ -129,16 +86,17 @@ impl CommError {
             CommError::Ended { verdict } => verdict.code,
             CommError::Timeout { .. } | CommError::Aborted { .. } | CommError::Lost { .. } => ExitCode::PeerLost,
             CommError::MissingRanks { .. } | CommError::Unreachable { .. } => ExitCode::PeerLost,
-            CommError::Stream { .. } | CommError::NoRandomness { .. } => ExitCode::InputOutput,
+            CommError::Stream { .. } | CommError::NoRandomness(_) => ExitCode::InputOutput,
             CommError::Place { cause, .. } => ExitCode::of_io(cause, ExitCode::InputOutput),
             CommError::OutOfStep { .. } | CommError::Length { .. } => ExitCode::Internal,
             CommError::OtherModel { .. } => ExitCode::BadData,
             CommError::OtherVersion { .. } | CommError::OtherConfiguration { .. } => ExitCode::BadConfig,
             CommError::OtherWorldSize { .. } | CommError::RankTaken { .. } => ExitCode::BadConfig,
-            CommError::InUse { .. } | CommError::BadToken { .. } => ExitCode::BadConfig,
+            CommError::InUse { .. } => ExitCode::BadConfig,
             CommError::TokenRefused { .. } | CommError::NotOurJob { .. } => ExitCode::PermissionDenied,
-            CommError::Stranger { .. } | CommError::OpenToOthers { .. } => ExitCode::PermissionDenied,
-            CommError::TokenFile { cause, .. } => ExitCode::of_io(cause, ExitCode::MissingInput),
+            CommError::Stranger { .. } => ExitCode::PermissionDenied,
+            CommError::NotPrivate(cause) => cause.exit_code(),
+            CommError::Token(cause) => cause.exit_code(),
             #[cfg(feature = "mpi")]
             CommError::Mpi { .. } => ExitCode::DeviceUnavailable,
             CommError::Device(cause) => cause.exit_code(),
@@ -163,11 +121,8 @@ impl CommError {
             }
             CommError::Stranger { .. } => "choose another address",
             CommError::InUse { .. } => "wait for the other job to end, or choose another address",
-            CommError::OpenToOthers { path, .. } => {
-                let mode = if path.is_dir() { "700" } else { "600" };
-                return Some(format!("own it and run `chmod {mode} {}`, or choose another", path.display()));
-            }
-            CommError::BadToken { .. } => "`openssl rand -hex 32` writes one",
+            CommError::NotPrivate(cause) => return cause.hint(),
+            CommError::Token(cause) => return cause.hint(),
             CommError::Device(cause) => return cause.hint(),
             _ => return None,
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use scout_device::Buffer;
 
-use crate::Result;
+use crate::error::Result;
 
 /// Rank 0's part first, then rank 1's, and so on.
 pub(crate) fn concatenated(given: &[Arc<Buffer>], mut full: Buffer) -> Result<Buffer> {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use scout_core::{Mesh, Whereabouts};
 
-use crate::{Communicator, local_group};
+use crate::communicator::Communicator;
+use crate::local::local_group;
 
 #[derive(Clone)]
 pub struct Job {

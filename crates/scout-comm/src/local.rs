@@ -7,10 +7,13 @@ use std::time::Duration;
 use scout_core::{DType, Mesh, Rank};
 use scout_device::Buffer;
 
-use crate::ahead::{Ahead, Finisher, Taker};
+use crate::ahead::{Finisher, Taker};
 use crate::board::{Board, Given};
-use crate::error::{Called, Op};
-use crate::{Communicator, Pending, Result, expect_len, finish};
+use crate::communicator::{Communicator, Pending, expect_len};
+use crate::error::Result;
+use crate::finish;
+use crate::gathering::Ahead;
+use crate::op::{Called, Op};
 
 /// One communicator for each of `size` ranks that live in this process.
 pub fn local_group(size: usize, deadline: Duration) -> Vec<LocalCommunicator> {
@@ -68,7 +71,7 @@ impl Communicator for LocalCommunicator {
         let (ahead, gathering) = self.finisher.promise(full);
         let sequence = self.lay_down(Op::AllGather, shard.clone(), Some(ahead))?;
         let taker = self.taker.clone();
-        Ok(Pending::new(self.deadline, move |deadline| gathering.wait(sequence, &taker, deadline)))
+        Ok(Pending::new(self.deadline, move |deadline| taker.take_whole(&gathering, sequence, deadline)))
     }
 
     fn reduce_scatter(&self, full: Buffer, shard: Buffer) -> Result<Pending> {

@@ -15,9 +15,11 @@ use scout_core::{DType, Mesh, Rank};
 use scout_device::Buffer;
 
 use crate::board::Given;
-use crate::error::{Called, Op, in_seconds};
-use crate::tcp::Ledger;
-use crate::{CommError, Communicator, Pending, Result, expect_len, finish};
+use crate::communicator::{Communicator, Pending, expect_len};
+use crate::error::{CommError, Result, in_seconds};
+use crate::finish;
+use crate::ledger::Ledger;
+use crate::op::{Called, Op};
 use exchange::Heard;
 use owner::Order;
 

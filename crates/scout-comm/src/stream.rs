@@ -66,6 +66,17 @@ impl PeerStream {
         self.set_read_deadline(None)
     }
 
+    /// Whether a process of this user is at the other end; over TCP that is proved otherwise.
+    pub(crate) fn is_ours(&self) -> bool {
+        match self {
+            PeerStream::Tcp(_) => true,
+            PeerStream::Unix(stream) => {
+                let peer = rustix::net::sockopt::socket_peercred(stream);
+                peer.is_ok_and(|peer| peer.uid == rustix::process::geteuid())
+            }
+        }
+    }
+
     /// The peer reads the end of the stream; this end may go on reading.
     pub(crate) fn end_writing(&self) -> io::Result<()> {
         self.shutdown(Shutdown::Write)

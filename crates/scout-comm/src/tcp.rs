@@ -4,7 +4,7 @@
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -12,12 +12,16 @@ use std::time::{Duration, Instant};
 use scout_core::{DType, Mesh, Rank};
 use scout_device::Buffer;
 
-use crate::ahead::{Ahead, Finisher, Taker};
+use crate::ahead::{Finisher, Taker};
 use crate::board::{Board, Given};
-use crate::error::{Called, Op};
+use crate::communicator::{Communicator, Pending, expect_len};
+use crate::error::{CommError, Result};
+use crate::finish;
+use crate::gathering::Ahead;
+use crate::ledger::Ledger;
+use crate::op::{Called, Op};
 use crate::stream::PeerStream;
 use crate::wire::{self, Frame};
-use crate::{CommError, Communicator, Pending, Result, expect_len, finish};
 
 #[derive(Debug)]
 pub(crate) struct TcpCommunicator {
@@ -29,18 +33,6 @@ pub(crate) struct TcpCommunicator {
     /// Whether the peers have been told that the work has ended.
     has_passed_on: AtomicBool,
     finisher: Finisher,
-}
-
-/// What happens in a rank's collectives, for those who watch over it.
-#[derive(Debug)]
-pub(crate) struct Ledger {
-    pub board: Arc<Board>,
-    /// Number of operations this rank has begun; equal operations carry equal numbers on all ranks.
-    pub num_begun: AtomicU64,
-    /// Bytes that came from other ranks.
-    pub num_received: AtomicU64,
-    /// In milliseconds.
-    deadline: AtomicU64,
 }
 
 /// The threads around one peer's stream.
@@ -133,7 +125,7 @@ impl Communicator for TcpCommunicator {
         let (ahead, gathering) = self.finisher.promise(full);
         let sequence = self.send(Op::AllGather, shard.clone(), |_| (0, len), Some(ahead))?;
         let taker = self.taker.clone();
-        Ok(Pending::new(self.ledger.deadline(), move |deadline| gathering.wait(sequence, &taker, deadline)))
+        Ok(Pending::new(self.ledger.deadline(), move |deadline| taker.take_whole(&gathering, sequence, deadline)))
     }
 
     fn reduce_scatter(&self, full: Buffer, shard: Buffer) -> Result<Pending> {
@@ -194,36 +186,6 @@ impl Drop for TcpCommunicator {
             peer.stream.end();
             let _ = peer.reader.join();
         }
-    }
-}
-
-impl Ledger {
-    pub fn new(deadline: Duration) -> Ledger {
-        let ledger = Ledger {
-            board: Arc::default(),
-            num_begun: AtomicU64::new(0),
-            num_received: AtomicU64::new(0),
-            deadline: AtomicU64::new(0),
-        };
-        ledger.set_deadline(deadline);
-        ledger
-    }
-
-    pub fn num_begun(&self) -> u64 {
-        self.num_begun.load(Ordering::Relaxed)
-    }
-
-    pub fn num_received(&self) -> u64 {
-        self.num_received.load(Ordering::Relaxed)
-    }
-
-    /// How long operations that begin now may be waited for.
-    pub fn deadline(&self) -> Duration {
-        Duration::from_millis(self.deadline.load(Ordering::Relaxed))
-    }
-
-    pub fn set_deadline(&self, deadline: Duration) {
-        self.deadline.store(deadline.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 

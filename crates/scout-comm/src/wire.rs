@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use scout_core::{DType, Rank};
 use scout_device::Buffer;
 
-use crate::error::{Called, Op};
+use crate::op::{Called, Op};
 
 const MAGIC: u32 = 0x5c07_d157;
 pub(crate) const HEADER_LEN: usize = 40;

@@ -1,7 +1,7 @@
 //! Words for a LoRA adapter: which projections of a layer can carry one, and the shapes of its two factors.
 //! Arithmetic, file names and training live elsewhere.
 
-use crate::Shape;
+use crate::param::Shape;
 
 /// A matrix of a decoder layer that LoRA can adapt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

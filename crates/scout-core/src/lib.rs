@@ -1,5 +1,6 @@
 //! Words every crate shares: ranks, shapes, parameters, units, byte counts, exit codes, names of environment
-//! variables. Nothing here computes, allocates or speaks to anybody.
+//! variables, and what keeps a job to its user: the private folder or file, the token. Nothing here computes or speaks
+//! to another process.
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +11,9 @@ pub mod env;
 pub mod exit;
 pub mod mesh;
 pub mod param;
+pub mod private;
+pub mod random;
+pub mod token;
 pub mod whereabouts;
 
 pub use adapter::{LoraModule, Projection};
@@ -17,4 +21,7 @@ pub use bytes::ByteCount;
 pub use exit::ExitCode;
 pub use mesh::{Mesh, Rank};
 pub use param::{DType, ParamSpec, Shape, UnitId, UnitSpec};
+pub use private::NotPrivate;
+pub use random::NoRandomness;
+pub use token::{Token, TokenError};
 pub use whereabouts::{Phase, Place, Whereabouts};

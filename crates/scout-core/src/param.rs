@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::ByteCount;
+use crate::bytes::ByteCount;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {

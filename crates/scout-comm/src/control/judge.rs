@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use scout_core::{ExitCode, Place, Rank};
 
-use super::Verdict;
 use super::message::{Awaiting, Beat};
 use crate::error::in_seconds;
-use crate::meeting::PeerName;
+use crate::peer::{PeerName, name_of};
+use crate::verdict::Verdict;
 
 /// Phases that happen a few times in a run may go without progress for this long, whatever the hang limit.
 pub(crate) const LONG_PHASE: Duration = Duration::from_secs(600);
@@ -165,11 +165,6 @@ impl Judge {
 
 fn awaited(beat: Option<&Beat>) -> Option<Awaiting> {
     beat?.awaited
-}
-
-/// `rank 3 of 8 (host h, pid 17)`
-pub(crate) fn name_of(rank: Rank, names: &[PeerName]) -> String {
-    format!("rank {rank} of {} ({})", names.len(), names[rank.0])
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use scout_core::Rank;
 
 use super::message::Message;
-use crate::meeting::secret::{KEY_LEN, Key, Proof};
+use crate::key::{KEY_LEN, Key, Proof};
 use crate::stream::PeerStream;
 
 /// A sentence and some names fit easily.
@@ -121,13 +121,14 @@ fn refused(what: &str) -> io::Error {
 mod tests {
     use std::os::unix::net::UnixStream;
 
+    use scout_core::Token;
+
     use super::*;
-    use crate::meeting::Token;
 
     fn pair() -> (Link, Ear, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let raw = ours.try_clone().unwrap();
-        let key = Token::generate().unwrap().key();
+        let key = Key::of_job(&Token::generate().unwrap());
         let (link, _) = link(PeerStream::Unix(ours), key.clone(), key.clone()).unwrap();
         let ear = Ear { stream: PeerStream::Unix(theirs), key, num_heard: 0 };
         (link, ear, raw)

@@ -2,9 +2,9 @@
 
 use scout_core::{ExitCode, Place, Rank};
 
-use super::Verdict;
-use crate::error::Op;
-use crate::meeting::PeerName;
+use crate::op::Op;
+use crate::peer::PeerName;
+use crate::verdict::Verdict;
 use crate::wire;
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,76 +2,25 @@
 //! ends all ranks together. It runs on threads of its own beside the training thread and moves no tensors.
 
 mod judge;
+pub(crate) mod limits;
 pub(crate) mod link;
 pub(crate) mod message;
-mod shared;
-mod watch;
+pub(crate) mod shared;
+pub(crate) mod watch;
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use scout_core::{ExitCode, Rank};
+use scout_core::ExitCode;
 
-pub(crate) use judge::name_of;
-pub(crate) use shared::Shared;
-pub(crate) use watch::{Event, Watch};
+pub use limits::{Ending, Limits};
 
-use crate::meeting::door::Door;
-
-/// How long a rank waits for others.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// For all ranks to come.
-    pub init_timeout: Duration,
-    /// For a sign of progress. `None` means five times the slowest of a hundred steps, and not below 30 s.
-    pub hang_limit: Option<Duration>,
-    /// What becomes of a rank that is still there a second after the verdict.
-    pub ending: Ending,
-}
-
-/// How a rank ends that does not leave by itself after a verdict.
-#[derive(Clone)]
-pub struct Ending(Arc<End>);
-
-type End = dyn Fn(&Verdict, bool) + Send + Sync;
-
-impl Ending {
-    /// Prints the verdict, if it is this rank's to print and nobody has printed it, and ends the process with its code.
-    pub fn of_the_process() -> Ending {
-        Ending::calling(|verdict, speaks| {
-            if speaks {
-                eprintln!("error: {}", verdict.sentence);
-            }
-            std::process::exit(verdict.code.code().into())
-        })
-    }
-
-    /// Calls `end` with the verdict and whether this rank is to print it.
-    pub fn calling(end: impl Fn(&Verdict, bool) + Send + Sync + 'static) -> Ending {
-        Ending(Arc::new(end))
-    }
-}
-
-impl fmt::Debug for Ending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Ending")
-    }
-}
-
-/// Why the job ends, the same on every rank.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdict {
-    /// The rank at fault.
-    pub rank: Rank,
-    /// What every rank leaves with.
-    pub code: ExitCode,
-    pub sentence: String,
-    /// The only rank that prints the sentence.
-    pub speaker: Rank,
-}
+use crate::door::Door;
+use crate::verdict::Verdict;
+use shared::Shared;
+use watch::Event;
 
 /// A rank's part in the control plane. Dropping it without [`Control::leave`] is a death to the others.
 pub struct Control {

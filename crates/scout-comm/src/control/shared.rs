@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use scout_core::Mesh;
 
 use super::judge::LONG_PHASE;
-use super::{Limits, Verdict};
-use crate::Communicator;
-use crate::tcp::Ledger;
+use super::limits::Limits;
+use crate::communicator::Communicator;
+use crate::ledger::Ledger;
+use crate::verdict::Verdict;
 
 pub(crate) struct Shared {
     pub mesh: Mesh,
@@ -130,7 +131,7 @@ mod tests {
     use scout_core::{ExitCode, Rank};
 
     use super::*;
-    use crate::control::Ending;
+    use crate::control::limits::Ending;
 
     fn shared(hang_limit: Option<Duration>) -> Shared {
         let ending = Ending::calling(|_, _| {});

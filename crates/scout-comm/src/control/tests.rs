@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use scout_core::{ExitCode, Phase, Rank};
 
 use super::{Ending, Verdict};
-use crate::meeting::Seat;
-use crate::meeting::tests::{Guest, gather, places};
+use crate::meeting::tests::{gather, guest, places};
+use crate::meeting::{Approach, Seat};
 
-fn seats(size: usize, change: impl Fn(usize, &mut Guest)) -> Vec<Seat> {
+fn seats(size: usize, change: impl Fn(usize, &mut Approach)) -> Vec<Seat> {
     let folder = tempfile::tempdir().unwrap();
     let [place, _] = places(folder.path());
     let guest = |rank| {
-        let mut guest = Guest::new(&place, rank, size);
+        let mut guest = guest(&place, rank, size);
         change(rank, &mut guest);
         guest
     };

@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 
 use scout_core::{ExitCode, Rank, Whereabouts};
 
-use super::judge::{Heard, Judge, name_of};
+use super::judge::{Heard, Judge};
 use super::link::{Link, link};
 use super::message::{Awaiting, Beat, Message};
-use super::{Shared, Verdict};
-use crate::meeting::PeerName;
-use crate::meeting::door::Visitor;
-use crate::meeting::hello::Purpose;
+use super::shared::Shared;
+use crate::door::Visitor;
+use crate::door::hello::Purpose;
+use crate::peer::{PeerName, name_of};
 use crate::stream::PeerStream;
+use crate::verdict::Verdict;
 
 /// Everything the watch hears of, in one row.
 #[derive(Debug)]
@@ -98,7 +99,7 @@ impl Running {
                 let end = *end_at.get_or_insert(now + GRACE);
                 if now >= end && end != Duration::MAX {
                     end_at = Some(Duration::MAX);
-                    (self.watch.shared.limits.ending.0)(&verdict, self.watch.shared.may_speak());
+                    self.watch.shared.limits.ending.end(&verdict, self.watch.shared.may_speak());
                 }
             }
         }

@@ -8,14 +8,18 @@ use std::time::{Duration, Instant};
 
 use scout_core::Rank;
 
-use super::door::{HANDSHAKE_LIMIT, Listener};
-use super::hello::{Hello, LinkKeys, Purpose, Rebuff, introduce};
-use super::{Approach, KnownPeer, MeetingPlace, Met, lost_at_the_start, tcp, unix};
-use crate::control::Event;
+use super::approach::{Approach, MeetingPlace};
+use super::met::{KnownPeer, Met, lost_at_the_start};
+use super::{tcp, unix};
 use crate::control::link::{Ear, link};
 use crate::control::message::Message;
+use crate::control::watch::Event;
+use crate::door::HANDSHAKE_LIMIT;
+use crate::door::hello::{Hello, LinkKeys, Purpose, Rebuff, introduce};
+use crate::door::listener::Listener;
+use crate::error::{CommError, Result};
 use crate::stream::PeerStream;
-use crate::{CommError, Result};
+use crate::verdict::Verdict;
 
 /// Between two attempts to reach somebody who may not be there yet.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -24,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(15);
 
 /// Goes to rank 0 and waits until all ranks have come.
 pub(super) fn come(approach: &Approach) -> Result<Met> {
-    if let MeetingPlace::Unix { socket } = approach.place {
+    if let MeetingPlace::Unix { socket } = &approach.place {
         unix::secure_folder(socket)?;
     }
     let (stream, keys, data_listener) = reach_rank_0(approach)?;
@@ -65,7 +69,7 @@ pub(super) fn reach_rank_0(approach: &Approach) -> Result<(PeerStream, LinkKeys,
 type Reached = Result<(PeerStream, LinkKeys, Option<Listener>)>;
 
 fn attempt(approach: &Approach, until: Instant) -> std::result::Result<Reached, Rebuff> {
-    let mut stream = match approach.place {
+    let mut stream = match &approach.place {
         MeetingPlace::Unix { socket } => PeerStream::Unix(connect_unix(socket)?),
         MeetingPlace::Tcp { address, .. } => PeerStream::Tcp(tcp::connect(address, until).map_err(Rebuff::Io)?),
         MeetingPlace::Loopback { publish, .. } => {
@@ -79,7 +83,7 @@ fn attempt(approach: &Approach, until: Instant) -> std::result::Result<Reached, 
         Err(error) => return Ok(Err(error)),
     };
     let address = listener.as_ref().map(Listener::place).unwrap_or_default();
-    let hello = Hello::new(Purpose::Control, approach.mesh, approach.introduction, address);
+    let hello = Hello::new(Purpose::Control, approach.mesh, &approach.introduction, address);
     let until = until.min(Instant::now() + HANDSHAKE_LIMIT);
     let keys = introduce(&mut stream, &approach.key(), Rank(0), &hello, until)?;
     Ok(Ok((stream, keys, listener)))
@@ -92,7 +96,7 @@ pub(super) fn connect_unix(socket: &std::path::Path) -> std::result::Result<std:
 /// Nothing is said to another user's process.
 pub(super) fn check_owner(stream: &PeerStream) -> std::result::Result<(), Rebuff> {
     let problem = || Rebuff::Stranger("belongs to another user".to_string());
-    unix::is_ours(stream).then_some(()).ok_or_else(problem)
+    stream.is_ours().then_some(()).ok_or_else(problem)
 }
 
 /// Where the ranks above this one will open their streams over TCP: at the address by which it reached rank 0.
@@ -120,7 +124,7 @@ fn hear_who_is_there(approach: &Approach, ear: &mut Ear) -> Result<Vec<KnownPeer
     Ok(peers)
 }
 
-fn without_rank_0(approach: &Approach, error: &io::Error) -> crate::Verdict {
+fn without_rank_0(approach: &Approach, error: &io::Error) -> Verdict {
     let reason = match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => "it does not answer",
         _ => "connection lost",

@@ -6,13 +6,17 @@ use std::time::{Duration, Instant};
 
 use scout_core::Rank;
 
-use super::door::{Door, Visitor};
-use super::hello::Purpose;
-use super::{Approach, KnownPeer, MeetingPlace, Met, PeerName, lost_at_the_start, name_of, tcp, unix};
+use super::approach::{Approach, MeetingPlace};
+use super::met::{KnownPeer, Met, lost_at_the_start};
+use super::{tcp, unix};
 use crate::control::link::link;
 use crate::control::message::Message;
-use crate::control::{Event, Verdict};
-use crate::{CommError, Result};
+use crate::control::watch::Event;
+use crate::door::hello::{Hello, Purpose};
+use crate::door::{Door, Visitor};
+use crate::error::{CommError, Result};
+use crate::peer::{PeerName, name_of};
+use crate::verdict::Verdict;
 
 /// How long the door stays open when the job is off: ranks are started together and come together.
 const FOR_LATECOMERS: Duration = Duration::from_secs(1);
@@ -31,8 +35,7 @@ pub(super) fn gather(approach: &Approach) -> Result<Met> {
         listening_at: None,
     };
     let mut names: Vec<Option<KnownPeer>> = approach.mesh.ranks().map(|_| None).collect();
-    let own = &approach.introduction;
-    names[0] = Some(KnownPeer { name: PeerName { host: own.host.clone(), pid: own.pid }, address: String::new() });
+    names[0] = Some(KnownPeer { name: approach.introduction.name(), address: String::new() });
     if approach.mesh.size() > 1 {
         open_door(approach, &mut met)?;
         if let Err(error) = wait_for_all(approach, &mut met, &mut names) {
@@ -52,7 +55,7 @@ pub(super) fn gather(approach: &Approach) -> Result<Met> {
 }
 
 fn open_door(approach: &Approach, met: &mut Met) -> Result<()> {
-    let listener = match approach.place {
+    let listener = match &approach.place {
         MeetingPlace::Unix { socket } => unix::listen(socket)?,
         MeetingPlace::Tcp { address, .. } => tcp::listen(address)?,
         MeetingPlace::Loopback { .. } => tcp::listen_somewhere(std::net::Ipv4Addr::LOCALHOST.into())?,
@@ -65,7 +68,7 @@ fn open_door(approach: &Approach, met: &mut Met) -> Result<()> {
         let _ = sender.send(Event::Came(visitor));
     };
     met.door = Some(Door::open(listener, Rank(0), approach.mesh.size(), approach.key(), deliver)?);
-    if let MeetingPlace::Loopback { publish, .. } = approach.place {
+    if let MeetingPlace::Loopback { publish, .. } = &approach.place {
         tcp::publish(&address, publish)?;
     }
     Ok(())
@@ -133,8 +136,8 @@ fn receive(approach: &Approach, met: &mut Met, peers: &mut [Option<KnownPeer>], 
 }
 
 /// Whether this rank belongs here.
-fn check(approach: &Approach, hello: &super::hello::Hello, taken: Option<&PeerName>) -> Result<()> {
-    let (rank, theirs, ours) = (hello.rank, &hello.introduction, approach.introduction);
+fn check(approach: &Approach, hello: &Hello, taken: Option<&PeerName>) -> Result<()> {
+    let (rank, theirs, ours) = (hello.rank, &hello.introduction, &approach.introduction);
     if hello.world_size != approach.mesh.size() || rank.0 >= approach.mesh.size() {
         return Err(CommError::OtherWorldSize { rank, theirs: hello.world_size, ours: approach.mesh.size() });
     }

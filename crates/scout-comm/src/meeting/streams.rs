@@ -8,19 +8,22 @@ use std::time::{Duration, Instant};
 
 use scout_core::Rank;
 
-use super::door::{Door, HANDSHAKE_LIMIT, Listener, Visitor};
+use super::approach::{Approach, MeetingPlace};
 use super::guest::{check_owner, connect_unix};
-use super::hello::{Hello, Purpose, Rebuff, introduce};
-use super::{Approach, KnownPeer, MeetingPlace, tcp, unix};
-use crate::control::Shared;
+use super::met::KnownPeer;
+use super::{tcp, unix};
+use crate::control::shared::Shared;
+use crate::door::hello::{Hello, Purpose, Rebuff, introduce};
+use crate::door::listener::Listener;
+use crate::door::{Door, HANDSHAKE_LIMIT, Visitor};
+use crate::error::{CommError, Result};
 use crate::stream::PeerStream;
-use crate::{CommError, Result};
 
 /// How often a rank that waits for streams looks for a verdict.
 const LOOK: Duration = Duration::from_millis(20);
 
 pub(super) struct Streams<'a> {
-    pub approach: &'a Approach<'a>,
+    pub approach: &'a Approach,
     pub peers: &'a [KnownPeer],
     pub shared: &'a Shared,
 }
@@ -58,7 +61,7 @@ impl Streams<'_> {
     fn open_door(&self, listener: Option<Listener>, opened: Sender<(Rank, PeerStream)>) -> Result<Option<Door>> {
         let (mesh, key) = (self.approach.mesh, self.approach.key());
         let is_between = !mesh.is_first() && mesh.rank().0 + 1 < mesh.size();
-        let listener = match self.approach.place {
+        let listener = match &self.approach.place {
             MeetingPlace::Unix { socket } if is_between => Some(unix::listen(&unix::socket_of(socket, mesh.rank()))?),
             _ => listener,
         };
@@ -84,19 +87,19 @@ impl Streams<'_> {
     }
 
     fn attempt(&self, peer: Rank, until: Instant) -> std::result::Result<PeerStream, Rebuff> {
-        let mut stream = match self.approach.place {
+        let mut stream = match &self.approach.place {
             MeetingPlace::Unix { socket } => PeerStream::Unix(connect_unix(&unix::socket_of(socket, peer))?),
             _ => PeerStream::Tcp(tcp::connect(&self.address_of(peer), until).map_err(Rebuff::Io)?),
         };
         check_owner(&stream)?;
-        let hello = Hello::new(Purpose::Data, self.approach.mesh, self.approach.introduction, String::new());
+        let hello = Hello::new(Purpose::Data, self.approach.mesh, &self.approach.introduction, String::new());
         let until = until.min(Instant::now() + HANDSHAKE_LIMIT);
         introduce(&mut stream, &self.approach.key(), peer, &hello, until)?;
         Ok(stream)
     }
 
     fn address_of(&self, peer: Rank) -> String {
-        match (peer, self.approach.place) {
+        match (peer, &self.approach.place) {
             (Rank(0), _) => self.approach.address(),
             (_, MeetingPlace::Unix { socket }) => unix::socket_of(socket, peer).display().to_string(),
             _ => self.peers[peer.0].address.clone(),

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::door::Listener;
-use crate::{CommError, Result};
+use crate::door::listener::Listener;
+use crate::error::{CommError, Result};
 
 /// No single attempt to connect takes longer; the next one may reach a host that has come up in between.
 const ATTEMPT: Duration = Duration::from_secs(5);

@@ -8,42 +8,37 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::hello::{CHALLENGE_LEN, HELLO_LEN};
+use scout_core::{ExitCode, Mesh, Rank, Token};
+
 use super::*;
-use crate::control::Ending;
+use crate::control::{Ending, Limits};
+use crate::door::hello::{CHALLENGE_LEN, Challenge, HELLO_LEN};
+use crate::peer::Introduction;
 
 /// No test waits that long unless something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(crate) struct Guest {
-    pub place: MeetingPlace,
-    pub mesh: Mesh,
-    pub introduction: Introduction,
-    pub limits: Limits,
+pub(crate) fn guest(place: &MeetingPlace, rank: usize, size: usize) -> Approach {
+    let introduction = Introduction {
+        version: "1.2.3".to_string(),
+        config_digest: [1; 32],
+        model_digest: [2; 32],
+        host: "here".to_string(),
+        pid: 1000 + rank as u32,
+    };
+    let ending = Ending::calling(|_, _| {});
+    let limits = Limits { init_timeout: PATIENCE, hang_limit: Some(PATIENCE), ending };
+    let mesh = Mesh::new(Rank(rank), size).unwrap();
+    Approach { place: place.clone(), mesh, introduction, limits, through: Through::Streams }
 }
 
-impl Guest {
-    pub fn new(place: &MeetingPlace, rank: usize, size: usize) -> Guest {
-        let introduction = Introduction {
-            version: "1.2.3".to_string(),
-            config_digest: [1; 32],
-            model_digest: [2; 32],
-            host: "here".to_string(),
-            pid: 1000 + rank as u32,
-        };
-        let ending = Ending::calling(|_, _| {});
-        let limits = Limits { init_timeout: PATIENCE, hang_limit: Some(PATIENCE), ending };
-        Guest { place: place.clone(), mesh: Mesh::new(Rank(rank), size).unwrap(), introduction, limits }
-    }
-
-    pub fn meet(self) -> Result<Seat> {
-        meet(&self.place, self.mesh, self.introduction, self.limits, Arc::new(Whereabouts::new(None)))
-    }
+fn come(guest: Approach) -> Result<Seat> {
+    meet(&guest, Arc::new(Whereabouts::new(None)))
 }
 
 /// What became of all guests, each on a thread of its own, once all of them know.
-pub(crate) fn gather(guests: Vec<Guest>) -> Vec<Result<Seat>> {
-    let threads: Vec<_> = guests.into_iter().map(|guest| std::thread::spawn(move || guest.meet())).collect();
+pub(crate) fn gather(guests: Vec<Approach>) -> Vec<Result<Seat>> {
+    let threads: Vec<_> = guests.into_iter().map(|guest| std::thread::spawn(move || come(guest))).collect();
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 
@@ -54,12 +49,12 @@ pub(crate) fn places(folder: &Path) -> [MeetingPlace; 2] {
 }
 
 /// Lets ranks of a job of `size` come, changed by `change`, and compares what each of them is told.
-fn check(size: usize, ranks: &[usize], change: impl Fn(usize, &mut Guest), expected: &str, code: ExitCode) {
+fn check(size: usize, ranks: &[usize], change: impl Fn(usize, &mut Approach), expected: &str, code: ExitCode) {
     let folder = tempfile::tempdir().unwrap();
     for place in places(folder.path()) {
         let begun = Instant::now();
         let guest = |(position, rank): (usize, &usize)| {
-            let mut guest = Guest::new(&place, *rank, size);
+            let mut guest = guest(&place, *rank, size);
             change(position, &mut guest);
             guest
         };
@@ -76,7 +71,7 @@ fn check(size: usize, ranks: &[usize], change: impl Fn(usize, &mut Guest), expec
 
 #[test]
 fn ranks_that_do_not_come_are_named_by_number() {
-    let soon = |_, guest: &mut Guest| guest.limits.init_timeout = Duration::from_secs(1);
+    let soon = |_, guest: &mut Approach| guest.limits.init_timeout = Duration::from_secs(1);
     let expected = "ranks 1 and 3 of 5 did not come within 1 s";
     check(5, &[0, 2, 4], soon, expected, ExitCode::PeerLost);
     check(2, &[0], soon, "rank 1 of 2 did not come within 1 s", ExitCode::PeerLost);
@@ -86,20 +81,20 @@ fn ranks_that_do_not_come_are_named_by_number() {
 fn a_rank_of_another_version_configuration_model_or_world_is_named_at_once() {
     // Rank 3 never comes: nobody waits for it when a rank that came cannot belong to the job.
     let ranks = [0, 2];
-    let version = |at: usize, guest: &mut Guest| guest.introduction.version = ["1.2.3", "1.3.0"][at].to_string();
+    let version = |at: usize, guest: &mut Approach| guest.introduction.version = ["1.2.3", "1.3.0"][at].to_string();
     check(4, &ranks, version, "rank 2 runs version 1.3.0, rank 0 version 1.2.3", ExitCode::BadConfig);
-    let config = |at: usize, guest: &mut Guest| guest.introduction.config_digest = [at as u8; 32];
+    let config = |at: usize, guest: &mut Approach| guest.introduction.config_digest = [at as u8; 32];
     check(4, &ranks, config, "rank 2 has another configuration than rank 0", ExitCode::BadConfig);
-    let model = |at: usize, guest: &mut Guest| guest.introduction.model_digest[31] = at as u8;
+    let model = |at: usize, guest: &mut Approach| guest.introduction.model_digest[31] = at as u8;
     check(4, &ranks, model, "rank 2 has another model than rank 0", ExitCode::BadData);
-    let world = |at: usize, guest: &mut Guest| guest.mesh = Mesh::new(Rank(2 * at), 4 + at).unwrap();
+    let world = |at: usize, guest: &mut Approach| guest.mesh = Mesh::new(Rank(2 * at), 4 + at).unwrap();
     check(4, &ranks, world, "rank 2 was started as one of 5 ranks, rank 0 as one of 4", ExitCode::BadConfig);
 }
 
 #[test]
 fn two_processes_with_one_number_are_both_named() {
     // Their order is up to the system, so both are the same but for that.
-    let same = |_, guest: &mut Guest| guest.introduction.pid = 7;
+    let same = |_, guest: &mut Approach| guest.introduction.pid = 7;
     let expected = "two processes are rank 2: host here, pid 7 and host here, pid 7";
     check(4, &[0, 2, 2], same, expected, ExitCode::BadConfig);
 }
@@ -108,9 +103,9 @@ fn two_processes_with_one_number_are_both_named() {
 fn without_rank_0_the_others_say_where_they_looked_for_it() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(folder.path()) {
-        let mut guest = Guest::new(&place, 1, 2);
+        let mut guest = guest(&place, 1, 2);
         guest.limits.init_timeout = Duration::from_millis(300);
-        let error = guest.meet().err().unwrap();
+        let error = come(guest).err().unwrap();
         assert!(matches!(error, CommError::Unreachable { .. }), "{error:?}");
         assert!(error.to_string().starts_with("rank 0 did not answer at `/"), "{error}");
         assert_eq!(error.exit_code(), ExitCode::PeerLost);
@@ -121,12 +116,9 @@ fn without_rank_0_the_others_say_where_they_looked_for_it() {
 fn a_rank_that_is_gone_before_all_have_come_is_lost_at_once() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(folder.path()) {
-        let rank_0 = Guest::new(&place, 0, 3);
-        let host = std::thread::spawn(move || rank_0.meet());
-        let guest = Guest::new(&place, 1, 3);
-        let approach =
-            Approach { place: &place, mesh: guest.mesh, introduction: &guest.introduction, limits: &guest.limits };
-        drop(guest::reach_rank_0(&approach).unwrap());
+        let rank_0 = guest(&place, 0, 3);
+        let host = std::thread::spawn(move || come(rank_0));
+        drop(guest::reach_rank_0(&guest(&place, 1, 3)).unwrap());
         let error = host.join().unwrap().err().unwrap();
         assert_eq!(error.to_string(), "rank 1 of 3 (host here, pid 1001) was lost in start: connection lost");
     }
@@ -137,15 +129,15 @@ fn a_wrong_token_is_refused_and_the_right_one_still_comes_in() {
     let folder = tempfile::tempdir().unwrap();
     let [_, place] = places(folder.path());
     let MeetingPlace::Loopback { publish, token } = &place else { unreachable!() };
-    let rank_0 = Guest::new(&place, 0, 2);
-    let host = std::thread::spawn(move || rank_0.meet());
+    let rank_0 = guest(&place, 0, 2);
+    let host = std::thread::spawn(move || come(rank_0));
     let wrong = MeetingPlace::Loopback { publish: publish.clone(), token: Token::generate().unwrap() };
-    let error = Guest::new(&wrong, 1, 2).meet().err().unwrap();
+    let error = come(guest(&wrong, 1, 2)).err().unwrap();
     assert!(matches!(error, CommError::TokenRefused { .. }), "{error:?}");
     assert_eq!(error.exit_code(), ExitCode::PermissionDenied);
     let shown = format!("{error} {error:?} {wrong:?} {:?}", error.hint());
     assert!(!shown.contains(&token.to_hex()[..16]), "{shown}");
-    let seat = Guest::new(&place, 1, 2).meet().unwrap();
+    let seat = come(guest(&place, 1, 2)).unwrap();
     assert_eq!(host.join().unwrap().unwrap().control.num_refused(), 1);
     seat.control.leave();
 }
@@ -160,13 +152,13 @@ fn a_rank_0_that_does_not_know_the_token_gets_no_ranks() {
     tcp::publish(&listener.local_addr().unwrap().to_string(), publish).unwrap();
     let impostor = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        stream.write_all(super::hello::Challenge::new().unwrap().words()).unwrap();
+        stream.write_all(Challenge::new().unwrap().words()).unwrap();
         stream.read_exact(&mut [0; HELLO_LEN]).unwrap();
         let mut welcome = [0; CHALLENGE_LEN];
         welcome[..12].copy_from_slice(b"scoutjob\x01\0\0\0");
         stream.write_all(&welcome).unwrap();
     });
-    let error = Guest::new(&place, 1, 2).meet().err().unwrap();
+    let error = come(guest(&place, 1, 2)).err().unwrap();
     assert!(matches!(error, CommError::NotOurJob { .. }), "{error:?}");
     impostor.join().unwrap();
 }
@@ -176,8 +168,8 @@ fn a_hello_heard_on_the_wire_opens_no_door_again() {
     let folder = tempfile::tempdir().unwrap();
     let [_, place] = places(folder.path());
     let MeetingPlace::Loopback { publish, token } = &place else { unreachable!() };
-    let rank_0 = Guest::new(&place, 0, 2);
-    let host = std::thread::spawn(move || rank_0.meet());
+    let rank_0 = guest(&place, 0, 2);
+    let host = std::thread::spawn(move || come(rank_0));
     // Somebody in between passes everything on and keeps a copy of what the guest says.
     let middle = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let through = MeetingPlace::Tcp { address: middle.local_addr().unwrap().to_string(), token: token.clone() };
@@ -188,9 +180,9 @@ fn a_hello_heard_on_the_wire_opens_no_door_again() {
             Err(_) => assert!(begun.elapsed() < PATIENCE),
         }
     };
-    let mut guest = Guest::new(&through, 1, 2);
-    guest.limits.init_timeout = Duration::from_secs(2);
-    let guest = std::thread::spawn(move || guest.meet().err().map(|error| error.to_string()));
+    let mut deceived = guest(&through, 1, 2);
+    deceived.limits.init_timeout = Duration::from_secs(2);
+    let visit = std::thread::spawn(move || come(deceived).err().map(|error| error.to_string()));
     let (mut from_guest, _) = middle.accept().unwrap();
     let mut to_host = TcpStream::connect(&address).unwrap();
     let (mut challenge, mut hello) = ([0; CHALLENGE_LEN], [0; HELLO_LEN]);
@@ -207,8 +199,8 @@ fn a_hello_heard_on_the_wire_opens_no_door_again() {
     assert_eq!(answer[8], 2, "refused");
     assert_eq!(replay.read(&mut answer).unwrap(), 0, "and shown out");
     drop((to_host, replay));
-    assert!(guest.join().unwrap().is_some());
-    let seat = Guest::new(&place, 1, 2).meet().unwrap();
+    assert!(visit.join().unwrap().is_some());
+    let seat = come(guest(&place, 1, 2)).unwrap();
     drop((host.join().unwrap().unwrap(), seat));
 }
 
@@ -217,10 +209,10 @@ fn a_rank_that_comes_when_the_job_has_begun_is_told_so_and_disturbs_nobody() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(folder.path()) {
         let seats: Vec<Seat> =
-            gather((0..2).map(|rank| Guest::new(&place, rank, 2)).collect()).into_iter().map(Result::unwrap).collect();
-        let mut late = Guest::new(&place, 1, 2);
+            gather((0..2).map(|rank| guest(&place, rank, 2)).collect()).into_iter().map(Result::unwrap).collect();
+        let mut late = guest(&place, 1, 2);
         late.introduction.pid = 99;
-        let error = late.meet().err().unwrap();
+        let error = come(late).err().unwrap();
         let expected = "rank 1 (host here, pid 99) came when the job had begun with rank 1 of 2 (host here, pid 1001)";
         assert_eq!(error.to_string(), expected);
         assert_eq!(error.exit_code(), ExitCode::BadConfig);
@@ -239,15 +231,15 @@ fn a_place_that_others_can_reach_or_that_is_taken_is_refused() {
     fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
     let place = MeetingPlace::Unix { socket: open.join("meet.sock") };
     for rank in 0..2 {
-        let error = Guest::new(&place, rank, 2).meet().err().unwrap();
-        assert_eq!(error.to_string(), format!("`{}` is open to others (mode 0755)", open.display()));
+        let error = come(guest(&place, rank, 2)).err().unwrap();
+        assert_eq!(error.to_string(), format!("`{}` is open to other users (mode 755), expected 700", open.display()));
         assert_eq!(error.exit_code(), ExitCode::PermissionDenied);
         assert!(error.hint().unwrap().contains("chmod 700"));
     }
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let place = MeetingPlace::Tcp { address: address.clone(), token: Token::generate().unwrap() };
-    let error = Guest::new(&place, 0, 2).meet().err().unwrap();
+    let error = come(guest(&place, 0, 2)).err().unwrap();
     assert_eq!(error.to_string(), format!("`{address}` is in use by another process"));
 }
 
@@ -255,6 +247,6 @@ fn a_place_that_others_can_reach_or_that_is_taken_is_refused() {
 fn a_job_leaves_nothing_behind_in_its_folder() {
     let folder = tempfile::tempdir().unwrap();
     let place = MeetingPlace::Unix { socket: folder.path().join("job/meet.sock") };
-    drop(gather((0..3).map(|rank| Guest::new(&place, rank, 3)).collect()));
+    drop(gather((0..3).map(|rank| guest(&place, rank, 3)).collect()));
     assert_eq!(fs::read_dir(folder.path().join("job")).unwrap().count(), 0);
 }

@@ -2,38 +2,23 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use scout_core::Rank;
+use scout_core::private::expect_private_folder;
 
-use super::door::Listener;
-use crate::stream::PeerStream;
-use crate::{CommError, Result};
+use crate::door::listener::Listener;
+use crate::error::{CommError, Result};
 
 /// Makes the socket's folder if it is missing, and refuses one that others could put a socket into.
 pub(crate) fn secure_folder(socket: &Path) -> Result<()> {
     let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let failed = |act| {
-        let place = folder.display().to_string();
-        move |cause| CommError::Place { act, place, cause }
-    };
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed("create"))?;
-    // Not followed: a link's target could be exchanged.
-    let about = fs::symlink_metadata(folder).map_err(failed("look at"))?;
-    let refused = |problem: String| Err(CommError::OpenToOthers { path: folder.to_path_buf(), problem });
-    if !about.is_dir() {
-        return refused("is not a folder".to_string());
-    }
-    if about.uid() != rustix::process::geteuid().as_raw() {
-        return refused(format!("belongs to user {}", about.uid()));
-    }
-    if about.mode() & 0o077 != 0 {
-        return refused(format!("is open to others (mode {:04o})", about.mode() & 0o7777));
-    }
-    Ok(())
+    let failed = |cause| CommError::Place { act: "create", place: folder.display().to_string(), cause };
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    Ok(expect_private_folder(folder)?)
 }
 
 /// Listens at `socket`, and takes the place of a dead job's socket there.
@@ -88,48 +73,11 @@ pub(crate) fn socket_of(socket: &Path, rank: Rank) -> PathBuf {
     }
 }
 
-/// Whether a process of this user is at the other end; over TCP that is proved otherwise.
-pub(crate) fn is_ours(stream: &PeerStream) -> bool {
-    match stream {
-        PeerStream::Tcp(_) => true,
-        PeerStream::Unix(stream) => {
-            let peer = rustix::net::sockopt::socket_peercred(stream);
-            peer.is_ok_and(|peer| peer.uid == rustix::process::geteuid())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt;
-
-    use scout_core::ExitCode;
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
-
-    #[test]
-    fn a_folder_that_others_can_use_is_refused_with_the_way_out() {
-        let root = tempfile::tempdir().unwrap();
-        for (mode, is_good) in [(0o700, true), (0o755, false), (0o770, false), (0o701, false), (0o1777, false)] {
-            let folder = root.path().join(format!("{mode:o}"));
-            fs::create_dir(&folder).unwrap();
-            fs::set_permissions(&folder, Permissions::from_mode(mode)).unwrap();
-            match secure_folder(&folder.join("meet.sock")) {
-                Ok(()) => assert!(is_good, "{mode:o}"),
-                Err(error) => {
-                    assert!(!is_good, "{mode:o}: {error}");
-                    assert_eq!(error.exit_code(), ExitCode::PermissionDenied);
-                    assert!(error.to_string().ends_with(&format!("is open to others (mode {mode:04o})")), "{error}");
-                    let expected = format!("run `chmod 700 {}`", folder.display());
-                    assert!(error.hint().unwrap().contains(&expected), "{:?}", error.hint());
-                }
-            }
-        }
-        let link = root.path().join("link");
-        std::os::unix::fs::symlink(root.path().join("700"), &link).unwrap();
-        assert!(secure_folder(&link.join("meet.sock")).unwrap_err().to_string().contains("is not a folder"));
-    }
 
     #[test]
     fn old_sockets_at_which_nobody_listens_are_removed() {

@@ -16,7 +16,7 @@ use scout_core::{ExitCode, Mesh, Rank};
 use scout_device::Buffer;
 
 use crate::board::{Board, Given};
-use crate::error::Called;
+use crate::op::Called;
 use crate::wire::{self, Frame};
 
 /// Length of every message. A reason that ends the work travels inside; what does not fit is cut off.
@@ -170,7 +170,7 @@ mod tests {
     use scout_core::DType;
 
     use super::*;
-    use crate::Op;
+    use crate::op::Op;
 
     #[test]
     fn what_is_said_comes_out_of_a_message_and_a_reason_is_cut_to_what_fits() {

@@ -19,9 +19,9 @@ use scout_device::Buffer;
 use super::exchange::{Heard, Said, exchange};
 use super::transfer;
 use crate::board::{Board, Given};
-use crate::error::Called;
-use crate::tcp::Ledger;
-use crate::{CommError, Result};
+use crate::error::{CommError, Result};
+use crate::ledger::Ledger;
+use crate::op::Called;
 
 /// What the owner is told to do next.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use mpi::traits::*;
 use scout_core::{DType, Mesh, Rank};
 use scout_device::Buffer;
 
-use crate::error::{Called, Op};
+use crate::op::{Called, Op};
 
 /// Bytes of all ranks together in one call: long enough that the call itself costs nothing, short enough that the room
 /// where pieces arrive, which stands in no plan, stays small.

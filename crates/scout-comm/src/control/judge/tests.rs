@@ -3,7 +3,7 @@
 use scout_core::Phase;
 
 use super::*;
-use crate::error::Op;
+use crate::op::Op;
 
 /// What happens at some second: a rank is heard of, or all that matters is the time.
 enum Event {

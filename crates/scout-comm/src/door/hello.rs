@@ -4,16 +4,18 @@
 use std::io::{self, Write};
 use std::time::Instant;
 
+use scout_core::random::random;
 use scout_core::{Mesh, Rank};
 
-use super::secret::{KEY_LEN, Key, NONCE_LEN, Proof, random};
-use super::{Introduction, PeerName};
+use crate::error::{CommError, Result};
+use crate::key::{KEY_LEN, Key, Proof};
+use crate::peer::{Introduction, PeerName};
 use crate::stream::PeerStream;
-use crate::{CommError, Result};
 
 /// Changes whenever anything on the wire changes.
 const PROTOCOL: u32 = 1;
 const MARK: &[u8; 8] = b"scoutjob";
+const NONCE_LEN: usize = 32;
 pub(crate) const CHALLENGE_LEN: usize = 16 + NONCE_LEN;
 pub(crate) const HELLO_LEN: usize = WORDS_LEN + KEY_LEN;
 const ANSWER_LEN: usize = 16 + KEY_LEN;
@@ -65,7 +67,7 @@ impl Challenge {
         let mut words = [0; CHALLENGE_LEN];
         words[..8].copy_from_slice(MARK);
         words[8..12].copy_from_slice(&PROTOCOL.to_le_bytes());
-        words[16..].copy_from_slice(&random()?);
+        words[16..].copy_from_slice(&random::<NONCE_LEN>()?);
         Ok(Challenge(words))
     }
 
@@ -167,7 +169,7 @@ impl Hello {
     }
 
     pub fn name(&self) -> PeerName {
-        PeerName { host: self.introduction.host.clone(), pid: self.introduction.pid }
+        self.introduction.name()
     }
 
     fn to_words(&self, nonce: &[u8; NONCE_LEN]) -> [u8; WORDS_LEN] {
@@ -239,6 +241,8 @@ impl Rebuff {
 
 #[cfg(test)]
 mod tests {
+    use scout_core::Token;
+
     use super::*;
 
     pub fn hello() -> Hello {
@@ -269,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_hello_holds_for_one_challenge_one_host_one_key_and_these_words() {
-        let key = super::super::Token::generate().unwrap().key();
+        let key = Key::of_job(&Token::generate().unwrap());
         let challenge = Challenge::new().unwrap();
         let good = signed(&key, Rank(0), &challenge);
         assert!(challenge.answer(&key, Rank(0), &good).is_ok());

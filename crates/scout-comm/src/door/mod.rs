@@ -1,33 +1,27 @@
-//! A listener that lets in those who prove themselves and turns away the rest, on one thread, however many come: a few
-//! may be at the door at a time, each for a few seconds, with a fixed number of bytes.
+//! The door of a rank, which lets in those who prove themselves and turns away the rest, on one thread, however many
+//! come: a few may stand there at a time, each for a few seconds, with a fixed number of bytes.
+
+pub(crate) mod hello;
+pub(crate) mod listener;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpListener;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use scout_core::Rank;
 
-use super::hello::{Challenge, HELLO_LEN, Hello, LinkKeys};
-use super::secret::Key;
-use super::unix::is_ours;
+use crate::error::{CommError, Result};
+use crate::key::Key;
 use crate::stream::PeerStream;
-use crate::{CommError, Result};
+use hello::{Challenge, HELLO_LEN, Hello, LinkKeys};
+use listener::Listener;
 
 /// From the connection to the last byte of the hello.
 pub(crate) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
-
-pub(crate) enum Listener {
-    Tcp(TcpListener),
-    Unix { listener: UnixListener, path: PathBuf },
-}
 
 /// Somebody who has proved to belong to the job.
 #[derive(Debug)]
@@ -162,7 +156,7 @@ impl Porter {
     /// Challenges a connection. The challenge fits into the buffer of a new connection, so nobody is waited for.
     fn let_wait(&mut self, mut stream: PeerStream) -> bool {
         let Ok(challenge) = Challenge::new() else { return false };
-        let is_welcome = is_ours(&stream) && stream.set_nonblocking(true).is_ok();
+        let is_welcome = stream.is_ours() && stream.set_nonblocking(true).is_ok();
         if is_welcome && stream.write_all(challenge.words()).is_ok() {
             let until = Instant::now() + HANDSHAKE_LIMIT;
             self.half_open.push(HalfOpen { stream, challenge, until, hello: [0; HELLO_LEN], filled: 0 });
@@ -209,46 +203,5 @@ impl Porter {
 
     fn refuse(&self, count: usize) {
         self.num_refused.fetch_add(count as u64, Ordering::Relaxed);
-    }
-}
-
-impl Listener {
-    pub fn place(&self) -> String {
-        match self {
-            Listener::Tcp(listener) => listener.local_addr().map_or_else(|_| String::new(), |at| at.to_string()),
-            Listener::Unix { path, .. } => path.display().to_string(),
-        }
-    }
-
-    fn set_nonblocking(&self) -> io::Result<()> {
-        match self {
-            Listener::Tcp(listener) => listener.set_nonblocking(true),
-            Listener::Unix { listener, .. } => listener.set_nonblocking(true),
-        }
-    }
-
-    fn accept(&self) -> io::Result<PeerStream> {
-        Ok(match self {
-            Listener::Tcp(listener) => PeerStream::Tcp(listener.accept()?.0),
-            Listener::Unix { listener, .. } => PeerStream::Unix(listener.accept()?.0),
-        })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Listener::Unix { path, .. } = self {
-            // The folder may have gone before.
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Listener::Tcp(listener) => listener.as_fd(),
-            Listener::Unix { listener, .. } => listener.as_fd(),
-        }
     }
 }

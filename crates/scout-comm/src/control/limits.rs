@@ -1,0 +1,51 @@
+//! How patient ranks are with each other, and what becomes of one that does not leave.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::verdict::Verdict;
+
+/// How long a rank waits for others.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// For all ranks to come.
+    pub init_timeout: Duration,
+    /// For a sign of progress. `None` means five times the slowest of a hundred steps, and not below 30 s.
+    pub hang_limit: Option<Duration>,
+    /// What becomes of a rank that is still there a second after the verdict.
+    pub ending: Ending,
+}
+
+/// How a rank ends that does not leave by itself after a verdict.
+#[derive(Clone)]
+pub struct Ending(Arc<End>);
+
+type End = dyn Fn(&Verdict, bool) + Send + Sync;
+
+impl Ending {
+    /// Prints the verdict, if it is this rank's to print and nobody has printed it, and ends the process with its code.
+    pub fn of_the_process() -> Ending {
+        Ending::calling(|verdict, speaks| {
+            if speaks {
+                eprintln!("error: {}", verdict.sentence);
+            }
+            std::process::exit(verdict.code.code().into())
+        })
+    }
+
+    /// Calls `end` with the verdict and whether this rank is to print it.
+    pub fn calling(end: impl Fn(&Verdict, bool) + Send + Sync + 'static) -> Ending {
+        Ending(Arc::new(end))
+    }
+
+    pub(super) fn end(&self, verdict: &Verdict, speaks: bool) {
+        (self.0)(verdict, speaks);
+    }
+}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ending")
+    }
+}
