@@ -1,6 +1,8 @@
 //! Builds the kernels of every op folder into the program: as text, and as machine code where CUDA's compiler is found.
 //! Without one, the program compiles them when it first runs.
 
+mod nvcc;
+
 use std::collections::hash_map::DefaultHasher;
 use std::fmt::Write as _;
 use std::hash::{Hash, Hasher};
@@ -8,14 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-/// Each architecture by its number in the program, and by its name for the compiler. The first is for 9.0 alone, whose
-/// matrix instructions exist nowhere else; the second runs on all of 8.x.
-const ARCHITECTURES: [(u32, &str, &str); 2] = [(90, "compute_90a", "sm_90a"), (80, "compute_80", "sm_80")];
-const HEADER: &str = "src/cuda/prelude.cuh";
+use nvcc::{ARCHITECTURES, HEADERS, OPTIONS};
 
 fn main() {
     println!("cargo::rerun-if-changed=src");
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=nvcc.rs");
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
@@ -28,22 +28,42 @@ fn main() {
     std::fs::write(out.join("sources.rs"), sources(&kernels, compiler.is_some())).expect("OUT_DIR can be written");
 }
 
-/// The names of the folders in `src` that have a kernel.
-fn kernels() -> Vec<String> {
-    let folders = std::fs::read_dir("src").expect("the crate has sources");
-    let mut names: Vec<String> = folders
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|folder| folder.join("kernel.cu").is_file())
-        .filter_map(|folder| Some(folder.file_name()?.to_str()?.to_string()))
+/// A `.cu` file in a folder of `src`.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Source {
+    /// That of the folder for its `kernel.cu`; for others theirs behind it, as `folder_other`.
+    name: String,
+    path: PathBuf,
+}
+
+/// All of them.
+fn kernels() -> Vec<Source> {
+    let mut found: Vec<Source> = entries(Path::new("src"))
+        .filter(|folder| folder.is_dir())
+        .flat_map(|folder| entries(&folder))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
+        .filter_map(|path| {
+            let folder = path.parent()?.file_name()?.to_str()?;
+            let name = match path.file_stem()?.to_str()? {
+                "kernel" => folder.to_string(),
+                other => format!("{folder}_{other}"),
+            };
+            Some(Source { name, path })
+        })
         .collect();
-    names.sort();
-    names
+    found.sort();
+    found
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = std::fs::read_dir(folder).expect("a folder of sources can be read");
+    entries.filter_map(|entry| Some(entry.ok()?.path()))
 }
 
 /// Rust that names every kernel's text and machine code.
-fn sources(kernels: &[String], compiled: bool) -> String {
+fn sources(kernels: &[Source], compiled: bool) -> String {
     let mut code = String::new();
-    for name in kernels {
+    for Source { name, path } in kernels {
         let images: String = ARCHITECTURES
             .iter()
             .filter(|_| compiled)
@@ -56,13 +76,14 @@ fn sources(kernels: &[String], compiled: bool) -> String {
         writeln!(
             code,
             "pub static {}: KernelSource = KernelSource {{ name: \"{name}\", \
-             text: include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/src/{name}/kernel.cu\")), \
+             text: include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/{}\")), \
              headers: HEADERS, images: &[{images}] as &[Image] }};",
-            name.to_uppercase()
+            name.to_uppercase(),
+            path.display()
         )
         .expect("writing to text");
     }
-    let all: String = kernels.iter().map(|name| format!("&{}, ", name.to_uppercase())).collect();
+    let all: String = kernels.iter().map(|source| format!("&{}, ", source.name.to_uppercase())).collect();
     writeln!(code, "pub static ALL: &[&KernelSource] = &[{all}];").expect("writing to text");
     code
 }
@@ -94,14 +115,13 @@ fn pip_places(prefix: &Path) -> Vec<PathBuf> {
 }
 
 /// Compiles what has changed, two at a time.
-fn compile_all(compiler: &Path, kernels: &[String], out: &Path) {
+fn compile_all(compiler: &Path, kernels: &[Source], out: &Path) {
     let version = Command::new(compiler).arg("--version").output();
     let version = version.unwrap_or_else(|error| panic!("`{}` does not start: {error}", compiler.display())).stdout;
-    let header = std::fs::read(HEADER).expect("the header is there");
-    let mut work: Vec<(&str, usize)> =
-        kernels.iter().flat_map(|name| [(name.as_str(), 0), (name.as_str(), 1)]).collect();
-    work.retain(|&(name, architecture)| {
-        let source = std::fs::read(format!("src/{name}/kernel.cu")).expect("the kernel was just found");
+    let header = std::fs::read(Path::new(HEADERS).join("prelude.cuh")).expect("the header is there");
+    let mut work: Vec<(&Source, usize)> = kernels.iter().flat_map(|source| [(source, 0), (source, 1)]).collect();
+    work.retain(|&(Source { name, path }, architecture)| {
+        let source = std::fs::read(path).expect("the kernel was just found");
         let mut hasher = DefaultHasher::new();
         (&version, &header, source, architecture, OPTIONS).hash(&mut hasher);
         let (stamp, hash) = (out.join(format!("{name}.{architecture}.hash")), format!("{:016x}", hasher.finish()));
@@ -119,36 +139,28 @@ fn compile_all(compiler: &Path, kernels: &[String], out: &Path) {
         for _ in 0..2 {
             scope.spawn(|| {
                 loop {
-                    let Some((name, architecture)) = work.lock().expect("not poisoned before a panic").pop() else {
+                    let Some((source, architecture)) = work.lock().expect("not poisoned before a panic").pop() else {
                         break;
                     };
-                    compile(compiler, name, architecture, out);
+                    compile(compiler, source, architecture, out);
                 }
             });
         }
     });
 }
 
-const OPTIONS: [&str; 5] = ["-cubin", "-O3", "--std=c++17", "-Werror", "all-warnings"];
-
 fn output(out: &Path, name: &str, architecture: usize) -> PathBuf {
     out.join(format!("{name}.{}.cubin", ARCHITECTURES[architecture].2))
 }
 
-fn compile(compiler: &Path, name: &str, architecture: usize, out: &Path) {
-    let (_, virtual_name, real_name) = ARCHITECTURES[architecture];
-    let source = format!("src/{name}/kernel.cu");
-    let outcome = Command::new(compiler)
-        .args(OPTIONS)
-        .arg(format!("-gencode=arch={virtual_name},code={real_name}"))
-        .args(["-I", "src/cuda", "-o"])
-        .arg(output(out, name, architecture))
-        .arg(&source)
-        .output();
+fn compile(compiler: &Path, Source { name, path }: &Source, architecture: usize, out: &Path) {
+    let outcome = nvcc::command(compiler, path, architecture, &output(out, name, architecture)).output();
     let outcome = outcome.unwrap_or_else(|error| panic!("`{}` does not start: {error}", compiler.display()));
     assert!(
         outcome.status.success(),
-        "{source} does not compile for {real_name} (set `NVCC=` to build without CUDA's compiler):\n{}{}",
+        "{} does not compile for {} (set `NVCC=` to build without CUDA's compiler):\n{}{}",
+        path.display(),
+        ARCHITECTURES[architecture].2,
         String::from_utf8_lossy(&outcome.stdout),
         String::from_utf8_lossy(&outcome.stderr)
     );

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::process;
 use crate::score::{Score, TestTally};
 use crate::workspace::Workspace;
-use crate::{layers, needs, release, tidy};
+use crate::{kernels, layers, needs, release, tidy};
 
 /// How much is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,7 @@ pub fn run(workspace: &Workspace, extent: Extent) -> Result<bool> {
     })?;
     report.step("layers", || layers::check(workspace))?;
     report.step("tidy", || tidy::check(workspace))?;
+    report.step(&format!("CUDA sources compile for {}", kernels::architectures()), || kernels::check(workspace))?;
     build_and_test(workspace, &[], &mut report)?;
     if extent == Extent::GateAndMachine {
         report.step("release binary", || release::check(workspace))?;

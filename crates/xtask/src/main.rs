@@ -4,12 +4,14 @@
 #![forbid(unsafe_code)]
 
 mod gate;
+mod kernels;
 mod layers;
 mod needs;
 mod process;
 mod release;
 mod score;
 mod tidy;
+mod toolkit;
 mod tree;
 mod workspace;
 
@@ -23,11 +25,12 @@ use crate::workspace::Workspace;
 const HELP: &str = "\
 usage: cargo xtask COMMAND
 
-  ci                 the whole gate: format, clippy, layers, tidy, every test; installs nothing
+  ci                 the whole gate: format, clippy, layers, tidy, kernels, every test; installs nothing
   test --all         the same, after installing what the tests need; also checks the release binary
   test [NAME …]      only the tests, or only those whose names contain NAME
   layers             only the edges between the crates
   tidy               only the promises that a machine can hold
+  kernels            only the CUDA sources, compiled for every GPU that the program has machine code for
   bench [NAME …]     the benchmarks
   help               this list";
 
@@ -59,6 +62,7 @@ fn run(arguments: Vec<String>) -> Result<bool> {
         }
         ["layers"] => layers::check(&workspace),
         ["tidy"] => tidy::check(&workspace),
+        ["kernels"] => kernels::check(&workspace),
         ["bench", ref names @ ..] => gate::bench(&workspace, names),
         _ => bail!("`cargo xtask {}` is no command\n{HELP}", words.join(" ")),
     }

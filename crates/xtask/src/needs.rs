@@ -1,15 +1,17 @@
 //! What the tests need beside a Rust toolchain, and how to get it. It installs nothing that is there already, and
 //! nothing that is not in the table.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::process;
 use crate::workspace::Workspace;
+use crate::{process, toolkit};
 
 struct Need {
-    /// A command that succeeds when the need is met.
+    /// A command that succeeds in the root of the workspace when the need is met.
     probe: &'static [&'static str],
     why: &'static str,
     source: Source,
@@ -19,13 +21,15 @@ struct Need {
 enum Source {
     DebianPackage(&'static str),
     RustComponent(&'static str),
+    /// CUDA's compiler, in the folder of what is built.
+    PythonPackages,
 }
 
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 12] = [
     // This program was linked, but perhaps by another linker than the one that build scripts call.
     Need {
-        probe: &["cc", "--version"],
-        why: "dependencies with parts in C are compiled and linked",
+        probe: &["sh", "-c", "cc --version && g++ --version"],
+        why: "dependencies with parts in C are compiled and linked, and CUDA's compiler calls that of C++",
         source: Source::DebianPackage("build-essential"),
     },
     Need {
@@ -50,7 +54,8 @@ const NEEDS: [Need; 10] = [
         source: Source::DebianPackage("libopenmpi-dev"),
     },
     Need {
-        probe: &["sh", "-c", "ls /usr/lib/llvm-*/lib/libclang.so*"],
+        // The library alone comes with other packages too, without the headers that every binding needs.
+        probe: &["sh", "-c", "ls /usr/lib/llvm-*/lib/libclang.so* && ls /usr/lib/llvm-*/lib/clang/*/include/stddef.h"],
         why: "the binding to MPI is made from its header",
         source: Source::DebianPackage("libclang-dev"),
     },
@@ -75,18 +80,31 @@ const NEEDS: [Need; 10] = [
         why: "one thread of a rank is held still, to be found",
         source: Source::DebianPackage("strace"),
     },
+    Need {
+        probe: &["python3", "-m", "pip", "--version"],
+        why: "CUDA's compiler comes in Python packages",
+        source: Source::DebianPackage("python3-pip"),
+    },
+    Need {
+        probe: &["sh", "-c", toolkit::PROBE],
+        why: "every kernel is compiled, also where there is no GPU to run it",
+        source: Source::PythonPackages,
+    },
 ];
+
+/// A mirror that cannot be reached must not hang the gate.
+const INSTALLATION_TIME: Duration = Duration::from_secs(600);
 
 /// Daemons lie where the search path of a user who is not root does not lead.
 const FOLDERS_OF_DAEMONS: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 
 /// Installs what is missing, and says so. Where that is not permitted, says which command the user must run.
 pub fn provide(workspace: &Workspace) -> Result<bool> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !succeeds(need.probe)).collect();
+    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !succeeds(&workspace.root, need.probe)).collect();
     for need in &missing {
         println!("`{}` does not run: {}", need.probe.join(" "), need.why);
     }
-    let permission = Permission::of_this_process();
+    let permission = Permission::of_this_process(&workspace.root);
     for words in commands(&missing, permission) {
         if !permission_to_run(&words, permission) {
             continue;
@@ -94,10 +112,13 @@ pub fn provide(workspace: &Workspace) -> Result<bool> {
         println!("installing: {}", words.join(" "));
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).current_dir(&workspace.root);
-        // A mirror that cannot be reached must not hang the gate.
-        process::run(&mut command, std::time::Duration::from_secs(600), &mut |_| {})?;
+        match process::run(&mut command, INSTALLATION_TIME, &mut |_| {}) {
+            // Without the installer itself, what it should have installed is named below.
+            Err(error) if error.is::<std::io::Error>() => println!("{error:#}"),
+            outcome => _ = outcome?,
+        }
     }
-    let missing: Vec<&Need> = missing.into_iter().filter(|need| !succeeds(need.probe)).collect();
+    let missing: Vec<&Need> = missing.into_iter().filter(|need| !succeeds(&workspace.root, need.probe)).collect();
     if missing.is_empty() {
         println!("all {} needs are met", NEEDS.len());
         return Ok(true);
@@ -118,10 +139,10 @@ enum Permission {
 }
 
 impl Permission {
-    fn of_this_process() -> Permission {
+    fn of_this_process(folder: &Path) -> Permission {
         if rustix::process::geteuid().is_root() {
             Permission::Root
-        } else if succeeds(&["sudo", "-n", "true"]) {
+        } else if succeeds(folder, &["sudo", "-n", "true"]) {
             Permission::SudoWithoutPassword
         } else {
             Permission::None
@@ -129,13 +150,13 @@ impl Permission {
     }
 }
 
-/// Components of the toolchain belong to the user; packages belong to the machine.
+/// Components of the toolchain and the folder of what is built belong to the user; Debian's packages belong to the machine.
 fn permission_to_run(words: &[String], permission: Permission) -> bool {
-    words[0] == "rustup" || permission != Permission::None
+    ["rustup", "python3"].contains(&words[0].as_str()) || permission != Permission::None
 }
 
-/// What installs all of `needs`: one command for the components, and for the packages one that asks which there are and
-/// one that gets them.
+/// What installs all of `needs`: one command for the components, for Debian's packages one that asks which there are and
+/// one that gets them, and then, because its installer may be among those, one for CUDA's compiler.
 fn commands(needs: &[&Need], permission: Permission) -> Vec<Vec<String>> {
     let sudo: &[&str] = match permission {
         Permission::Root => &[],
@@ -145,10 +166,12 @@ fn commands(needs: &[&Need], permission: Permission) -> Vec<Vec<String>> {
     let owned = |words: &[&str]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
     let mut components = Vec::new();
     let mut packages = Vec::new();
+    let mut has_python_packages = false;
     for need in needs {
         match need.source {
             Source::RustComponent(name) => components.push(name),
             Source::DebianPackage(name) => packages.push(name),
+            Source::PythonPackages => has_python_packages = true,
         }
     }
     let mut commands = Vec::new();
@@ -164,14 +187,17 @@ fn commands(needs: &[&Need], permission: Permission) -> Vec<Vec<String>> {
         commands.push(owned(&[sudo, &apt, &["update"]].concat()));
         commands.push(owned(&[sudo, &apt, &install, &packages].concat()));
     }
+    if has_python_packages {
+        commands.push(owned(&toolkit::installation()));
+    }
     commands
 }
 
-fn succeeds(words: &[&str]) -> bool {
+fn succeeds(folder: &Path, words: &[&str]) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new(words[0]);
     command.args(&words[1..]).env("PATH", format!("{path}:{FOLDERS_OF_DAEMONS}"));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
@@ -186,6 +212,7 @@ mod tests {
     #[test]
     fn everything_that_is_missing_comes_with_one_command_that_fits_what_this_user_may_do() {
         let needs = [
+            need(Source::PythonPackages),
             need(Source::DebianPackage("munge")),
             need(Source::RustComponent("clippy")),
             need(Source::DebianPackage("mpich")),
@@ -203,18 +230,21 @@ mod tests {
                 "rustup component add clippy".to_string(),
                 format!("{sudo}{APT} update"),
                 format!("{sudo}{APT} install -y --no-install-recommends munge mpich"),
+                toolkit::installation().join(" "),
             ];
             assert_eq!(lines, expected);
             let permitted: Vec<bool> = commands.iter().map(|words| permission_to_run(words, permission)).collect();
-            assert_eq!(permitted, [true, may_install, may_install]);
+            assert_eq!(permitted, [true, may_install, may_install, true]);
         }
         assert!(commands(&[], Permission::Root).is_empty());
     }
 
     #[test]
     fn a_program_that_is_missing_or_fails_does_not_meet_a_need() {
-        assert!(succeeds(&["true"]));
-        assert!(!succeeds(&["false"]));
-        assert!(!succeeds(&["no-such-program-anywhere"]));
+        let folder = Path::new("/");
+        assert!(succeeds(folder, &["true"]));
+        assert!(succeeds(folder, &["test", "-d", "dev"]));
+        assert!(!succeeds(folder, &["false"]));
+        assert!(!succeeds(folder, &["no-such-program-anywhere"]));
     }
 }

@@ -23,6 +23,21 @@ const POLL: Duration = Duration::from_millis(50);
 /// Runs the command without stdin and gives `hear` every line it prints. Returns whether it succeeded; taking longer
 /// than `limit` and leaving processes behind are failures, and said so.
 pub fn run(command: &mut Command, limit: Duration, hear: &mut dyn FnMut(&str)) -> Result<bool> {
+    follow_to_its_end(command, limit, &mut |stream, line| {
+        hear(line);
+        pass_on(stream, line);
+    })
+}
+
+/// The same for a command whose lines are worth showing only sometimes: they are returned instead, in the order in which
+/// they came.
+pub fn run_quietly(command: &mut Command, limit: Duration) -> Result<(bool, String)> {
+    let mut lines = String::new();
+    let succeeded = follow_to_its_end(command, limit, &mut |_, line| lines.push_str(line))?;
+    Ok((succeeded, lines))
+}
+
+fn follow_to_its_end(command: &mut Command, limit: Duration, hear: &mut dyn FnMut(Stream, &str)) -> Result<bool> {
     let program = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().with_context(|| format!("could not start `{program}`"))?;
@@ -75,16 +90,13 @@ fn listen(
     child: &mut Child,
     lines: &Receiver<(Stream, String)>,
     limit: Duration,
-    hear: &mut dyn FnMut(&str),
+    hear: &mut dyn FnMut(Stream, &str),
 ) -> Result<Ended> {
     let deadline = Instant::now() + limit;
     let mut gone_since = None;
     loop {
         match lines.recv_timeout(POLL) {
-            Ok((stream, line)) => {
-                hear(&line);
-                pass_on(stream, &line);
-            }
+            Ok((stream, line)) => hear(stream, &line),
             Err(RecvTimeoutError::Timeout) => {}
             // Both pipes are closed; the command has nothing more to say and is about to end.
             Err(RecvTimeoutError::Disconnected) if gone_since.is_some() => return Ok(Ended::Alone),

@@ -2,31 +2,17 @@
 //! none of them mends anything.
 
 mod documents;
+mod finding;
 mod sizes;
 mod structure;
 mod wording;
 
 use anyhow::Result;
 
+use finding::{Finding, Rule};
+
 use crate::tree::Tree;
 use crate::workspace::Workspace;
-
-/// A place that breaks a rule.
-#[derive(Debug)]
-struct Finding {
-    path: String,
-    /// From 1; 0 for the file as a whole.
-    line: usize,
-    message: String,
-}
-
-impl Finding {
-    fn new(path: &str, line: usize, message: impl Into<String>) -> Finding {
-        Finding { path: path.to_string(), line, message: message.into() }
-    }
-}
-
-type Rule = fn(&Tree) -> Vec<Finding>;
 
 const RULES: [Rule; 13] = [
     sizes::files_stay_short,
@@ -57,19 +43,4 @@ pub fn check(workspace: &Workspace) -> Result<bool> {
         println!("tidy: {} files keep {} rules", tree.files.len(), RULES.len());
     }
     Ok(findings.is_empty())
-}
-
-/// Checks one rule against rows of `(path, text, expected)`, where `expected` is a part of the only finding or none.
-#[cfg(test)]
-fn check_rows(rule: Rule, rows: &[(&str, &str, Option<&str>)]) {
-    for (path, text, expected) in rows {
-        let found = rule(&Tree::of(&[(path, text)]));
-        match expected {
-            None => assert!(found.is_empty(), "{path} {text:?}: {found:?}"),
-            Some(part) => {
-                assert!(found.len() == 1 && found[0].message.contains(part), "{path} {text:?}: {found:?}");
-                assert_eq!(found[0].path, *path);
-            }
-        }
-    }
 }

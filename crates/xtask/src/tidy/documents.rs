@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::Finding;
+use super::finding::Finding;
 use crate::tree::Tree;
 
 const ARCHITECTURE: &str = "crates/ARCHITECTURE.md";

@@ -1,6 +1,6 @@
 //! Rules about how large things may get.
 
-use super::Finding;
+use super::finding::Finding;
 use crate::tree::Tree;
 
 const MAX_LINES: usize = 800;
@@ -29,7 +29,7 @@ pub fn fixtures_stay_small(tree: &Tree) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tidy::check_rows;
+    use crate::tidy::finding::check_rows;
     use crate::tree::TreeFile;
 
     #[test]

@@ -1,6 +1,6 @@
 //! Rules about where things stand and what they are called.
 
-use super::Finding;
+use super::finding::Finding;
 use crate::tree::Tree;
 
 /// The first line of a file is its first sentence to a stranger.
@@ -96,7 +96,7 @@ pub fn the_environment_is_read_at_the_top(tree: &Tree) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tidy::check_rows;
+    use crate::tidy::finding::check_rows;
 
     #[test]
     fn a_file_opens_with_a_sentence() {

@@ -1,6 +1,6 @@
 //! Rules about words that must not stand in the project.
 
-use super::Finding;
+use super::finding::Finding;
 use crate::tree::Tree;
 
 // The words are put together here so that the rules do not find themselves.
@@ -117,7 +117,7 @@ fn refuse_in_all_texts(tree: &Tree, judge: impl Fn(&str) -> Option<String>) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tidy::check_rows;
+    use crate::tidy::finding::check_rows;
 
     #[test]
     fn a_wish_needs_a_number() {
