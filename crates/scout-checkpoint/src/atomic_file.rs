@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{CheckpointError, Result};
+use crate::error::{CheckpointError, Result};
 
 /// Makes one name unused by this process from the next; the process id keeps processes apart.
 static NEXT_NAME: AtomicU64 = AtomicU64::new(0);

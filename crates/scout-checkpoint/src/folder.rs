@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::{CheckpointError, Result, unique_json};
+use crate::error::{CheckpointError, Result};
+use crate::unique_json;
 
 /// Far above any real index (Scout's has 1,133 entries in 130 kB), and small enough to parse without thought.
 const MAX_JSON_BYTES: u64 = 64 << 20;

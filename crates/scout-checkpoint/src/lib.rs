@@ -9,7 +9,6 @@ pub mod model_folder;
 pub mod model_writer;
 pub mod safetensors;
 
-mod adapter_config;
 mod atomic_file;
 mod disagreement;
 mod folder;

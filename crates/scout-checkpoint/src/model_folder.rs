@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use scout_core::{ByteCount, DType, ParamSpec, Shape};
 use serde_json::Value;
 
+use crate::disagreement::Disagreement;
+use crate::error::{CheckpointError, Result};
 use crate::folder::{Folder, is_pickle_name, is_plain_name, read_json};
-use crate::{CheckpointError, Disagreement, ElementType, Result, TensorEntry, TensorFile};
+use crate::safetensors::{ElementType, TensorEntry, TensorFile};
 
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 pub(crate) const SINGLE_FILE: &str = "model.safetensors";

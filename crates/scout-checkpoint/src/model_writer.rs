@@ -10,8 +10,9 @@ use scout_core::{ByteCount, DType, ParamSpec};
 use serde_json::{Map, Value, json};
 
 use crate::atomic_file::{create_folder, write_whole};
+use crate::error::{CheckpointError, Result};
 use crate::model_folder::{INDEX_FILE, SINGLE_FILE};
-use crate::{CheckpointError, Result, TensorWriter};
+use crate::safetensors::TensorWriter;
 
 /// Elements asked for at a time: 4 MiB of f32.
 const BLOCK_ELEMENTS: usize = 1 << 20;
@@ -207,7 +208,7 @@ mod tests {
             )
             .unwrap();
             assert_eq!(asked, expected);
-            let files = crate::ModelFolder::open(folder.path()).unwrap();
+            let files = crate::model_folder::ModelFolder::open(folder.path()).unwrap();
             for (param, dtype) in &tensors {
                 assert_eq!(files.element_type(&param.name).unwrap().dtype(), Some(*dtype), "{}", param.name);
                 let mut values = vec![0.0; param.num_elements()];

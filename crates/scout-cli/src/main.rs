@@ -3,22 +3,23 @@
 
 #![forbid(unsafe_code)]
 
+mod build_info;
 mod commands;
 mod failure;
 mod joined;
 mod ranks;
 mod surroundings;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use commands::configuration::ConfigArguments;
 use commands::{bench, demo, launch, plan, preprocess, selftest, synth, train, verify};
 
 /// Fine-tunes Llama 4 Scout with LoRA: one worker per GPU, every worker holding its shard.
 #[derive(Parser)]
-#[command(name = "scout-dist", version, arg_required_else_help = true)]
+#[command(name = "scout-dist", version = build_info::VERSION, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -47,19 +48,6 @@ enum Command {
     Selftest(selftest::Arguments),
 }
 
-/// A configuration file and changes to it.
-#[derive(clap::Args)]
-struct ConfigArguments {
-    /// YAML file with LLaMA-Factory's keys; `scout-dist.yaml` in the working folder when left out
-    config: Option<PathBuf>,
-    /// Changes to the file, as key=value
-    #[arg(value_name = "KEY=VALUE")]
-    overrides: Vec<String>,
-    /// Fill the model with random weights of its shape instead of reading any
-    #[arg(long)]
-    synthetic: bool,
-}
-
 fn main() -> ExitCode {
     failure::speak_plainly_of_bugs();
     if let Err(alone) = ranks::tie_to_parent(&surroundings::variable) {
@@ -75,8 +63,13 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     let code = match command {
-        // Its ranks may leave with codes that are none of ours.
-        Command::Launch(arguments) => return launch::run(arguments),
+        Command::Launch(arguments) => {
+            arguments.refuse_to_nest()?;
+            // A command line that no rank would understand is refused once and not once for each rank.
+            Arguments::parse_from(arguments.of_a_rank());
+            // Its ranks may leave with codes that are none of ours.
+            return launch::run(arguments);
+        }
         Command::Demo(arguments) => return demo::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),

@@ -1,23 +1,25 @@
 //! Which of how many ranks this process is, as the variables of its launcher say, and how it will meet the others.
 //! Nothing is opened or connected here.
 
+mod fnv;
 mod parent;
 mod seat;
 mod slurm;
+mod variables;
 
 use std::fmt;
 use std::path::PathBuf;
 
-use scout_comm::{CommError, MeetingPlace, Token};
-use scout_core::{ExitCode, Mesh, env};
+use scout_comm::{CommError, MeetingPlace};
+use scout_core::{ExitCode, Mesh, Token, TokenError, env};
 
 pub use parent::tie_to_parent;
 pub use seat::{Launcher, Seat, seat};
 
-use crate::failure::Mistake;
+use fnv::fnv;
+use variables::{Variables, mistake, number, required};
 
-/// Answers with the value of a variable, where it is set to something.
-pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+use crate::failure::Mistake;
 
 /// This process's seat, and how the ranks meet.
 #[derive(Debug, Clone, PartialEq)]
@@ -212,30 +214,12 @@ fn secret(variables: Variables) -> Result<Secret, Mistake> {
 }
 
 impl Secret {
-    fn token(&self) -> Result<Token, CommError> {
+    fn token(&self) -> Result<Token, TokenError> {
         match self {
             Secret::Given(digits) => Token::from_hex(digits),
             Secret::InFile(path) => Token::from_file(path),
         }
     }
-}
-
-fn mistake(message: String) -> Mistake {
-    Mistake { message, code: ExitCode::BadConfig, hint: None }
-}
-
-fn required(variables: Variables, name: &str, why: &str) -> Result<String, Mistake> {
-    variables(name).ok_or_else(|| mistake(format!("{name} is not set: {why}")))
-}
-
-fn number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N, Mistake> {
-    value.parse().map_err(|_| mistake(format!("{name} is `{value}`, expected a number")))
-}
-
-/// FNV-1a. Two versions of this program must meet in order to find out that they differ, so the standard library's hash,
-/// which may change, will not do.
-fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[cfg(test)]

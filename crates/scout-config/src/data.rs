@@ -6,7 +6,8 @@ use scout_core::ByteCount;
 
 use crate::error::ConfigError;
 use crate::settings::Settings;
-use crate::values::{NOT_NEGATIVE, yaml_bytes, yaml_optional, yaml_text};
+use crate::spelling::{yaml_bytes, yaml_optional, yaml_text};
+use crate::values::NOT_NEGATIVE;
 
 /// Chat templates that are built in.
 const TEMPLATES: [&str; 1] = ["llama4"];

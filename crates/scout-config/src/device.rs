@@ -7,7 +7,8 @@ use scout_core::ByteCount;
 
 use crate::error::ConfigError;
 use crate::settings::{Settings, without_effect};
-use crate::values::{words, yaml_bytes, yaml_optional};
+use crate::spelling::{yaml_bytes, yaml_optional};
+use crate::words::words;
 
 /// LLaMA-Factory's files carry a `ddp_timeout` of 180,000,000 s. Nothing may wait for ever, so only a time up to this
 /// one is taken as a wish.

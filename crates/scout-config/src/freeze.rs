@@ -2,8 +2,9 @@
 //! LLaMA-Factory's keys and meaning; which tensors a name stands for is not known here.
 
 use crate::error::{ConfigError, one_line, or_list};
+use crate::scalars::number;
 use crate::settings::Settings;
-use crate::values::{MAX_COUNT, number};
+use crate::values::MAX_COUNT;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FreezeConfig {

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use crate::error::or_list;
-use crate::values::words;
+use crate::words::words;
 
 /// One key of the YAML file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +143,7 @@ pub const KEYS: &[Key] = &[
     key("logging_steps", Train, Honoured, "500", "updates between two lines of the log"),
     key("eval_strategy", Train, Honoured, "no", "when the rows of `val_size` are evaluated"),
     key("eval_steps", Train, Honoured, "null", "updates between two evaluations; `logging_steps` where not given"),
-    key("bf16", Train, Inert(ONLY_TRUE, "GPUs compute in bf16 and the CPU in f32"), "true", "LLaMA-Factory: train in bf16"),
+    key("bf16", Train, Honoured, "true", "compute in bf16 on GPUs, else in f32; what is trained and the CPU's arithmetic are f32 always"),
 
     key("output_dir", Output, Honoured, "null", "folder the run writes to; required to train"),
     key("overwrite_output_dir", Output, Honoured, "false", "write into a folder that holds a run already"),

@@ -13,9 +13,12 @@ mod keys;
 mod lora;
 mod model;
 mod output;
+mod scalars;
 mod settings;
+mod spelling;
 mod train;
 mod values;
+mod words;
 mod yaml;
 
 use std::collections::BTreeMap;

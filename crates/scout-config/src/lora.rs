@@ -7,7 +7,8 @@ use crate::error::or_list;
 use crate::error::{ConfigError, one_line};
 use crate::freeze::FreezeConfig;
 use crate::settings::{Settings, without_effect};
-use crate::values::{ABOVE_ZERO, BELOW_ONE, words};
+use crate::values::{ABOVE_ZERO, BELOW_ONE};
+use crate::words::words;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraConfig {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::error::ConfigError;
 use crate::settings::Settings;
-use crate::values::{yaml_optional, yaml_text};
+use crate::spelling::{yaml_optional, yaml_text};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use crate::error::ConfigError;
 use crate::settings::Settings;
-use crate::values::{words, yaml_optional, yaml_text};
+use crate::spelling::{yaml_optional, yaml_text};
+use crate::words::words;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct OutputConfig {

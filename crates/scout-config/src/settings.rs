@@ -7,7 +7,7 @@ use scout_core::env::KEY_PREFIX;
 
 use crate::error::{ConfigError, Origin, one_line, or_list};
 use crate::keys::{self, Accepts, KEYS, Key, Treatment};
-use crate::values;
+use crate::scalars;
 use crate::yaml::{self, Node, Value};
 
 pub(crate) struct Settings {
@@ -177,15 +177,15 @@ impl Accepts {
     fn refusal(self, node: &Node, reason: &str) -> Option<String> {
         match self {
             Accepts::Anything => None,
-            Accepts::Bool => values::truth(node).is_none().then(|| "true or false".to_string()),
+            Accepts::Bool => scalars::truth(node).is_none().then(|| "true or false".to_string()),
             Accepts::Text => node.scalar().is_none().then(|| "a text".to_string()),
             Accepts::Number => {
-                let fits = node.scalar().and_then(values::number).is_some_and(|number| number >= 0.0);
+                let fits = node.scalar().and_then(scalars::number).is_some_and(|number| number >= 0.0);
                 (!fits).then(|| "a number of at least 0".to_string())
             }
             Accepts::Words(words) => {
                 let items = if let Value::List(items) = &node.value { items } else { std::slice::from_ref(node) };
-                let fits = items.iter().all(|item| values::word(item).is_some_and(|word| words.contains(&&*word)));
+                let fits = items.iter().all(|item| scalars::word(item).is_some_and(|word| words.contains(&&*word)));
                 (!fits).then(|| format!("{}: {reason}", or_list(words)))
             }
         }

@@ -1,8 +1,11 @@
 //! The recipe: step size, batch, schedule, clipping, evaluation. Counts of updates are resolved elsewhere.
 
 use crate::error::ConfigError;
+use crate::scalars::truth;
 use crate::settings::{Settings, without_effect};
-use crate::values::{ABOVE_ZERO, BELOW_ONE, MAX_COUNT, NOT_NEGATIVE, SHARE, truth, words, yaml_optional};
+use crate::spelling::yaml_optional;
+use crate::values::{ABOVE_ZERO, BELOW_ONE, MAX_COUNT, NOT_NEGATIVE, SHARE};
+use crate::words::words;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainConfig {
@@ -28,6 +31,8 @@ pub struct TrainConfig {
     pub eval_strategy: EvalStrategy,
     /// `logging_steps` where not given.
     pub eval_steps: Option<usize>,
+    /// What GPUs compute in, where not in f32. What is trained is f32 always.
+    pub bf16: bool,
 }
 
 words! {
@@ -78,6 +83,7 @@ impl TrainConfig {
             logging_steps: settings.positive("logging_steps")?,
             eval_strategy: eval_strategy(settings)?,
             eval_steps: settings.optional("eval_steps", Settings::positive)?,
+            bf16: settings.flag("bf16")?,
         };
         config.check(settings)?;
         Ok(config)
@@ -118,6 +124,11 @@ impl TrainConfig {
         if self.warmup_steps > 0 && self.warmup_ratio > 0.0 {
             notes.push(without_effect("warmup_ratio", "`warmup_steps` is given and wins"));
         }
+        if !self.bf16 {
+            notes.push(
+                "`bf16: false` means f32 on GPUs, in twice the memory and many times the time of bf16".to_string(),
+            );
+        }
         notes
     }
 
@@ -142,6 +153,7 @@ impl TrainConfig {
             ("logging_steps", self.logging_steps.to_string()),
             ("eval_strategy", self.eval_strategy.to_string()),
             ("eval_steps", yaml_optional(self.eval_steps, count)),
+            ("bf16", self.bf16.to_string()),
         ]
     }
 }

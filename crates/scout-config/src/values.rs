@@ -1,5 +1,5 @@
-//! From the text of a value to a number, a truth value, a word, a path, a list. Which key wants what is for the
-//! components to say.
+//! What a component asks of the settings: the value of a key as a number, a truth value, a word, a path, a list, or the
+//! error that it is none. Which key wants what is for the components to say.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,8 +7,10 @@ use std::time::Duration;
 use scout_core::ByteCount;
 
 use crate::error::{ConfigError, one_line, or_list};
+use crate::scalars::{has_leading_zero, number, truth, whole};
 use crate::settings::Settings;
-use crate::yaml::{self, Node, Value};
+use crate::words::Word;
+use crate::yaml::{Node, Value};
 
 /// Far above every sensible count, and low enough that the product of two counts fits.
 pub(crate) const MAX_COUNT: u64 = i32::MAX as u64;
@@ -24,37 +26,6 @@ pub(crate) const NOT_NEGATIVE: Range = Range { words: "a number of at least 0", 
 pub(crate) const BELOW_ONE: Range =
     Range { words: "a number from 0 up to, but without 1", holds: |x| (0.0..1.0).contains(&x) };
 pub(crate) const SHARE: Range = Range { words: "a number from 0 to 1", holds: |x| (0.0..=1.0).contains(&x) };
-
-/// A value that is one of a few words.
-pub(crate) trait Word: Copy + PartialEq + 'static {
-    const WORDS: &'static [(&'static str, Self)];
-
-    fn word(self) -> &'static str {
-        Self::WORDS.iter().find(|(_, value)| *value == self).expect("every variant has its word").0
-    }
-}
-
-/// Defines an enum of words, as written in YAML.
-macro_rules! words {
-    ($(#[$about:meta])* $name:ident { $($(#[$note:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$about])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name {
-            $($(#[$note])* $variant,)+
-        }
-
-        impl $crate::values::Word for $name {
-            const WORDS: &'static [(&'static str, $name)] = &[$(($word, $name::$variant)),+];
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad($crate::values::Word::word(*self))
-            }
-        }
-    };
-}
-pub(crate) use words;
 
 type Read<T> = Result<T, ConfigError>;
 
@@ -173,138 +144,9 @@ impl Settings {
     }
 }
 
-/// Truth values as YAML 1.1 and 1.2 write them.
-pub(crate) fn truth(node: &Node) -> Option<bool> {
-    match node.scalar()?.to_ascii_lowercase().as_str() {
-        "true" | "yes" | "on" => Some(true),
-        "false" | "no" | "off" => Some(false),
-        _ => None,
-    }
-}
-
-/// The text of a scalar; truth values become `true` and `false`, in whatever way they are written.
-pub(crate) fn word(node: &Node) -> Option<String> {
-    match &node.value {
-        Value::Scalar { typed: true, .. } => match truth(node) {
-            Some(truth) => Some(truth.to_string()),
-            None => node.scalar().map(str::to_string),
-        },
-        _ => node.scalar().map(str::to_string),
-    }
-}
-
-/// A finite decimal number: `2e-5`, `1.0`, `-3`, `1_000`.
-pub(crate) fn number(text: &str) -> Option<f64> {
-    let digits = decimal(text)?;
-    digits.parse::<f64>().ok().filter(|number| number.is_finite())
-}
-
-fn whole(text: &str) -> Option<i128> {
-    decimal(text)?.parse().ok()
-}
-
-/// The text without `_` between digits, if nothing in it but decimal digits, signs, one point and an exponent.
-fn decimal(text: &str) -> Option<String> {
-    let allowed = |c: char| c.is_ascii_digit() || "+-.eE_".contains(c);
-    let stray_underscore = text.starts_with('_') || text.ends_with('_') || text.contains("__");
-    if !text.chars().all(allowed) || stray_underscore || has_leading_zero(text) {
-        return None;
-    }
-    Some(text.replace('_', ""))
-}
-
-/// `010` is eight to YAML 1.1 and ten to YAML 1.2: nobody can know what was meant.
-fn has_leading_zero(text: &str) -> bool {
-    let digits = text.trim_start_matches(['+', '-']);
-    digits.starts_with('0') && digits[1..].starts_with(|c: char| c.is_ascii_digit() || c == '_')
-}
-
 fn octal_warning(text: Option<&str>) -> &'static str {
     match text {
         Some(text) if has_leading_zero(text) => ", without a leading 0, which some readers take for octal",
         _ => "",
-    }
-}
-
-/// A text as it can stand behind `key: ` and in a list, in quotes where it must be.
-pub(crate) fn yaml_text(text: &str) -> String {
-    let harmless = |c: char| c.is_alphanumeric() || "_-./+".contains(c);
-    let read_back = yaml::parse(text).ok().map(|node| node.value);
-    let as_written = Value::Scalar { text: text.to_string(), typed: false };
-    if text.chars().all(harmless) && read_back == Some(as_written) {
-        return text.to_string();
-    }
-    serde_json::Value::from(text).to_string()
-}
-
-pub(crate) fn yaml_bytes(bytes: ByteCount) -> String {
-    for (shift, unit) in [(30, "GiB"), (20, "MiB")] {
-        if bytes.0.trailing_zeros() >= shift && bytes.0 > 0 {
-            return format!("{}{unit}", bytes.0 >> shift);
-        }
-    }
-    bytes.0.to_string()
-}
-
-/// `null` for what is not there.
-pub(crate) fn yaml_optional<T>(value: Option<T>, written: impl FnOnce(T) -> String) -> String {
-    value.map_or_else(|| "null".to_string(), written)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_decimal_finite_and_unambiguous() {
-        for (text, expected) in [
-            ("1e-4", Some(1e-4)),
-            ("1.0e-4", Some(1e-4)),
-            ("2E+3", Some(2000.0)),
-            ("-3", Some(-3.0)),
-            (".5", Some(0.5)),
-            ("5.", Some(5.0)),
-            ("0", Some(0.0)),
-            ("0.10", Some(0.1)),
-            ("1_000", Some(1000.0)),
-            ("010", None),
-            ("-010", None),
-            ("1__0", None),
-            ("_1", None),
-            ("0x10", None),
-            ("1e999", None),
-            (".nan", None),
-            (".inf", None),
-            ("inf", None),
-            ("1,5", None),
-            ("e", None),
-            ("", None),
-            ("--1", None),
-        ] {
-            assert_eq!(number(text), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn written_texts_read_back_as_the_same_text() {
-        let hard =
-            ["5", "1e-4", "yes", "null", "~", "a: b", "a #b", "a,b", "[x", "- x", "é ü", "\"q\"", "a\\b", "&a", ""];
-        for text in hard.into_iter().chain(["plain", "./a/b.json", "meta-llama/Llama-4", "1.2.3", "---", "..."]) {
-            for document in [format!("k: {}\n", yaml_text(text)), format!("k: [{}]\n", yaml_text(text))] {
-                let Value::Map(entries) = yaml::parse(&document).unwrap().value else { panic!("{document}") };
-                let node = match &entries[0].1.value {
-                    Value::List(items) => items[0].clone(),
-                    _ => entries[0].1.clone(),
-                };
-                assert_eq!(node.value, Value::Scalar { text: text.into(), typed: false }, "{document}");
-            }
-        }
-    }
-
-    #[test]
-    fn byte_counts_are_written_in_the_largest_whole_unit() {
-        for (bytes, expected) in [(80 << 30, "80GiB"), (8 << 20, "8MiB"), (1500, "1500"), (0, "0")] {
-            assert_eq!(yaml_bytes(ByteCount(bytes)), expected);
-        }
     }
 }

@@ -176,7 +176,7 @@ fn what_is_not_built_is_refused_with_the_reason() {
 fn keys_without_effect_are_still_checked() {
     check("save_steps: often", "2:13: save_steps: found \"often\", expected a number of at least 0");
     check("trust_remote_code: 3", "2:20: trust_remote_code: found 3, expected true or false");
-    check("bf16: false", "2:7: bf16: found false, expected true: GPUs compute in bf16 and the CPU in f32");
+    check("do_train: false", "2:11: do_train: found false, expected true: the command says whether to train");
     check("export_dir: [a]", "2:13: export_dir: found [\"a\"], expected a text");
     check("ddp_timeout: never", "2:14: ddp_timeout: found \"never\", expected a number greater than 0");
 }

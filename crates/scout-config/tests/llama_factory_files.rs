@@ -184,7 +184,6 @@ fn every_key_without_effect_is_noted_once() {
         "overwrite_cache",
         "preprocessing_num_workers",
         "dataloader_num_workers",
-        "bf16",
         "save_steps",
         "save_only_model",
         "report_to",
@@ -193,6 +192,14 @@ fn every_key_without_effect_is_noted_once() {
     ];
     assert_eq!(noted, expected, "{notes:#?}");
     assert!(notes.iter().all(|note| note.lines().count() == 1 && note.contains(" has no effect: ")), "{notes:#?}");
+}
+
+#[test]
+fn without_bf16_gpus_compute_in_f32_and_that_is_said() {
+    let loaded = load("random_weights: true\nbf16: false\n");
+    assert!(!loaded.config.train.bf16);
+    assert!(matches!(&loaded.notes[..], [note] if note.contains("f32") && note.contains("time")), "{:?}", loaded.notes);
+    assert!(load("random_weights: true\nbf16: true\n").notes.is_empty());
 }
 
 #[test]
@@ -208,7 +215,7 @@ fn defaults_are_those_of_llama_factory() {
     assert_eq!((train.warmup_ratio, train.warmup_steps, train.weight_decay), (0.0, 0, 0.0));
     assert_eq!((train.max_grad_norm, train.seed, train.logging_steps), (1.0, 42, 500));
     assert_eq!((train.adam_beta1, train.adam_beta2, train.adam_epsilon), (0.9, 0.999, 1e-8));
-    assert_eq!((train.eval_strategy, train.eval_steps), (EvalStrategy::No, None));
+    assert_eq!((train.eval_strategy, train.eval_steps, train.bf16), (EvalStrategy::No, None, true));
     assert_eq!((device.device, device.weights, device.gather), (DeviceKind::Auto, Weights::Auto, Gather::Auto));
     assert_eq!((device.resident_layers, device.hang_limit), (ResidentLayers::Auto, None));
     assert_eq!((device.init_timeout, device.deterministic), (Duration::from_secs(120), false));

@@ -4,6 +4,8 @@ use scout_comm::CommError;
 use scout_core::{ExitCode, UnitId};
 use scout_device::DeviceError;
 
+pub type Result<T> = std::result::Result<T, ShardError>;
+
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
     #[error("units {found:?} were asked for where the schedule says {expected:?}")]

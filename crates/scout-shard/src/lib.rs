@@ -9,9 +9,7 @@ pub mod plan;
 pub mod store;
 pub mod walk;
 
-pub use error::ShardError;
+pub use error::{Result, ShardError};
 pub use plan::{Placement, Schedule, ShardPlan, UnitShard, WeightsMode};
 pub use store::{ReadRange, ShardStore};
 pub use walk::{Guard, Walk};
-
-pub type Result<T> = std::result::Result<T, ShardError>;

@@ -7,7 +7,7 @@ use scout_comm::Communicator;
 use scout_core::{DType, Rank, UnitId, UnitSpec};
 use scout_device::{Account, Buffer, DeviceError, Lease, Purpose, Tensor};
 
-use crate::ShardError;
+use crate::error::ShardError;
 use crate::plan::{Placement, ShardPlan};
 
 /// Puts a range of a unit's elements, as f32, where it is told.

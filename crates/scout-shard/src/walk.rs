@@ -7,9 +7,9 @@ use scout_comm::{Job, Pending};
 use scout_core::{DType, Phase, UnitId};
 use scout_device::{Account, Buffer, DeviceError, Lease, Purpose, Tensor, UnitSource, UnitWeights};
 
+use crate::error::{Result, ShardError};
 use crate::plan::{Schedule, ShardPlan};
 use crate::store::{Kept, ShardStore};
-use crate::{Result, ShardError};
 
 /// A pass in progress. Every rank walks the same schedule, whatever its data, so that gathers meet.
 pub struct Walk<'a> {

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use scout_core::{DType, LoraModule, Projection};
 
-use super::{
-    AdapterLayout, AdapterSettings, CONFIG_FILE, Factor, WEIGHTS_FILE, experts, file_shape, old_file_shape, tensor_name,
-};
-use crate::adapter_config::{self, AdapterConfig};
+use super::config::{self, AdapterConfig, CONFIG_FILE};
+use super::experts;
+use super::layout::{AdapterLayout, Factor, WEIGHTS_FILE, file_shape, old_file_shape, tensor_name};
+use super::settings::AdapterSettings;
+use crate::disagreement::Disagreement;
+use crate::error::{CheckpointError, Result};
 use crate::folder::Folder;
-use crate::{CheckpointError, Disagreement, Result, TensorFile};
+use crate::safetensors::TensorFile;
 
 /// An adapter in memory.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ pub fn read_adapter(
         }
         (_, None) => return Err(folder.without("adapter", WEIGHTS_FILE)),
     };
-    let config = adapter_config::read(&config_path)?;
+    let config = config::read(&config_path)?;
     let file = TensorFile::open(&weights_path)?;
     let layout = find_layout(&file)?;
     let projections = find_projections(&file, &config, layout)?;

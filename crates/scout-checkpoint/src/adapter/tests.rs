@@ -10,8 +10,10 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use scout_core::{LoraModule, Projection};
 use serde_json::{Value, json};
 
-use super::{AdapterLayout, AdapterSettings, CONFIG_FILE, LoadedAdapter, WEIGHTS_FILE, read_adapter, write_adapter};
-use crate::{CheckpointError, Result};
+use super::config::CONFIG_FILE;
+use super::layout::WEIGHTS_FILE;
+use super::{AdapterLayout, AdapterSettings, LoadedAdapter, read_adapter, write_adapter};
+use crate::error::{CheckpointError, Result};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)

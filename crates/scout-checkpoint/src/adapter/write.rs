@@ -7,10 +7,13 @@ use std::path::Path;
 
 use scout_core::{DType, LoraModule, ParamSpec, Projection};
 
-use super::{AdapterLayout, AdapterSettings, CONFIG_FILE, Factor, WEIGHTS_FILE, experts, file_shape, tensor_name};
-use crate::adapter_config;
+use super::config::{self, CONFIG_FILE};
+use super::experts;
+use super::layout::{AdapterLayout, Factor, WEIGHTS_FILE, file_shape, tensor_name};
+use super::settings::AdapterSettings;
 use crate::atomic_file::{create_folder, write_whole};
-use crate::{CheckpointError, Result, TensorWriter};
+use crate::error::{CheckpointError, Result};
+use crate::safetensors::TensorWriter;
 
 /// Writes weights, model card and, last, the settings into `folder`, each file whole or not at all.
 ///
@@ -40,7 +43,7 @@ pub fn write_adapter<'a>(
     }
     writer.finish()?;
     write_whole(&folder.join("README.md"), model_card(settings, &projections).as_bytes())?;
-    write_whole(&folder.join(CONFIG_FILE), adapter_config::render(settings, layout, &projections).as_bytes())
+    write_whole(&folder.join(CONFIG_FILE), config::render(settings, layout, &projections).as_bytes())
 }
 
 /// The factors of all modules under the names, in the shapes and in the order they have in the file.

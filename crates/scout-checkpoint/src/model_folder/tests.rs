@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use scout_core::{ByteCount, DType, ParamSpec};
 
 use super::{INDEX_FILE, ModelFolder, SINGLE_FILE};
-use crate::{CheckpointError, TensorWriter, write_model};
+use crate::error::CheckpointError;
+use crate::model_writer::write_model;
+use crate::safetensors::TensorWriter;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)

@@ -2,15 +2,16 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 
 use scout_core::{DType, ParamSpec, Shape};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Value, json};
 
-use super::{ElementType, TensorEntry};
+use super::element_type::ElementType;
+use crate::error::{CheckpointError, Result};
 use crate::unique_json::{UniqueValue, duplicate};
-use crate::{CheckpointError, Result};
 
 /// The limit of the format's own text.
 pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -25,6 +26,22 @@ const MAX_NAME_BYTES: usize = 1024;
 
 /// What the libraries that write such files can express.
 const MAX_DIMS: usize = 64;
+
+/// One tensor as the header describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorEntry {
+    pub name: String,
+    pub element_type: ElementType,
+    pub shape: Shape,
+    /// Where its bytes lie, counted from the first byte after the header.
+    pub bytes: Range<u64>,
+}
+
+impl TensorEntry {
+    pub fn num_bytes(&self) -> u64 {
+        self.bytes.end - self.bytes.start
+    }
+}
 
 /// Entries in the order of their bytes, each of the length its shape asks for, together covering `data_bytes` exactly.
 ///

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use half::f16;
 use scout_core::{DType, Shape};
 
-use super::header::{self, LENGTH_BYTES, MAX_HEADER_BYTES};
-use super::{ElementType, TensorEntry};
-use crate::{CheckpointError, Result};
+use super::element_type::ElementType;
+use super::header::{self, LENGTH_BYTES, MAX_HEADER_BYTES, TensorEntry};
+use crate::error::{CheckpointError, Result};
 
 /// Elements converted at a time: large enough for one disk request, small enough to stay in the cache.
 const BLOCK_ELEMENTS: usize = 1 << 18;

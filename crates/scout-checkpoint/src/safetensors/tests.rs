@@ -131,7 +131,7 @@ fn element_types_are_read_only_as_what_they_are() {
     assert_eq!(file.read_i64("i").unwrap(), ([1].into(), vec![i64::from_le_bytes([2, 3, 4, 5, 6, 7, 8, 9])]));
     assert_eq!(file.read_f32_all("f").unwrap(), ([].into(), vec![f32::from_le_bytes([12, 13, 14, 15])]));
     assert_eq!(file.bytes_read(), 14);
-    let check = |result: crate::Result<()>, expected: &str, code: u8| {
+    let check = |result: crate::error::Result<()>, expected: &str, code: u8| {
         let error = result.unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         assert_eq!(error.exit_code().code(), code);
@@ -195,7 +195,7 @@ fn a_value_that_is_not_finite_is_named_with_its_place() {
 fn a_writer_used_out_of_order_is_an_error_and_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
-    let check = |expected: &str, code: u8, run: &dyn Fn(TensorWriter) -> crate::Result<()>| {
+    let check = |expected: &str, code: u8, run: &dyn Fn(TensorWriter) -> crate::error::Result<()>| {
         let declared = vec![(ParamSpec::new("a", [2]), DType::F16), (ParamSpec::new("b", [1]), DType::F16)];
         let error = run(TensorWriter::create(&path, declared).unwrap()).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");

@@ -9,7 +9,7 @@ use scout_core::{DType, ParamSpec};
 
 use super::header;
 use crate::atomic_file::AtomicFile;
-use crate::{CheckpointError, Result};
+use crate::error::{CheckpointError, Result};
 
 /// A safetensors file in the making. Dropped before `finish`, it leaves nothing behind.
 pub struct TensorWriter {

@@ -1,5 +1,6 @@
 //! `bench`: how fast parts of the program are on this machine.
 
+mod shares;
 mod step;
 
 use std::path::PathBuf;
@@ -9,11 +10,13 @@ use std::time::Duration;
 use scout_core::{ByteCount, ExitCode};
 use scout_device::cuda::{CudaDevice, CudaOptions};
 use scout_kernels::selftest::attention_rates::{self, PassRate};
+use scout_kernels::selftest::few_rows;
 use scout_kernels::selftest::rates::{self, Rate};
 use scout_train::TrainError;
 use serde_json::json;
 
-use super::{selftest, write_json};
+use super::results::write_json;
+use super::selftest;
 use crate::surroundings::{self, print};
 
 #[derive(clap::Args)]
@@ -32,6 +35,8 @@ enum What {
     Kernels,
     /// Attention on packed documents, beside cuDNN called directly, on one GPU
     Attention,
+    /// Routed experts with few rows: all in one launch, beside a product for each, on one GPU
+    Experts,
 }
 
 #[derive(clap::Args)]
@@ -50,6 +55,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         What::Gemm(arguments) => gemm(&open()?, arguments),
         What::Kernels => kernels(&open()?),
         What::Attention => attention(&open()?),
+        What::Experts => experts(&open()?),
     }
 }
 
@@ -79,8 +85,17 @@ fn kernels(device: &Arc<CudaDevice>) -> anyhow::Result<ExitCode> {
 
 fn attention(device: &Arc<CudaDevice>) -> anyhow::Result<ExitCode> {
     print(&format!(
-        "{:<18} {:>7} {:<9} {:>10} {:>8} {:>11} {:>14} {:>11}",
-        "documents", "tokens", "pass", "time", "TFLOP/s", "host a call", "cuDNN directly", "op to cuDNN"
+        "{:<18} {:>7} {:<9} {:>10} {:>8} {:>11} {:>11} {:>8} {:>14} {:>11}",
+        "documents",
+        "tokens",
+        "pass",
+        "time",
+        "TFLOP/s",
+        "host a call",
+        "own kernels",
+        "TFLOP/s",
+        "cuDNN directly",
+        "op to cuDNN"
     ))?;
     for rate in attention_rates::attention(device).map_err(TrainError::from)? {
         let line = |pass: &str, of: PassRate| {
@@ -93,16 +108,40 @@ fn attention(device: &Arc<CudaDevice>) -> anyhow::Result<ExitCode> {
                 None => ("–".to_string(), "–".to_string()),
             };
             format!(
-                "{:<18} {:>7} {pass:<9} {:>7.3} ms {:>8.0} {:>8.1} µs {alone:>14} {share:>11}",
+                "{:<18} {:>7} {pass:<9} {:>7.3} ms {:>8.0} {:>8.1} µs {:>8.3} ms {:>8.0} {alone:>14} {share:>11}",
                 rate.name,
                 rate.num_tokens,
                 milliseconds(of.time),
                 of.tflops,
-                of.host.as_secs_f64() * 1e6
+                of.host.as_secs_f64() * 1e6,
+                milliseconds(of.own),
+                of.own_tflops
             )
         };
         print(&line("forward", rate.forward))?;
         print(&line("backward", rate.backward))?;
+    }
+    Ok(ExitCode::Success)
+}
+
+fn experts(device: &Arc<CudaDevice>) -> anyhow::Result<ExitCode> {
+    print(&format!(
+        "{:<24} {:>5} {:>23} {:>23}  {}",
+        "16 experts", "rows", "in one launch: TFLOP/s", "one by one: TFLOP/s", "taken"
+    ))?;
+    for rate in few_rows::rates(device).map_err(TrainError::from)? {
+        let way = |time: Duration| {
+            let seconds = time.as_secs_f64();
+            format!("{:>10.3} ms {:>9.0}", seconds * 1e3, rate.operations / seconds / 1e12)
+        };
+        print(&format!(
+            "{:<24} {:>5} {:>23} {:>23}  {}",
+            rate.name,
+            rate.num_rows,
+            way(rate.in_one_launch),
+            way(rate.one_by_one),
+            if rate.is_taken { "in one launch" } else { "one by one" }
+        ))?;
     }
     Ok(ExitCode::Success)
 }

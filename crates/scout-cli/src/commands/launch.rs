@@ -1,10 +1,9 @@
 //! `launch`: starts the ranks of another command on this host. How they find each other, and what they compute, is
 //! theirs.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::process::ExitCode as ProcessExitCode;
 
-use clap::Parser;
 use scout_core::causes::with_causes;
 use scout_core::{ExitCode, env};
 use scout_launch::{Launch, Lines};
@@ -26,12 +25,31 @@ pub struct Arguments {
     command: Vec<OsString>,
 }
 
+impl Arguments {
+    /// The command line of each rank.
+    pub fn of_a_rank(&self) -> impl Iterator<Item = OsString> {
+        std::iter::once(OsString::from("scout-dist")).chain(self.command.iter().cloned())
+    }
+
+    /// Ranks of ranks would each be rank 0 of a job of their own, and write into one folder.
+    pub fn refuse_to_nest(&self) -> Result<(), Mistake> {
+        let refuse = |message: String| Err(Mistake { message, code: ExitCode::Usage, hint: None });
+        if self.command.first().is_some_and(|word| word == "launch") {
+            return refuse("`launch` cannot start `launch`".to_string());
+        }
+        let seat = ranks::seat(&surroundings::variable)?;
+        if seat.launcher == Launcher::Own || seat.world_size > 1 {
+            let ranks::Seat { launcher, rank, world_size, .. } = seat;
+            return refuse(format!(
+                "`launch` is itself rank {rank} of {world_size}, started by {launcher}: start ranks once"
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// Returns when no rank is left, with the code of the rank that failed first.
 pub fn run(arguments: Arguments) -> anyhow::Result<ProcessExitCode> {
-    refuse_to_nest(&arguments.command)?;
-    // A command line that no rank would understand is refused once and not once for each rank.
-    let name = OsStr::new("scout-dist").to_os_string();
-    crate::Arguments::parse_from(std::iter::once(name).chain(arguments.command.iter().cloned()));
     let variables = if arguments.tcp { vec![(env::TRANSPORT, "tcp".to_string())] } else { Vec::new() };
     Ok(exit_code(start(arguments.ranks.into(), arguments.command, variables)?))
 }
@@ -58,20 +76,4 @@ pub fn wait_for(launch: &Launch) -> anyhow::Result<i32> {
 
 pub fn exit_code(code: i32) -> ProcessExitCode {
     ProcessExitCode::from(u8::try_from(code).expect("a process ends with a byte"))
-}
-
-/// Ranks of ranks would each be rank 0 of a job of their own, and write into one folder.
-fn refuse_to_nest(command: &[OsString]) -> Result<(), Mistake> {
-    let refuse = |message: String| Err(Mistake { message, code: ExitCode::Usage, hint: None });
-    if command.first().is_some_and(|word| word == "launch") {
-        return refuse("`launch` cannot start `launch`".to_string());
-    }
-    let seat = ranks::seat(&surroundings::variable)?;
-    if seat.launcher == Launcher::Own || seat.world_size > 1 {
-        let ranks::Seat { launcher, rank, world_size, .. } = seat;
-        return refuse(format!(
-            "`launch` is itself rank {rank} of {world_size}, started by {launcher}: start ranks once"
-        ));
-    }
-    Ok(())
 }

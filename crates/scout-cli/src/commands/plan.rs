@@ -1,18 +1,24 @@
-//! `plan`: what a run would do and need, from shapes, data and the number of ranks. Reads no weights, touches no GPU.
+//! `plan`: what a run would do and need, from shapes, data and the number of ranks. Reads no weights and needs no GPU: one
+//! that is there is only asked for its memory, and only where the configuration does not tell it.
 
+use scout_config::RunConfig;
 use scout_core::{ByteCount, DType, ExitCode};
+use scout_device::cuda::Choice;
+use scout_device::cuda::dnn::{self, SumOrder};
 use scout_model::Keep;
 use scout_shard::{Placement, Schedule, ShardPlan};
 use scout_telemetry::grouped;
 use scout_train::TrainError;
+use scout_train::machine::{ComputeType, Hardware, Kind};
+use scout_train::memory::{Activations, MemoryPlan};
 use scout_train::plan::{ModelSource, RunPlan};
-use scout_train::prepare::prepare_model;
+use scout_train::prepare::plan_model;
 use scout_train::reducer::most_in_flight;
 use scout_train::trained_weights::TrainedWeights;
 use serde_json::json;
 
-use super::load;
-use crate::ConfigArguments;
+use super::configuration::{ConfigArguments, load};
+use super::machine::hardware;
 use crate::surroundings::print;
 
 #[derive(clap::Args)]
@@ -40,12 +46,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         config_arguments.overrides.push(format!("device_memory={memory}"));
     }
     let loaded = load(&config_arguments)?;
-    let (plan, unknown) = resolve(&loaded.config, usize::from(arguments.world))?;
+    let (hardware, note) = hardware(&loaded.config, usize::from(arguments.world));
+    let (plan, unknown) = resolve(&loaded.config, hardware)?;
     if arguments.json {
         print(&serde_json::to_string_pretty(&as_json(&plan))?)?;
         return Ok(ExitCode::Success);
     }
-    for note in &loaded.notes {
+    for note in loaded.notes.iter().chain(&note) {
         print(&format!("note: {note}"))?;
     }
     for line in summary(&plan).into_iter().chain(unit_table(&plan)).chain(gathering(&plan)) {
@@ -59,19 +66,22 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// The plan, and why its steps are unknown if they are: data that is not there is no obstacle to planning, data that
 /// is there and wrong is.
-fn resolve(config: &scout_config::RunConfig, world: usize) -> Result<(RunPlan, Option<String>), TrainError> {
+fn resolve(config: &RunConfig, hardware: Hardware) -> Result<(RunPlan, Option<String>), TrainError> {
     let source = ModelSource::find(config, true)?;
     if config.data.dataset.is_empty() {
-        return Ok((RunPlan::resolve(config, source, world, None, None)?, Some("no `dataset` is given".to_string())));
+        return Ok((
+            RunPlan::resolve(config, source, hardware, None, None)?,
+            Some("no `dataset` is given".to_string()),
+        ));
     }
     if source.folder.is_none() {
         let reason = "the model folder with its tokenizer is not here".to_string();
-        return Ok((RunPlan::resolve(config, source, world, None, None)?, Some(reason)));
+        return Ok((RunPlan::resolve(config, source, hardware, None, None)?, Some(reason)));
     }
-    match prepare_model(config, source.clone(), world) {
-        Ok(prepared) => Ok((prepared.plan, None)),
+    match plan_model(config, source.clone(), hardware) {
+        Ok(planned) => Ok((planned.plan, None)),
         Err(error @ TrainError::Data(_)) if error.exit_code() == ExitCode::MissingInput => {
-            Ok((RunPlan::resolve(config, source, world, None, None)?, Some(error.to_string())))
+            Ok((RunPlan::resolve(config, source, hardware, None, None)?, Some(error.to_string())))
         }
         Err(error) => Err(error),
     }
@@ -90,19 +100,19 @@ pub fn summary(plan: &RunPlan) -> Vec<String> {
             config.num_experts
         ),
         format!("trained    {} parameters: {}", grouped(plan.num_trained() as u64), trained_words(plan)),
-        format!("ranks      {}", plan.world_size),
+        format!("ranks      {}", plan.world_size()),
+        format!("computing  {}", computing_words(plan)),
         format!("memory     {} a rank{}", memory.total(), budget(memory.budget)),
         format!(
-            "           weights {}, gathered {}, {} {}, activations {} ({}), head {}",
+            "           weights {}, gathered {}, {} {}, scratch {}",
             memory.shard,
             memory.gathered,
             if plan.weights.is_empty() { "adapter and optimizer" } else { "gradients and optimizer" },
             memory.trained,
-            memory.activations,
-            keep_words(plan.settings.keep),
-            memory.head
+            memory.workspace,
         ),
     ];
+    lines.extend(ways_table(plan));
     if !plan.weights.is_empty() {
         let parts = TrainedWeights::bytes(&plan.weights, &plan.shards);
         let in_flight = most_in_flight(&plan.weights, &plan.shards, &plan.schedules.send);
@@ -129,6 +139,41 @@ fn trained_words(plan: &RunPlan) -> String {
     }
 }
 
+/// On what, in which element type, and whether two runs compute the same bits.
+fn computing_words(plan: &RunPlan) -> String {
+    let Hardware { kind, compute, .. } = plan.hardware;
+    let dtype = compute.dtype();
+    match (kind, plan.choice, compute) {
+        (Kind::Host, ..) => format!("on the CPU, in {dtype}, the same bits in every run"),
+        (Kind::Gpu, Choice::Timed, _) => format!("on a GPU, in {dtype}, by what is fastest in trials"),
+        (Kind::Gpu, Choice::First, ComputeType::F32) => {
+            format!("on a GPU, in {dtype}, the same bits in every run: no trials")
+        }
+        (Kind::Gpu, Choice::First, ComputeType::Bf16) => format!(
+            "on a GPU, in {dtype}, the same bits in every run: no trials, and attention's sums in a fixed order\n           \
+             (by cuDNN where that takes at most {} of scratch memory, else by our own kernels)",
+            dnn::most_scratch(SumOrder::Fixed)
+        ),
+    }
+}
+
+/// The ways of keeping, what each takes of memory, and which one was chosen: the first that fits.
+fn ways_table(plan: &RunPlan) -> Vec<String> {
+    let mut lines =
+        vec![format!("{:<38} {:>12} {:>12} {:>12}", "activations of a micro-batch", "kept", "at work", "in all")];
+    lines.extend(plan.ways.iter().map(|(keep, memory)| {
+        let Activations { kept, at_work } = memory.activations;
+        let verdict = match (*keep == plan.settings.keep, memory.fits()) {
+            (true, _) => "  chosen",
+            (false, true) => "",
+            (false, false) => "  does not fit",
+        };
+        let (kept, at_work, all) = (kept.to_string(), at_work.to_string(), memory.total().to_string());
+        format!("           {:<27} {kept:>12} {at_work:>12} {all:>12}{verdict}", keep_words(*keep))
+    }));
+    lines
+}
+
 fn budget(budget: Option<ByteCount>) -> String {
     budget.map(|budget| format!(" of {budget}")).unwrap_or_default()
 }
@@ -152,6 +197,7 @@ fn unit_table(plan: &RunPlan) -> Vec<String> {
         "{:<20} {:>6} {:>16} {:>12} {:>12} {:>14}",
         "unit", "count", "parameters", "whole f32", "in bf16", "kept a rank"
     )];
+    let dtype = plan.shards.dtype();
     for (id, count) in ids {
         let shard = plan.shards.unit(id);
         lines.push(format!(
@@ -160,7 +206,7 @@ fn unit_table(plan: &RunPlan) -> Vec<String> {
             grouped(shard.spec.num_elements() as u64),
             shard.spec.bytes(DType::F32),
             shard.spec.bytes(DType::BF16),
-            DType::F32.size() * shard.shard_len as u64,
+            dtype.size() * shard.shard_len as u64,
         ));
     }
     lines
@@ -225,25 +271,35 @@ fn split_name(name: &str) -> (Option<usize>, &str) {
 }
 
 fn as_json(plan: &RunPlan) -> serde_json::Value {
+    let dtype = plan.shards.dtype();
     let unit = |id| {
         let shard = plan.shards.unit(id);
         let is_sharded = shard.placement == Placement::Sharded;
         json!({
             "name": shard.spec.name,
             "parameters": shard.spec.num_elements(),
-            "bytes": shard.spec.bytes(DType::F32).0,
+            "bytes": shard.spec.bytes(dtype).0,
             "kept_elements": shard.shard_len,
-            "kept_bytes": DType::F32.size().0 * shard.shard_len as u64,
-            "gathered_bytes": if is_sharded { DType::F32.size().0 * plan.shards.gathered_len(id) as u64 } else { 0 },
+            "kept_bytes": dtype.size().0 * shard.shard_len as u64,
+            "gathered_bytes": if is_sharded { dtype.size().0 * plan.shards.gathered_len(id) as u64 } else { 0 },
         })
     };
     let schedule = &plan.schedules.train;
     let names = |step: std::ops::Range<usize>| -> Vec<&str> {
         schedule.order()[step].iter().map(|id| plan.shards.unit(*id).spec.name.as_str()).collect()
     };
+    let way = |(keep, memory): &(Keep, MemoryPlan)| {
+        json!({
+            "keeps": keep_words(*keep), "kept": memory.activations.kept.0, "at_work": memory.activations.at_work.0,
+            "total": memory.total().0, "fits": memory.fits(), "chosen": *keep == plan.settings.keep,
+        })
+    };
     let memory = &plan.memory;
     json!({
-        "world": plan.world_size,
+        "world": plan.world_size(),
+        "device": if plan.hardware.kind == Kind::Gpu { "cuda" } else { "cpu" },
+        "dtype": dtype.to_string(),
+        "deterministic": plan.hardware.kind == Kind::Host || plan.choice == Choice::First,
         "parameters": plan.source.config.num_params(),
         "trained_parameters": plan.num_trained(),
         "units": plan.units.units().iter().map(|spec| unit(spec.id)).collect::<Vec<_>>(),
@@ -251,9 +307,10 @@ fn as_json(plan: &RunPlan) -> serde_json::Value {
         "order": schedule.steps().map(names).collect::<Vec<_>>(),
         "memory": {
             "shard": memory.shard.0, "gathered": memory.gathered.0, "trained": memory.trained.0,
-            "activations": memory.activations.0, "head": memory.head.0, "total": memory.total().0,
+            "activations": memory.activations.most().0, "workspace": memory.workspace.0, "total": memory.total().0,
             "budget": memory.budget.map(|budget| budget.0),
         },
+        "ways": plan.ways.iter().map(way).collect::<Vec<_>>(),
         "keeps": keep_words(plan.settings.keep),
         "steps": plan.steps.map(|steps| json!({
             "rows": steps.num_rows, "updates_per_epoch": steps.updates_per_epoch,

@@ -8,8 +8,7 @@ use scout_train::TrainError;
 use scout_train::plan::ModelSource;
 use scout_train::prepare::{dataset, encoding, template};
 
-use super::load;
-use crate::ConfigArguments;
+use super::configuration::{ConfigArguments, load};
 use crate::failure::Mistake;
 use crate::surroundings::{self, print};
 

@@ -9,7 +9,7 @@ use scout_kernels::selftest::{self, Outcome};
 use scout_train::TrainError;
 use serde_json::json;
 
-use super::write_json;
+use super::results::write_json;
 use crate::surroundings::{self, print};
 
 #[derive(clap::Args)]

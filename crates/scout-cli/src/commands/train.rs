@@ -13,10 +13,13 @@ use scout_train::plan::{ModelSource, RunPlan};
 use scout_train::prepare::prepare_model;
 use scout_train::run::{self, Outcome};
 
-use super::{load, machine, plan};
+use super::configuration::{ConfigArguments, load};
+use super::machine::machine;
+use super::plan;
+use crate::build_info;
 use crate::joined::{Identity, Joined, Waits};
 use crate::ranks::Ranks;
-use crate::{ConfigArguments, surroundings};
+use crate::surroundings;
 
 pub fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
     let loaded = load(arguments)?;
@@ -27,6 +30,7 @@ pub fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
         true => Progress::new(surroundings::terminal()),
         false => Progress::silent(),
     };
+    progress.say(&format!("scout-dist {}, commit {}", env!("CARGO_PKG_VERSION"), build_info::COMMIT))?;
     for note in &loaded.notes {
         progress.say(&format!("note: {note}"))?;
     }
@@ -34,7 +38,8 @@ pub fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
     let source = ModelSource::find(&loaded.config, false)?;
     let machine = machine(&loaded.config, &source.config, ranks.mesh().size())?;
     if let Device::Cuda(gpu) = &machine.device {
-        progress.say(&format!("computing in bf16 on {gpu:?}, {}", gpu.properties().memory))?;
+        let dtype = machine.compute.dtype();
+        progress.say(&format!("computing in {dtype} on {gpu:?}, {}", gpu.properties().memory))?;
     }
     let joined = join(&ranks, &loaded.config, &source, &mut progress)?;
     joined.work(|job| {

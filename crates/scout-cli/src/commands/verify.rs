@@ -15,7 +15,8 @@ use scout_train::machine::{ComputeType, Machine};
 use scout_train::verify::{Held, Row, Status, Verdict, identity_of, verify_on_gpu, verify_on_rank, verify_on_threads};
 use serde_json::json;
 
-use super::{launch, open_device, weight_bytes};
+use super::launch;
+use super::machine::{open_device, weight_bytes};
 use crate::failure::Mistake;
 use crate::joined::{Identity, Joined, Waits};
 use crate::ranks::Ranks;
@@ -31,7 +32,7 @@ pub struct Arguments {
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceName,
-    /// Element type of weights and activations on a GPU; bf16 follows the recorded routing, under tolerances of its own
+    /// Element type of weights and activations on a GPU; bf16 has tolerances of its own and follows a routing recorded in f32
     #[arg(long, value_enum, default_value = "f32")]
     dtype: TypeName,
     /// Number of ranks that compute together, each with its shard of the weights

@@ -8,8 +8,8 @@ use std::time::Duration;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use scout_core::{ExitCode, env};
 
-use super::seat::names;
-use super::{Launcher, Variables, number, required};
+use super::seat::{Launcher, names};
+use super::variables::{Variables, number, required};
 use crate::failure::Mistake;
 
 /// How long a rank may live on after its launcher died without a word.

@@ -4,7 +4,8 @@ use std::fmt;
 
 use scout_core::{Rank, env};
 
-use super::{Variables, mistake, number, slurm};
+use super::slurm;
+use super::variables::{Variables, mistake, number};
 use crate::failure::Mistake;
 
 /// Who started this process as one rank of a job.

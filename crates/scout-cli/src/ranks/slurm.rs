@@ -1,6 +1,7 @@
 //! What Slurm tells the tasks of a step in notations of its own.
 
-use super::{Variables, fnv, mistake, number, required};
+use super::fnv::fnv;
+use super::variables::{Variables, mistake, number, required};
 use crate::failure::Mistake;
 
 /// What all tasks of one step share and no other step in the cluster.

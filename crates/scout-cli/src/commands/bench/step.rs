@@ -2,11 +2,13 @@
 //! is needed.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use scout_core::ExitCode;
 use scout_device::Device;
-use scout_device::cuda::{CudaDevice, Share};
+use scout_device::cuda::CudaDevice;
+use scout_kernels::attention::Segments;
 use scout_telemetry::grouped;
 use scout_train::TrainError;
 use scout_train::machine::Machine;
@@ -14,8 +16,10 @@ use scout_train::plan::ModelSource;
 use scout_train::step_bench::{Routing, Row, StepBench, Timed, with_layers};
 use serde_json::json;
 
-use crate::ConfigArguments;
-use crate::commands::{load, machine, write_json};
+use super::shares::{self, Profile};
+use crate::commands::configuration::{ConfigArguments, load};
+use crate::commands::machine::machine;
+use crate::commands::results::write_json;
 use crate::failure::Mistake;
 use crate::surroundings::print;
 
@@ -23,6 +27,8 @@ use crate::surroundings::print;
 const FORMULA: &str = "useful work of a step = 4 x active matrix parameters x tokens + 3.5 x attention forward";
 /// Before time counts: the first step loads kernels and tries algorithms, the second finds them.
 const WARM_UP: usize = 2;
+/// Steps are profiled for so long where they are compared: the clock follows the power limit in less.
+const PROFILED: Duration = Duration::from_secs(4);
 
 #[derive(clap::Args)]
 pub struct Step {
@@ -46,6 +52,9 @@ pub struct Step {
     /// How long steps are timed
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
+    /// Then run each kind of work of the step again, alone and for so many seconds, to compare (on a GPU)
+    #[arg(long)]
+    compare: Option<f64>,
     /// Write the results to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -96,12 +105,17 @@ pub fn run(step: &Step) -> anyhow::Result<ExitCode> {
     for line in results(&outcome) {
         print(&line)?;
     }
-    if let Device::Cuda(gpu) = &machine.device {
-        print(&format!("\n{}\n", gpu.account().table()))?;
-        print_shares(&profile(&mut bench, gpu)?)?;
-    }
+    let shares = match &machine.device {
+        Device::Cpu => None,
+        Device::Cuda(gpu) => {
+            print(&format!("\n{}\n", gpu.account().table()))?;
+            let shares = shares(step, &mut bench, gpu, &steps)?;
+            shares.print()?;
+            Some(shares.as_json())
+        }
+    };
     if let Some(path) = &step.json {
-        write_json(path, &as_json(step, num_rows, &bench, &outcome))?;
+        write_json(path, &as_json(step, num_rows, &bench, (&outcome, shares)))?;
     }
     Ok(ExitCode::Success)
 }
@@ -219,29 +233,35 @@ fn mean(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
     (count > 0).then(|| values.sum::<f64>() / count as f64)
 }
 
-/// One more step, with an event around every piece of work.
-fn profile(bench: &mut StepBench, gpu: &CudaDevice) -> Result<(Vec<Share>, Duration), TrainError> {
-    gpu.begin_profile();
-    let timed = bench.step();
-    let shares = gpu.end_profile()?;
-    Ok((shares, timed?.time))
-}
-
-fn print_shares((shares, whole): &(Vec<Share>, Duration)) -> std::io::Result<()> {
-    let whole = whole.as_secs_f64();
-    print(&format!("{:<44} {:>6} {:>10} {:>7}", "a step with events around its parts", "calls", "time", "share"))?;
-    let line = |name: &str, calls: usize, seconds: f64| {
-        format!("{name:<44} {calls:>6} {:>7.2} ms {:>5.1} %", seconds * 1e3, 100.0 * seconds / whole)
+/// As many more steps as make a profile, compared where that is asked for. The first batch stands for all.
+fn shares(step: &Step, bench: &mut StepBench, gpu: &Arc<CudaDevice>, steps: &[Vec<Row>]) -> anyhow::Result<Profile> {
+    let Some(seconds) = step.compare else {
+        return Ok(shares::profile(bench, gpu, Duration::ZERO)?);
     };
-    for share in shares {
-        print(&line(&share.name, share.calls, share.time.as_secs_f64()))?;
+    let mut profile = shares::profile(bench, gpu, PROFILED)?;
+    let config = &bench.plan.source.config;
+    if let Some(row) = steps[0].iter().find(|row| row.num_tokens > config.attention_chunk_size) {
+        let found = format!("`--compare` found a row of {} tokens", row.num_tokens);
+        let message = format!("{found}, expected rows that fit into one chunk of attention");
+        return Err(Mistake { message, code: ExitCode::Usage, hint: None }.into());
     }
-    let known: f64 = shares.iter().map(|share| share.time.as_secs_f64()).sum();
-    print(&line("between them", 0, (whole - known).max(0.0)))?;
-    print(&line("together", shares.iter().map(|share| share.calls).sum(), whole))
+    let mut borders = vec![0];
+    for row in &steps[0] {
+        borders.push(borders[borders.len() - 1] + row.num_tokens as u32);
+    }
+    let segments = Segments::new(borders).map_err(TrainError::from)?;
+    let heads = [config.num_heads, config.num_kv_heads, config.head_dim];
+    let at_least = Duration::from_secs_f64(seconds.clamp(0.0, 60.0));
+    profile.compare(gpu, (&segments, heads, config.num_layers), at_least)?;
+    Ok(profile)
 }
 
-fn as_json(step: &Step, num_rows: usize, bench: &StepBench, outcome: &Outcome) -> serde_json::Value {
+fn as_json(
+    step: &Step,
+    num_rows: usize,
+    bench: &StepBench,
+    (outcome, shares): (&Outcome, Option<serde_json::Value>),
+) -> serde_json::Value {
     json!({
         "benchmark": "step", "layers": bench.plan.source.config.num_layers, "gpus": 1, "batch": num_rows,
         "seq": if step.lengths.is_some() { json!(null) } else { json!(step.seq) },
@@ -251,7 +271,7 @@ fn as_json(step: &Step, num_rows: usize, bench: &StepBench, outcome: &Outcome) -
         "step_s": outcome.spread[1], "step_s_spread": outcome.spread, "steps": outcome.num_steps,
         "sm_clock_megahertz": mean(outcome.clocks.iter().map(|&clock| f64::from(clock))),
         "power_watts": mean(outcome.watts.iter().copied()),
-        "formula": FORMULA, "version": env!("CARGO_PKG_VERSION"),
+        "shares": shares, "formula": FORMULA, "version": env!("CARGO_PKG_VERSION"),
         "command": std::env::args().collect::<Vec<_>>().join(" "),
     })
 }

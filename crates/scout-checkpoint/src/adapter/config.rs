@@ -7,9 +7,12 @@ use std::path::Path;
 use scout_core::Projection;
 use serde_json::{Map, Value, json};
 
-use crate::adapter::{AdapterLayout, AdapterSettings};
+use super::layout::AdapterLayout;
+use super::settings::AdapterSettings;
+use crate::error::{CheckpointError, Result};
 use crate::folder::read_json;
-use crate::{CheckpointError, Result};
+
+pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 
 const PEFT_VERSION: &str = "0.21.2";
 

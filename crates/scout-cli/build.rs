@@ -1,0 +1,30 @@
+//! Names the commit that the program is built from, where git and its folder are there. Runs again when the branch moves,
+//! and not when a file changes that is not committed: such changes are not told.
+
+use std::path::Path;
+use std::process::Command;
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    // A copy of the sources inside of somebody else's repository has no commit.
+    let is_ours = git(&["ls-files", "--error-unmatch", "Cargo.toml"]).is_some();
+    let commit = is_ours.then(|| git(&["rev-parse", "--short=12", "HEAD"])).flatten();
+    if commit.is_some() {
+        let branch = git(&["symbolic-ref", "--quiet", "HEAD"]);
+        for name in ["HEAD", "packed-refs"].into_iter().chain(branch.as_deref()) {
+            let path = git(&["rev-parse", "--git-path", name]);
+            // Cargo would build again and again for a file that is not there.
+            if let Some(path) = path.filter(|path| Path::new(path).exists()) {
+                println!("cargo::rerun-if-changed={path}");
+            }
+        }
+    }
+    println!("cargo::rustc-env=SCOUT_DIST_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+}
+
+/// What git answers in this folder; nothing where it is missing or fails.
+fn git(arguments: &[&str]) -> Option<String> {
+    let answer = Command::new("git").args(arguments).output().ok().filter(|answer| answer.status.success())?;
+    let text = String::from_utf8(answer.stdout).ok()?;
+    Some(text.trim().to_string()).filter(|text| !text.is_empty())
+}

@@ -1,0 +1,191 @@
+//! Where the time of steps goes: each kind of work with its share, how fast it is inside of the step, and how fast the
+//! same work is alone, repeated without pause in the same run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use scout_core::DType;
+use scout_device::cuda::{CudaDevice, Product, Reading, Share};
+use scout_kernels::attention::Segments;
+use scout_kernels::selftest::alone::{self, Alone};
+use scout_kernels::selftest::meter::mean_reading;
+use scout_train::TrainError;
+use scout_train::step_bench::StepBench;
+use serde_json::json;
+
+use crate::surroundings::print;
+
+/// What an H200 copies in a second, read and written: the bound of kernels that move bytes.
+const BYTES_PER_SECOND: f64 = 4.3e12;
+/// Products of fewer operations a byte are bound by memory.
+const OPERATIONS_PER_BYTE: f64 = 160.0;
+/// Work that takes less of a step than this is not run again.
+const WORTH_REPEATING: f64 = 0.005;
+
+/// Profiled steps, one after the other.
+pub struct Profile {
+    num_steps: usize,
+    time: Duration,
+    reading: Option<Reading>,
+    parts: Vec<Part>,
+}
+
+struct Part {
+    share: Share,
+    bound: Bound,
+    /// The same work of all steps together, alone.
+    alone: Option<Alone>,
+}
+
+/// What would have to be faster for a part to be faster.
+enum Bound {
+    /// So many operations.
+    Arithmetic(f64),
+    /// So many bytes.
+    Memory(f64),
+    Unknown,
+}
+
+/// Steps for at least `limit`, with an event around every piece of work.
+pub fn profile(bench: &mut StepBench, gpu: &CudaDevice, limit: Duration) -> Result<Profile, TrainError> {
+    let gauge = gpu.gauge().ok();
+    let (mut num_steps, mut time, mut readings) = (0, Duration::ZERO, Vec::new());
+    gpu.begin_profile();
+    while num_steps == 0 || time < limit {
+        time += bench.step()?.time;
+        num_steps += 1;
+        readings.extend(gauge.as_ref().and_then(|gauge| gauge.read().ok()));
+    }
+    let part = |share: Share| Part { bound: bound(&share), share, alone: None };
+    let parts = gpu.end_profile()?.into_iter().map(part).collect();
+    Ok(Profile { num_steps, time, reading: mean_reading(&readings), parts })
+}
+
+fn bound(share: &Share) -> Bound {
+    if share.products.is_empty() {
+        return if share.bytes == 0 { Bound::Unknown } else { Bound::Memory(share.bytes as f64) };
+    }
+    let operations: f64 = share.products.iter().map(operations).sum();
+    let bytes: f64 = share.products.iter().map(bytes).sum();
+    if operations / bytes < OPERATIONS_PER_BYTE { Bound::Memory(bytes) } else { Bound::Arithmetic(operations) }
+}
+
+fn operations(Product { problem, .. }: &Product) -> f64 {
+    2.0 * problem.m as f64 * problem.n as f64 * problem.k as f64
+}
+
+fn bytes(Product { problem, adds }: &Product) -> f64 {
+    let size = |dtype: DType| dtype.size().0 as f64;
+    let (m, n, k) = (problem.m as f64, problem.n as f64, problem.k as f64);
+    let passes = if *adds { 2.0 } else { 1.0 };
+    size(problem.factors) * (m * k + k * n) + passes * size(problem.result) * m * n
+}
+
+impl Profile {
+    /// Runs products bound by arithmetic, and attention, again: each for `at_least`, with nothing beside it.
+    pub fn compare(
+        &mut self,
+        gpu: &Arc<CudaDevice>,
+        (segments, heads, num_layers): (&Segments, [usize; 3], usize),
+        at_least: Duration,
+    ) -> Result<(), TrainError> {
+        let attention = alone::attention(gpu, segments, heads, at_least)?;
+        let calls = (self.num_steps * num_layers) as u32;
+        for Part { share, bound, alone } in &mut self.parts {
+            let of_all = |one: Alone, times: u32| Alone { time: one.time * times, ..one };
+            if share.name.starts_with("attention forward") {
+                *alone = Some(of_all(attention[0], calls));
+            } else if share.name.starts_with("attention backward") {
+                *alone = Some(of_all(attention[1], calls));
+            } else if matches!(bound, Bound::Arithmetic(_))
+                && share.time.as_secs_f64() > WORTH_REPEATING * self.time.as_secs_f64()
+            {
+                // One step's products are as good as those of all steps.
+                let of_step = &share.products[..share.products.len() / self.num_steps];
+                *alone = Some(of_all(alone::products(gpu, of_step, at_least)?, self.num_steps as u32));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn print(&self) -> std::io::Result<()> {
+        let steps = if self.num_steps == 1 { "a step".to_string() } else { format!("{} steps", self.num_steps) };
+        let clock = self.reading.map_or(String::new(), |reading| format!(", {}", clock(&reading)));
+        print(&format!("where the time goes: {steps} with events around every part{clock}"))?;
+        print(&format!(
+            "{:<48} {:>6} {:>9} {:>7} {:>14} {:>9}  {}",
+            "part of a step", "calls", "ms", "share", "rate", "of bound", "the same alone"
+        ))?;
+        for part in &self.parts {
+            print(&self.line(part))?;
+        }
+        let known: Duration = self.parts.iter().map(|part| part.share.time).sum();
+        for (name, time) in [("between them", self.time.saturating_sub(known)), ("together", self.time)] {
+            print(&format!("{name:<48} {:>6} {:>9.2} {:>5.1} %", "", self.milliseconds(time), self.percent(time)))?;
+        }
+        Ok(())
+    }
+
+    fn line(&self, part: &Part) -> String {
+        let Part { share, bound, alone } = part;
+        let seconds = share.time.as_secs_f64();
+        let (rate, of_bound) = match bound {
+            Bound::Arithmetic(operations) => (format!("{:.0} TFLOP/s", operations / seconds / 1e12), String::new()),
+            Bound::Memory(bytes) => {
+                let rate = bytes / seconds;
+                (format!("{:.0} GB/s", rate / 1e9), format!("{:.0} %", 100.0 * rate / BYTES_PER_SECOND))
+            }
+            Bound::Unknown => (String::new(), String::new()),
+        };
+        let alone = alone.as_ref().map_or(String::new(), |alone| {
+            let clock = alone.reading.map_or(String::new(), |reading| format!(" at {}", clock(&reading)));
+            let ratio = 100.0 * alone.time.as_secs_f64() / seconds;
+            format!("{:.2} ms{clock}: {ratio:.1} %", self.milliseconds(alone.time))
+        });
+        format!(
+            "{:<48} {:>6} {:>9.2} {:>5.1} % {rate:>14} {of_bound:>9}  {alone}",
+            share.name,
+            share.calls / self.num_steps,
+            self.milliseconds(share.time),
+            self.percent(share.time),
+        )
+    }
+
+    /// Of one step.
+    fn milliseconds(&self, time: Duration) -> f64 {
+        time.as_secs_f64() * 1e3 / self.num_steps as f64
+    }
+
+    fn percent(&self, time: Duration) -> f64 {
+        100.0 * time.as_secs_f64() / self.time.as_secs_f64()
+    }
+
+    pub fn as_json(&self) -> serde_json::Value {
+        let part = |Part { share, bound, alone }: &Part| {
+            let (operations, bytes) = match bound {
+                Bound::Arithmetic(operations) => (Some(*operations), None),
+                Bound::Memory(bytes) => (None, Some(*bytes)),
+                Bound::Unknown => (None, None),
+            };
+            let a_step = |of_all: f64| of_all / self.num_steps as f64;
+            json!({
+                "name": share.name, "calls": share.calls / self.num_steps, "ms": self.milliseconds(share.time),
+                "operations": operations.map(a_step), "bytes": bytes.map(a_step),
+                "ms_alone": alone.map(|alone| self.milliseconds(alone.time)),
+                "sm_clock_megahertz_alone": alone.and_then(|alone| alone.reading).map(|r| r.sm_clock_megahertz),
+                "power_watts_alone": alone.and_then(|alone| alone.reading).map(|r| r.power_watts),
+            })
+        };
+        json!({
+            "steps": self.num_steps, "ms": self.milliseconds(self.time),
+            "sm_clock_megahertz": self.reading.map(|reading| reading.sm_clock_megahertz),
+            "power_watts": self.reading.map(|reading| reading.power_watts),
+            "bytes_per_second_bound": BYTES_PER_SECOND,
+            "parts": self.parts.iter().map(part).collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn clock(reading: &Reading) -> String {
+    format!("{} MHz, {:.0} W", reading.sm_clock_megahertz, reading.power_watts)
+}

@@ -1,0 +1,59 @@
+//! How a command finds its configuration: the words of the command line, the file that they name, the environment.
+
+use std::path::{Path, PathBuf};
+
+use scout_config::{Loaded, RunConfig};
+use scout_core::ExitCode;
+
+use crate::failure::Mistake;
+use crate::surroundings;
+
+const DEFAULT_CONFIG: &str = "scout-dist.yaml";
+
+/// A configuration file and changes to it.
+#[derive(clap::Args)]
+pub struct ConfigArguments {
+    /// YAML file with LLaMA-Factory's keys; `scout-dist.yaml` in the working folder when left out
+    pub config: Option<PathBuf>,
+    /// Changes to the file, as key=value
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Fill the model with random weights of its shape instead of reading any
+    #[arg(long)]
+    pub synthetic: bool,
+}
+
+/// Reads the configuration that the command line names, or `scout-dist.yaml` of the working folder.
+pub fn load(arguments: &ConfigArguments) -> anyhow::Result<Loaded> {
+    let mut overrides = arguments.overrides.clone();
+    let path = match &arguments.config {
+        // Without a file the first word may already be a change.
+        Some(word) if word.to_string_lossy().contains('=') && !word.exists() => {
+            overrides.insert(0, word.to_string_lossy().into_owned());
+            default_config()?
+        }
+        Some(path) => path.as_path(),
+        None => default_config()?,
+    };
+    if arguments.synthetic {
+        overrides.push("random_weights=true".to_string());
+    }
+    Ok(RunConfig::load(path, &overrides, &surroundings::environment())?)
+}
+
+fn default_config() -> anyhow::Result<&'static Path> {
+    let path = Path::new(DEFAULT_CONFIG);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let mistake = Mistake {
+        message: format!("no configuration given, and no `{DEFAULT_CONFIG}` in the working folder"),
+        code: ExitCode::MissingInput,
+        hint: Some(
+            "copy one of the files in `configs/`, or write a toy with its own configuration: \
+             scout-dist synth --shape tiny --out toy && scout-dist train toy/scout-dist.yaml"
+                .to_string(),
+        ),
+    };
+    Err(mistake.into())
+}
