@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::cuda::{CudaDevice, CudaOptions};
+use crate::cuda::device::{CudaDevice, CudaOptions};
 
 #[derive(Debug, Clone)]
 pub enum Device {

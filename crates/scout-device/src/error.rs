@@ -2,6 +2,8 @@
 
 use scout_core::{ByteCount, DType, ExitCode, Shape};
 
+pub type Result<T, E = DeviceError> = std::result::Result<T, E>;
+
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     #[error("{what}: found shape {found}, expected {expected}")]

@@ -13,8 +13,6 @@ pub mod weights;
 pub use account::{Account, Lease, Purpose};
 pub use buffer::Buffer;
 pub use device::Device;
-pub use error::DeviceError;
+pub use error::{DeviceError, Result};
 pub use tensor::Tensor;
 pub use weights::{UnitSource, UnitWeights};
-
-pub type Result<T> = std::result::Result<T, DeviceError>;

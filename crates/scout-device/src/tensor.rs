@@ -1,6 +1,6 @@
 //! A shaped, read-only look at memory on one device. On the host the memory is candle's, so its matrix products run
 //! on it without a copy. Cloning a tensor, or taking rows of it, shares the memory. Nothing moves between devices but
-//! by `to_host` and `to_device`.
+//! by `to_host`, and what `cuda/transfers.rs` adds.
 
 use std::fmt;
 use std::ops::Deref;
@@ -10,10 +10,11 @@ use candle_core as candle;
 use half::bf16;
 use scout_core::{ByteCount, DType, Shape};
 
-use crate::cuda::CudaDevice;
-use crate::cuda::memory::{Region, read};
+use crate::cuda::device::CudaDevice;
+use crate::cuda::region::{Region, read};
+use crate::device::Device;
 use crate::error::InOperation;
-use crate::{Device, DeviceError, Result};
+use crate::{DeviceError, Result};
 
 #[derive(Debug, Clone)]
 pub struct Tensor {
@@ -244,43 +245,14 @@ impl Tensor {
             found => Err(DeviceError::DType { what: "tensor to the host", found, expected: DType::F32 }),
         }
     }
-
-    /// The same elements on `device`. A tensor that is there already shares its memory. Stops the host until they are
-    /// there: for loading and for tests.
-    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
-        self.to_device_as(device, self.dtype)
-    }
-
-    /// As [`Tensor::to_device`], from f32 rounded to bf16 when that is asked for.
-    pub fn to_device_as(&self, device: &Device, dtype: DType) -> Result<Tensor> {
-        const WHAT: &str = "tensor to the GPU";
-        let Device::Cuda(device) = device else { return self.to_host() };
-        if let Storage::Device(region) = &self.storage {
-            return match Arc::ptr_eq(&region.device, device) && self.dtype == dtype {
-                true => Ok(self.clone()),
-                false => Err(elsewhere(WHAT, "the host", &region.device)),
-            };
-        }
-        let bytes: Vec<u8> = match (self.dtype, dtype) {
-            (DType::F32, DType::F32) => bytemuck::cast_slice(&self.f32s()?).to_vec(),
-            (DType::U32, DType::U32) => bytemuck::cast_slice(&self.u32s()?).to_vec(),
-            (DType::F32, DType::BF16) => {
-                let rounded: Vec<bf16> = self.f32s()?.iter().map(|&value| bf16::from_f32(value)).collect();
-                bytemuck::cast_slice(&rounded).to_vec()
-            }
-            (found, expected) => return Err(DeviceError::DType { what: WHAT, found, expected }),
-        };
-        let mut buffer = device.buffer(dtype, self.shape.clone())?;
-        buffer.write_bytes(&bytes)?;
-        Ok(buffer.into_tensor())
-    }
 }
 
 fn on_host(what: &'static str) -> DeviceError {
     DeviceError::Place { what, found: "the host".to_string(), expected: "a GPU".to_string() }
 }
 
-fn elsewhere(what: &'static str, expected: &str, found: &CudaDevice) -> DeviceError {
+/// The error for a tensor that lies on `found`.
+pub(crate) fn elsewhere(what: &'static str, expected: &str, found: &CudaDevice) -> DeviceError {
     DeviceError::Place { what, found: format!("{found:?}"), expected: expected.to_string() }
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use scout_core::{Shape, UnitId, UnitSpec};
 
-use crate::{DeviceError, Lease, Result, Tensor};
+use crate::tensor::Tensor;
+use crate::{DeviceError, Lease, Result};
 
 /// Hands out the units of one block, each whole, in the order in which the plan gathers them.
 pub trait UnitSource {

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use half::bf16;
 use reference::Reference;
 use scout_core::{ByteCount, DType};
-use scout_device::cuda::dnn::{Attended, Attention, DocumentIndex, Documents, Heads, QkvGradients, SumOrder};
+use scout_device::cuda::attention::{Attended, Documents, QkvGradients};
+use scout_device::cuda::dnn::{Attention, DocumentIndex, Heads, SumOrder};
 use scout_device::cuda::{CudaDevice, CudaOptions, Pinned, Search};
 use scout_device::{Device, Tensor};
 

@@ -1,18 +1,16 @@
-//! Matrix products on the GPU: which of cuBLASLt's algorithms computes which shape. The choice is made once for each
-//! class of shapes by timing, and kept.
+//! Matrix products at the level of addresses: which of cuBLASLt's algorithms computes which shape. The choice is made
+//! once for each class of shapes by timing, and kept.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use scout_core::DType;
+use scout_core::ByteCount;
 
 use super::arena::{Arena, Block};
 use super::context::Context;
-use super::memory::DeviceBuffer;
-use super::product::{Algorithm, Descriptors, FactorForm, Handle, Operands, Problem, Workspace};
+use super::product::{Algorithm, Descriptors, Handle, Operands, Problem, Workspace};
 use super::stream::Stream;
-use crate::tensor::Tensor;
 use crate::{DeviceError, Purpose, Result};
 
 /// What cuBLASLt is recommended on this architecture; more finds no faster algorithm.
@@ -34,56 +32,16 @@ pub enum Choice {
     First,
 }
 
-/// A row-major matrix inside a tensor or buffer: `rows` of `columns` elements from element `start`, each row `leading`
-/// elements after the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    pub start: usize,
-    pub rows: usize,
-    pub columns: usize,
-    pub leading: usize,
-}
-
-impl Window {
-    /// All of a matrix.
-    pub fn whole(rows: usize, columns: usize) -> Window {
-        Window { start: 0, rows, columns, leading: columns }
-    }
-
-    fn check(&self, num_elements: usize) -> Result<()> {
-        let end = match (self.rows, self.columns) {
-            (0, _) | (_, 0) => self.start,
-            (rows, columns) => self.start + (rows - 1) * self.leading + columns,
+impl Choice {
+    /// Scratch memory that products take, where `largest` is the most that one of them writes: the library's own, and for a
+    /// trial a second result and what is written between its runs.
+    pub fn scratch(self, largest: ByteCount) -> ByteCount {
+        let of_trial = match self {
+            Choice::Timed => largest + ByteCount(FLUSH as u64),
+            Choice::First => ByteCount(0),
         };
-        if self.leading >= self.columns && end <= num_elements {
-            return Ok(());
-        }
-        let problem = format!("found {self:?}, expected it to lie inside of {num_elements} elements");
-        Err(DeviceError::Value { what: "matrix product on the GPU", problem })
+        ByteCount(WORKSPACE as u64) + of_trial
     }
-}
-
-/// A factor of a product.
-#[derive(Clone, Copy)]
-pub struct Factor<'a> {
-    pub tensor: &'a Tensor,
-    pub window: Window,
-    /// Whether its transpose is meant.
-    pub transposed: bool,
-}
-
-/// `alpha·a·b + beta·c`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scale {
-    pub alpha: f32,
-    pub beta: f32,
-}
-
-impl Scale {
-    /// The product overwrites.
-    pub const OVERWRITE: Scale = Scale { alpha: 1.0, beta: 0.0 };
-    /// The product is added.
-    pub const ADD: Scale = Scale { alpha: 1.0, beta: 1.0 };
 }
 
 /// What a trial found, for reports.
@@ -124,50 +82,24 @@ impl Blas {
         Ok(Blas { handle: Handle::new(context)?, arena, choice, state: Mutex::default() })
     }
 
-    /// Queues `c = alpha·op(a)·op(b) + beta·c` on `stream`. A result without elements costs nothing.
-    pub(super) fn multiply(
+    /// Queues `c = alpha·op(a)·op(b) + beta·c` on `stream`; the scalars are `alpha` and `beta`.
+    ///
+    /// # Safety
+    ///
+    /// The matrices of `problem` lie at the addresses of `operands`, in memory that stays until `stream` is done with it,
+    /// and nobody else looks at the result.
+    pub(super) unsafe fn multiply(
         &self,
-        [a, b]: [Factor; 2],
-        (c, window): (&mut DeviceBuffer, Window),
-        scale: Scale,
+        problem: &Problem,
+        operands: Operands,
+        (alpha, beta): (f32, f32),
         stream: &Arc<Stream>,
     ) -> Result<()> {
-        let (problem, operands) = describe([a, b], c, window)?;
-        c.must_be_alone("matrix product on the GPU")?;
-        for factor in [a, b] {
-            let region = factor.tensor.region("matrix product on the GPU")?;
-            if !Arc::ptr_eq(region.block.context(), self.handle.context()) {
-                let problem = "found a factor on another device".to_string();
-                return Err(DeviceError::Value { what: "matrix product on the GPU", problem });
-            }
-            region.block.is_used_on(stream);
-        }
-        c.block().is_used_on(stream);
-        if problem.m == 0 || problem.n == 0 {
-            return Ok(());
-        }
-        if problem.k == 0 {
-            return self.multiply_nothing(c, window, scale);
-        }
         let workspace = self.workspace(stream)?;
-        let plan = self.plan(&problem, operands, workspace, stream)?;
+        let plan = self.plan(problem, operands, workspace, stream)?;
         let descriptors = plan.descriptors.lock().expect("no holder of this lock panics");
-        let (alpha, beta) = (scale.alpha, scale.beta);
-        // SAFETY: `describe` checked that each window lies inside its memory; `c` is looked at by nobody else; the
-        // workspace is this stream's own.
+        // SAFETY: the operands are as the caller promises; the workspace is this stream's own.
         unsafe { self.handle.multiply(&descriptors, &plan.algorithm, operands, (alpha, beta), workspace, stream) }
-    }
-
-    /// A sum over nothing is zero. That it would be written into a part of a buffer occurs nowhere.
-    fn multiply_nothing(&self, c: &mut DeviceBuffer, window: Window, scale: Scale) -> Result<()> {
-        if scale.beta == 1.0 {
-            return Ok(());
-        }
-        if scale.beta != 0.0 || window.rows * window.columns != c.num_elements() {
-            let problem = "found nothing to sum over into a part of a buffer, expected all of it".to_string();
-            return Err(DeviceError::Value { what: "matrix product on the GPU", problem });
-        }
-        c.clear()
     }
 
     fn workspace(&self, stream: &Arc<Stream>) -> Result<Workspace> {
@@ -257,6 +189,10 @@ impl Blas {
         Ok(candidates[chosen])
     }
 
+    pub(super) fn choice(&self) -> Choice {
+        self.choice
+    }
+
     pub(super) fn trials(&self) -> Vec<Trial> {
         self.state.lock().expect("no holder of this lock panics").trials.clone()
     }
@@ -290,52 +226,6 @@ fn clear_winner(times: &[Duration]) -> usize {
     const CLEARLY: f64 = 0.955;
     let best = (0..times.len()).min_by_key(|&index| times[index]).unwrap_or(0);
     if times[best].as_secs_f64() < CLEARLY * times[0].as_secs_f64() { best } else { 0 }
-}
-
-/// The problem and where its operands lie. Fails unless shapes, types and windows fit.
-fn describe([a, b]: [Factor; 2], c: &DeviceBuffer, window: Window) -> Result<(Problem, Operands)> {
-    const WHAT: &str = "matrix product on the GPU";
-    let meant = |factor: &Factor| match factor.transposed {
-        false => (factor.window.rows, factor.window.columns),
-        true => (factor.window.columns, factor.window.rows),
-    };
-    let ((m, k), (b_rows, n)) = (meant(&a), meant(&b));
-    if b_rows != k || (window.rows, window.columns) != (m, n) {
-        let problem = format!("found {m}x{k} times {b_rows}x{n} into {}x{}", window.rows, window.columns);
-        return Err(DeviceError::Value { what: WHAT, problem });
-    }
-    a.window.check(a.tensor.num_elements())?;
-    b.window.check(b.tensor.num_elements())?;
-    window.check(c.num_elements())?;
-    let factors = a.tensor.dtype();
-    let types_fit = matches!(
-        (factors, b.tensor.dtype(), c.dtype()),
-        (DType::BF16, DType::BF16, DType::BF16 | DType::F32) | (DType::F32, DType::F32, DType::F32)
-    );
-    if !types_fit {
-        let problem = format!("found {factors} times {} into {}", b.tensor.dtype(), c.dtype());
-        return Err(DeviceError::Value { what: WHAT, problem });
-    }
-    let address = |base: u64, start: usize, dtype: DType| base + dtype.size().0 * start as u64;
-    let operands = Operands {
-        a: address(a.tensor.region(WHAT)?.address(), a.window.start, factors),
-        b: address(b.tensor.region(WHAT)?.address(), b.window.start, factors),
-        c: address(c.address(), window.start, c.dtype()),
-    };
-    let alignment = 1u32 << (operands.a | operands.b | operands.c | 256).trailing_zeros();
-    let form = |factor: &Factor| FactorForm { transposed: factor.transposed, leading: factor.window.leading.max(1) };
-    let problem = Problem {
-        m,
-        n,
-        k,
-        a: form(&a),
-        b: form(&b),
-        leading: window.leading.max(1),
-        factors,
-        result: c.dtype(),
-        alignment,
-    };
-    Ok((problem, operands))
 }
 
 /// Problems of one class share an algorithm: their extents agree up to an eighth.
@@ -403,22 +293,5 @@ mod tests {
                 time => Duration::from_millis(time),
             })
         );
-    }
-
-    #[test]
-    fn a_window_lies_inside_of_its_memory() {
-        let window = |start, rows, columns, leading| Window { start, rows, columns, leading };
-        for (window, num_elements, expected) in [
-            (window(0, 3, 4, 4), 12, true),
-            (window(0, 3, 4, 5), 14, true),
-            (window(0, 3, 4, 5), 13, false),
-            (window(1, 3, 4, 4), 12, false),
-            (window(2, 2, 3, 7), 12, true),
-            (window(0, 2, 4, 3), 100, false),
-            (window(12, 0, 4, 4), 12, true),
-            (window(13, 0, 4, 4), 12, false),
-        ] {
-            assert_eq!(window.check(num_elements).is_ok(), expected, "{window:?} {num_elements}");
-        }
     }
 }

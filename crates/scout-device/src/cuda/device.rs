@@ -1,21 +1,23 @@
-//! One GPU, ready to work: its streams, its working memory, its kernels and matrix products.
+//! One GPU, ready to work: its streams, its working memory, and what it keeps from one piece of work to the next. Nothing
+//! here knows of tensors: they lie on a device, and what a device does with them stands in files above this one.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use scout_core::{ByteCount, DType, Shape};
+use scout_core::ByteCount;
 
 use super::arena::Arena;
-use super::blas::{Blas, Choice, Factor, Scale, Trial, Window};
+use super::blas::{Blas, Choice, Trial};
 use super::context::{Context, Properties, SteadyStep};
-use super::dnn::Attention;
-use super::launch::{Argument, Grid, Kernel, KernelSource, Kernels};
+use super::dnn::engine::Attention;
+use super::dnn::shape::SumOrder;
+use super::envelopes::Envelopes;
+use super::kernels::{Kernel, Kernels};
 use super::libraries::{Found, Libraries, Search};
-use super::memory::DeviceBuffer;
-use super::numbers::Envelopes;
 use super::nvml::Gauge;
-use super::profile::Profiler;
+use super::profile::{Profiler, Share};
+use super::source::KernelSource;
 use super::stream::{Priority, Stream};
 use super::uploads::Uploads;
 use crate::{Account, DeviceError, Purpose, Result};
@@ -144,6 +146,14 @@ impl CudaDevice {
         self.patience
     }
 
+    pub(super) fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    pub(super) fn blas(&self) -> &Blas {
+        &self.blas
+    }
+
     pub(super) fn envelopes(&self) -> &Envelopes {
         &self.envelopes
     }
@@ -164,6 +174,15 @@ impl CudaDevice {
         self.attention.get_or_init(make).as_ref()
     }
 
+    /// Whether sums may be taken in another order in every run. Where the same algorithms are to compute the same products
+    /// in every run, they may not.
+    pub fn sum_order(&self) -> SumOrder {
+        match self.blas.choice() {
+            Choice::Timed => SumOrder::Any,
+            Choice::First => SumOrder::Fixed,
+        }
+    }
+
     pub fn working_memory(&self) -> &Arena {
         &self.working
     }
@@ -173,83 +192,15 @@ impl CudaDevice {
         Arena::new(&self.context, name, purpose, bytes.0 as usize, home)
     }
 
-    /// Working memory of this shape, with arbitrary contents.
-    pub fn buffer(self: &Arc<CudaDevice>, dtype: DType, shape: impl Into<Shape>) -> Result<DeviceBuffer> {
-        let shape = shape.into();
-        let bytes = (dtype.size() * shape.num_elements() as u64).0 as usize;
-        DeviceBuffer::new(self, self.working.take(Purpose::Activations, bytes)?, dtype, shape)
-    }
-
-    /// Working memory of this shape, all bits 0.
-    pub fn zeros(self: &Arc<CudaDevice>, dtype: DType, shape: impl Into<Shape>) -> Result<DeviceBuffer> {
-        let mut buffer = self.buffer(dtype, shape)?;
-        buffer.clear()?;
-        Ok(buffer)
-    }
-
     /// The function `name` of `source`, loaded or compiled when first asked for.
     pub fn kernel(&self, source: &'static KernelSource, name: &'static str) -> Result<Arc<Kernel>> {
         self.kernels.get(source, name)
-    }
-
-    /// Queues `kernel` on the compute stream. A grid without blocks is no work and no error.
-    ///
-    /// # Safety
-    ///
-    /// With these arguments and this grid the kernel stays inside the memory of its arguments, and writes only to those
-    /// that are `Out`. Everything it reads was queued on the compute stream, or is waited for there.
-    pub unsafe fn launch(&self, kernel: &Kernel, grid: Grid, arguments: &mut [Argument]) -> Result<()> {
-        let name = || kernel.name().to_string();
-        // SAFETY: the caller's promise.
-        self.profiler
-            .time(&self.compute, name, || unsafe { self.kernels.launch(kernel, &self.compute, grid, arguments) })
-    }
-
-    /// As [`CudaDevice::launch`], on another stream.
-    ///
-    /// # Safety
-    ///
-    /// As for [`CudaDevice::launch`], with `stream` in the place of the compute stream.
-    pub unsafe fn launch_on(
-        &self,
-        stream: &Arc<Stream>,
-        kernel: &Kernel,
-        grid: Grid,
-        arguments: &mut [Argument],
-    ) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.kernels.launch(kernel, stream, grid, arguments) }
     }
 
     /// Blocks of `kernel` that run at once on the whole GPU: the grid of a kernel that loops over its work.
     pub fn resident_blocks(&self, kernel: &Kernel, threads: u32, shared_memory: u32) -> Result<u32> {
         let each = self.kernels.blocks_per_multiprocessor(kernel, threads, shared_memory)?;
         Ok(each.max(1) * self.properties().num_multiprocessors)
-    }
-
-    /// Queues `c = alpha·op(a)·op(b) + beta·c` on the compute stream, for a window of `c`. Factors are both bf16 or
-    /// both f32; bf16 factors may have a bf16 or an f32 result; sums are f32. With beta 0, `c` is not read.
-    pub fn multiply(&self, factors: [Factor; 2], result: (&mut DeviceBuffer, Window), scale: Scale) -> Result<()> {
-        let Window { rows, columns, .. } = result.1;
-        let [a, _] = &factors;
-        let inner = if a.transposed { a.window.rows } else { a.window.columns };
-        // Row counts of experts and of batches differ from call to call; the other two name the product.
-        let name = || match a.transposed {
-            true => format!("product to {rows} x {columns}"),
-            false => format!("product {inner} to {columns}"),
-        };
-        self.profiler.time(&self.compute, name, || self.blas.multiply(factors, result, scale, &self.compute))
-    }
-
-    /// As [`CudaDevice::multiply`], on another stream.
-    pub fn multiply_on(
-        &self,
-        stream: &Arc<Stream>,
-        factors: [Factor; 2],
-        result: (&mut DeviceBuffer, Window),
-        scale: Scale,
-    ) -> Result<()> {
-        self.blas.multiply(factors, result, scale, stream)
     }
 
     /// Which algorithms were tried for which products.
@@ -265,6 +216,16 @@ impl CudaDevice {
     /// Clock and power. Fails without NVML.
     pub fn gauge(&self) -> Result<Gauge<'_>> {
         Gauge::open(&self.context)
+    }
+
+    /// From now on every piece of work is timed, until [`CudaDevice::end_profile`].
+    pub fn begin_profile(&self) {
+        self.profiler.begin();
+    }
+
+    /// What was timed, by name, the longest first. Stops the host until all of it is done.
+    pub fn end_profile(&self) -> Result<Vec<Share>> {
+        self.profiler.end(&self.compute, self.patience)
     }
 
     /// Stops the host until all arithmetic queued so far is done.

@@ -1,4 +1,4 @@
-//! Memory on the GPU with a shape: a buffer that is being written, and the part of a block that a tensor reads.
+//! Memory on the GPU with a shape that is being written, until it becomes a tensor.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -7,8 +7,9 @@ use scout_core::{ByteCount, DType, Shape};
 
 use super::arena::Block;
 use super::device::CudaDevice;
+use super::region::Region;
 use crate::tensor::Tensor;
-use crate::{DeviceError, Result};
+use crate::{DeviceError, Purpose, Result};
 
 /// Memory that may be written, because nobody else looks at it. Kernels write it as an argument `Out`; then it becomes
 /// a [`Tensor`], which is only read.
@@ -17,20 +18,6 @@ pub struct DeviceBuffer {
     block: Arc<Block>,
     dtype: DType,
     shape: Shape,
-}
-
-/// Where the elements of a tensor lie: a block, shared with other looks at it, and a byte in it.
-#[derive(Clone)]
-pub(crate) struct Region {
-    pub(crate) device: Arc<CudaDevice>,
-    pub(crate) block: Arc<Block>,
-    pub(crate) start: u64,
-}
-
-impl Region {
-    pub(crate) fn address(&self) -> u64 {
-        self.block.address() + self.start
-    }
 }
 
 impl DeviceBuffer {
@@ -150,7 +137,7 @@ impl DeviceBuffer {
     }
 
     /// Copies `bytes` over all of the buffer, on the compute stream. Stops the host until they are there: for loading
-    /// and tests; [`super::pinned::Pinned::upload`] does not stop it.
+    /// and tests; [`super::Pinned::upload`] does not stop it.
     pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<()> {
         self.must_be_alone("copy to the GPU")?;
         if bytes.len() as u64 != self.bytes().0 {
@@ -172,21 +159,18 @@ impl DeviceBuffer {
     }
 }
 
-/// The elements of a tensor on the GPU. Stops the host until everything queued before is done.
-pub(crate) fn read<E: bytemuck::Pod>(region: &Region, len: usize) -> Result<Vec<E>> {
-    let mut elements = vec![E::zeroed(); len];
-    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut elements);
-    if bytes.is_empty() {
-        return Ok(elements);
+impl CudaDevice {
+    /// Working memory of this shape, with arbitrary contents.
+    pub fn buffer(self: &Arc<CudaDevice>, dtype: DType, shape: impl Into<Shape>) -> Result<DeviceBuffer> {
+        let shape = shape.into();
+        let bytes = (dtype.size() * shape.num_elements() as u64).0 as usize;
+        DeviceBuffer::new(self, self.working_memory().take(Purpose::Activations, bytes)?, dtype, shape)
     }
-    let (context, stream) = (region.block.context(), region.device.compute());
-    region.block.is_used_on(stream);
-    let driver = context.driver()?;
-    let to = bytes.as_mut_ptr().cast::<c_void>();
-    // SAFETY: the caller's tensor has `len` elements from its address on, and so has `elements`, which is neither read
-    // nor dropped before the copy is done: from copies to memory that is not pinned the driver returns when they are.
-    let code = unsafe { (driver.cuMemcpyDtoHAsync_v2)(to, region.address(), bytes.len(), stream.raw()) };
-    context.check("cuMemcpyDtoHAsync", code)?;
-    stream.finish(region.device.patience())?;
-    Ok(elements)
+
+    /// Working memory of this shape, all bits 0.
+    pub fn zeros(self: &Arc<CudaDevice>, dtype: DType, shape: impl Into<Shape>) -> Result<DeviceBuffer> {
+        let mut buffer = self.buffer(dtype, shape)?;
+        buffer.clear()?;
+        Ok(buffer)
+    }
 }

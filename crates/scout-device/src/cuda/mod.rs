@@ -1,38 +1,56 @@
 //! NVIDIA GPUs. Three levels: `tables.rs` is raw, every answer is checked where a call is made, and what leaves this
 //! module is safe but for launching kernels, whose author promises what they do.
 //!
+//! Floors, from the ground up: libraries and their functions (`foreign`, `tables`, `libraries`); the driver's objects
+//! (`context`, `stream`, `arena`, `pinned`); what works on addresses (`kernels`, `blas`, `dnn`) and what is kept between
+//! uses (`uploads`, `envelopes`, `profile`); `device`, which owns one of each; `region` and the crate's tensors, which lie
+//! on a device; and on top what a device does with tensors (`memory`, `transfers`, `numbers`, `tensor_map`, `launch`, `multiply`,
+//! `attention`).
+//!
 //! Everything compiles on machines without CUDA; libraries are looked for when a device is opened.
 
 mod arena;
+pub mod attention;
 mod blas;
 mod context;
-mod device;
+pub(crate) mod device;
 pub mod dnn;
+mod envelopes;
 mod foreign;
 mod free_list;
+mod kernels;
 mod launch;
 mod libraries;
-pub(crate) mod memory;
+mod memory;
+mod multiply;
 mod numbers;
 mod nvml;
 mod nvrtc;
 mod pinned;
 mod product;
 mod profile;
+pub(crate) mod region;
+mod source;
 mod stream;
 mod tables;
+mod tensor_map;
+mod transfers;
 mod uploads;
 
 pub use arena::{Arena, Block};
-pub use blas::{Choice, Factor, Scale, Trial, Window};
+pub use blas::{Choice, Trial};
 pub use context::{Context, Properties, SteadyStep};
 pub use device::{CudaDevice, CudaOptions};
-pub use launch::{Argument, Grid, Image, Kernel, KernelSource};
+pub use kernels::{Grid, Kernel};
+pub use launch::Argument;
 pub use libraries::{Found, Search};
 pub use memory::DeviceBuffer;
+pub use multiply::{Factor, Scale, Window};
 pub use numbers::Numbers;
 pub use nvml::{Gauge, Reading};
 pub use pinned::{Copying, Pinned};
 pub use product::{FactorForm, Problem};
-pub use profile::Share;
+pub use profile::{Product, Share};
+pub use source::{Image, KernelSource};
 pub use stream::{Event, Priority, Stream};
+pub use tensor_map::TensorMap;

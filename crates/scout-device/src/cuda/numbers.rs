@@ -2,16 +2,13 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use scout_core::{ByteCount, DType};
+use scout_core::DType;
 
-use super::context::Context;
 use super::device::CudaDevice;
-use super::pinned::{Copying, Pinned};
+use super::envelopes::Envelopes;
+use super::pinned::Copying;
 use crate::tensor::Tensor;
 use crate::{DeviceError, Result};
-
-/// Room for each message: 1,024 numbers.
-const ROOM: ByteCount = ByteCount(4096);
 
 /// Numbers that were sent to the host and are read, there, as late as possible: between sending and reading the host
 /// queues other work, so that the GPU has something to do while the host waits.
@@ -20,22 +17,6 @@ pub struct Numbers {
     len: usize,
     coming: Mutex<Option<Copying>>,
     here: OnceLock<Vec<u32>>,
-}
-
-/// Pinned memory of messages that were read. A steady step sends no more messages at a time than an earlier one did, and
-/// then finds all it needs here.
-#[derive(Default)]
-pub(super) struct Envelopes(Mutex<Vec<Pinned>>);
-
-impl Envelopes {
-    fn take(&self, context: &Arc<Context>) -> Result<Pinned> {
-        let spare = self.0.lock().expect("no holder of this lock panics").pop();
-        spare.map_or_else(|| Pinned::zeros(context, ROOM.0 as usize), Ok)
-    }
-
-    fn give(&self, pinned: Pinned) {
-        self.0.lock().expect("no holder of this lock panics").push(pinned);
-    }
 }
 
 impl std::fmt::Debug for Numbers {
@@ -54,8 +35,8 @@ impl Numbers {
         if tensor.dtype() != DType::U32 {
             return Err(DeviceError::DType { what: WHAT, found: tensor.dtype(), expected: DType::U32 });
         }
-        if tensor.bytes() > ROOM {
-            let expected = format!("at most {} numbers", ROOM.0 / 4);
+        if tensor.bytes() > Envelopes::ROOM {
+            let expected = format!("at most {} numbers", Envelopes::ROOM.0 / 4);
             return Err(DeviceError::Shape { what: WHAT, found: tensor.shape().clone(), expected });
         }
         let pinned = device.envelopes().take(device.context())?;

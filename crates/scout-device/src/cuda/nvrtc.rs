@@ -9,7 +9,7 @@ use std::ptr::null_mut;
 use cudarc::nvrtc::sys::nvrtcProgram;
 
 use super::foreign::{self, Code, text};
-use super::launch::KernelSource;
+use super::source::KernelSource;
 use super::tables::Nvrtc;
 use crate::{DeviceError, Result};
 

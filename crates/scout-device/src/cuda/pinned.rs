@@ -1,7 +1,6 @@
 //! Host memory that the GPU reads and writes by itself, and copies that own it while they are under way.
 
 use std::ffi::c_void;
-use std::ops::Range;
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +9,9 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use scout_core::{ByteCount, DType};
 
+use super::arena::Block;
 use super::context::Context;
-use super::memory::DeviceBuffer;
 use super::stream::{Event, Stream};
-use crate::tensor::Tensor;
 use crate::{DeviceError, Lease, Purpose, Result};
 
 /// Page-locked bytes on the host.
@@ -82,54 +80,48 @@ impl Pinned {
         Ok(())
     }
 
-    /// Queues a copy of the first bytes of `self` over all of `to`. Later work on `stream` finds them there; work on
-    /// other streams has to wait for an event of it.
-    pub fn upload(self, to: &mut DeviceBuffer, stream: &Arc<Stream>) -> Result<Copying> {
-        let bytes = to.bytes().0 as usize;
+    /// Queues a copy of the first `bytes` of `self` to `address`, which lies in `block`. Later work on `stream` finds them
+    /// there; work on other streams has to wait for an event of it.
+    ///
+    /// # Safety
+    ///
+    /// `block` has `bytes` from `address` on. No tensor looks at them, and what uses them next comes behind the copy: on
+    /// `stream`, or after an event of it.
+    pub(super) unsafe fn copy_to(
+        self,
+        (block, address): (&Block, u64),
+        bytes: usize,
+        stream: &Arc<Stream>,
+    ) -> Result<Copying> {
         self.must_hold(bytes)?;
-        to.block().is_used_on(stream);
+        block.is_used_on(stream);
         let driver = self.context.driver()?;
         let from = self.start.as_ptr().cast::<c_void>();
-        // SAFETY: both sides have `bytes` bytes, `to` is borrowed alone and its block knows of the stream, and the
-        // result owns the host's side until the event has passed.
-        let code = unsafe { (driver.cuMemcpyHtoDAsync_v2)(to.address(), from, bytes, stream.raw()) };
-        self.context.check("cuMemcpyHtoDAsync", code)?;
-        Ok(Copying { done: stream.record()?, pinned: Some(self) })
-    }
-
-    /// Queues a copy of the first bytes of `self` over elements `range` of `to`. As for [`Pinned::upload`], other streams
-    /// have to wait for it; copies to parts that do not overlap may be under way together.
-    pub fn upload_part(self, to: &mut DeviceBuffer, range: Range<usize>, stream: &Arc<Stream>) -> Result<Copying> {
-        let element = to.dtype().size();
-        let bytes = (element * range.len() as u64).0 as usize;
-        self.must_hold(bytes)?;
-        if range.start > range.end || range.end > to.num_elements() {
-            let problem = format!("found elements {range:?}, expected at most {}", to.num_elements());
-            return Err(DeviceError::Value { what: "copy to a part of a buffer", problem });
-        }
-        to.must_be_alone("copy to a part of a buffer")?;
-        to.block().is_used_on(stream);
-        let driver = self.context.driver()?;
-        let from = self.start.as_ptr().cast::<c_void>();
-        let address = to.address() + (element * range.start as u64).0;
-        // SAFETY: both sides have `bytes` bytes there, nobody reads `to`, whose block knows of the stream, and the result
-        // owns the host's side until the event has passed.
+        // SAFETY: both sides have `bytes` bytes (`must_hold`, and the caller's promise), the block knows of the stream, and
+        // the result owns the host's side until the event has passed.
         let code = unsafe { (driver.cuMemcpyHtoDAsync_v2)(address, from, bytes, stream.raw()) };
         self.context.check("cuMemcpyHtoDAsync", code)?;
         Ok(Copying { done: stream.record()?, pinned: Some(self) })
     }
 
-    /// Queues a copy of `from`, a tensor on the GPU, to the first bytes of `self`.
-    pub fn download(self, from: &Tensor, stream: &Arc<Stream>) -> Result<Copying> {
-        let region = from.region("download to pinned memory")?;
-        let bytes = from.bytes().0 as usize;
+    /// Queues a copy of the `bytes` at `address`, which lies in `block`, to the first bytes of `self`.
+    ///
+    /// # Safety
+    ///
+    /// `block` has `bytes` from `address` on.
+    pub(super) unsafe fn copy_from(
+        self,
+        (block, address): (&Block, u64),
+        bytes: usize,
+        stream: &Arc<Stream>,
+    ) -> Result<Copying> {
         self.must_hold(bytes)?;
-        region.block.is_used_on(stream);
+        block.is_used_on(stream);
         let driver = self.context.driver()?;
         let to = self.start.as_ptr().cast::<c_void>();
-        // SAFETY: both sides have `bytes` bytes, the block of `from` stays until `stream` is done with it, and the
-        // result owns the host's side until the event has passed.
-        let code = unsafe { (driver.cuMemcpyDtoHAsync_v2)(to, region.address(), bytes, stream.raw()) };
+        // SAFETY: both sides have `bytes` bytes (`must_hold`, and the caller's promise), the block stays until `stream` is
+        // done with it, and the result owns the host's side until the event has passed.
+        let code = unsafe { (driver.cuMemcpyDtoHAsync_v2)(to, address, bytes, stream.raw()) };
         self.context.check("cuMemcpyDtoHAsync", code)?;
         Ok(Copying { done: stream.record()?, pinned: Some(self) })
     }

@@ -105,10 +105,6 @@ impl Handle {
         Ok(Handle { context: context.clone(), raw })
     }
 
-    pub(super) fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
-
     fn table(&self) -> &CublasLt {
         &self.context.libraries.blas
     }

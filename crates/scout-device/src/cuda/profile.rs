@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::device::CudaDevice;
+use super::product::Problem;
 use super::stream::{Event, Stream};
 use crate::Result;
 
@@ -15,16 +15,55 @@ pub(super) struct Profiler(Mutex<Option<Vec<Span>>>);
 
 struct Span {
     name: String,
+    effort: Effort,
     begin: Event,
     end: Event,
 }
 
-/// Pieces of work of one kind in a profiled step.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a piece of work asks of the GPU, to hold its time against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// A matrix product.
+    Product(Product),
+    /// So many bytes to be read or written.
+    Bytes(u64),
+    /// Something that neither describes.
+    Other,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Product {
+    pub problem: Problem,
+    /// Whether it is added to what is there, which is read for that.
+    pub adds: bool,
+}
+
+/// Pieces of work of one kind in profiled steps.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Share {
     pub name: String,
     pub calls: usize,
     pub time: Duration,
+    /// Read or written by all calls together, where that is what they do.
+    pub bytes: u64,
+    /// The products among them, each as often as it was called.
+    pub products: Vec<Product>,
+}
+
+impl Share {
+    fn new(name: String) -> Share {
+        Share { name, ..Share::default() }
+    }
+
+    fn add(&mut self, effort: Effort, time: Duration) {
+        self.calls += 1;
+        self.time += time;
+        match effort {
+            Effort::Product(product) => self.products.push(product),
+            Effort::Bytes(bytes) => self.bytes += bytes,
+            Effort::Other => {}
+        }
+    }
 }
 
 impl Profiler {
@@ -36,7 +75,7 @@ impl Profiler {
     pub(super) fn time(
         &self,
         stream: &Arc<Stream>,
-        name: impl FnOnce() -> String,
+        what: impl FnOnce() -> (String, Effort),
         work: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         if !self.is_on() {
@@ -44,33 +83,32 @@ impl Profiler {
         }
         let begin = stream.record_time()?;
         work()?;
-        let span = Span { name: name(), begin, end: stream.record_time()? };
+        let end = stream.record_time()?;
+        let (name, effort) = what();
+        let span = Span { name, effort, begin, end };
         if let Some(spans) = &mut *self.0.lock().expect("no holder of this lock panics") {
             spans.push(span);
         }
         Ok(())
     }
-}
 
-impl CudaDevice {
-    /// From now on every piece of work is timed, until [`CudaDevice::end_profile`].
-    pub fn begin_profile(&self) {
-        *self.profiler().0.lock().expect("no holder of this lock panics") = Some(Vec::new());
+    /// From now on every piece of work is timed, until [`Profiler::end`].
+    pub(super) fn begin(&self) {
+        *self.0.lock().expect("no holder of this lock panics") = Some(Vec::new());
     }
 
-    /// What was timed, by name, the longest first. Stops the host until all of it is done.
-    pub fn end_profile(&self) -> Result<Vec<Share>> {
-        let spans = self.profiler().0.lock().expect("no holder of this lock panics").take().unwrap_or_default();
-        self.finish()?;
-        let mut shares: BTreeMap<String, (usize, Duration)> = BTreeMap::new();
-        for Span { name, begin, end } in spans {
-            end.wait(self.patience())?;
-            let (calls, time) = shares.entry(name).or_default();
-            *calls += 1;
-            *time += end.since(&begin)?;
+    /// What was timed, by name, the longest first. Stops the host until everything that was queued on `stream` is done;
+    /// no wait is longer than `patience`.
+    pub(super) fn end(&self, stream: &Stream, patience: Duration) -> Result<Vec<Share>> {
+        let spans = self.0.lock().expect("no holder of this lock panics").take().unwrap_or_default();
+        stream.finish(patience)?;
+        let mut shares: BTreeMap<String, Share> = BTreeMap::new();
+        for Span { name, effort, begin, end } in spans {
+            end.wait(patience)?;
+            let share = shares.entry(name).or_insert_with_key(|name| Share::new(name.clone()));
+            share.add(effort, end.since(&begin)?);
         }
-        let share = |(name, (calls, time))| Share { name, calls, time };
-        let mut shares: Vec<Share> = shares.into_iter().map(share).collect();
+        let mut shares: Vec<Share> = shares.into_values().collect();
         shares.sort_by_key(|share| std::cmp::Reverse(share.time));
         Ok(shares)
     }

@@ -20,7 +20,8 @@ use cudarc::cudnn::sys::{
 use cudarc::driver::sys as driver_sys;
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUlaunchConfig,
-    CUmodule, CUresult, CUstream,
+    CUmodule, CUresult, CUstream, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave,
+    CUtensorMapL2promotion, CUtensorMapSwizzle,
 };
 use cudarc::nvrtc::sys as nvrtc_sys;
 use cudarc::nvrtc::sys::{nvrtcProgram, nvrtcResult};
@@ -68,6 +69,11 @@ functions! {
     ) -> CUresult;
     fn cuLaunchKernelEx(
         config: *const CUlaunchConfig, function: CUfunction, parameters: *mut *mut c_void, extra: *mut *mut c_void,
+    ) -> CUresult;
+    fn cuTensorMapEncodeTiled(
+        map: *mut CUtensorMap, dtype: CUtensorMapDataType, rank: u32, address: *mut c_void, extents: *const u64,
+        strides: *const u64, part: *const u32, steps: *const u32, interleave: CUtensorMapInterleave,
+        swizzle: CUtensorMapSwizzle, promotion: CUtensorMapL2promotion, outside: CUtensorMapFloatOOBfill,
     ) -> CUresult;
     loose fn cuGetErrorName(error: c_int, text: *mut *const c_char) -> c_int;
     loose fn cuGetErrorString(error: c_int, text: *mut *const c_char) -> c_int;

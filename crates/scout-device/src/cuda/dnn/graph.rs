@@ -12,7 +12,7 @@ use super::handle::Handle;
 use crate::Result;
 
 /// What every address that a graph works on must be a multiple of, in bytes.
-pub(super) const ALIGNMENT: usize = 16;
+pub(in crate::cuda) const ALIGNMENT: usize = 16;
 
 pub(super) const F32: DataType = DataType::CUDNN_DATA_FLOAT;
 pub(super) const BF16: DataType = DataType::CUDNN_DATA_BFLOAT16;

@@ -2,9 +2,9 @@
 
 use std::ffi::c_void;
 
+use super::address::{Address, at, host};
 use super::documents::IndexLayout;
 use super::graph::{F32, Form, GraphBuilder, I32, Place, TensorId};
-use super::run::Address;
 use super::shape::AttentionShape;
 use crate::Result;
 
@@ -40,7 +40,7 @@ impl Inputs {
     /// Where each of them is, when the index of the documents is at `index`. The numbers must outlive the launch.
     pub fn bindings(&self, shape: &AttentionShape, index: Address, values: &Values) -> [(TensorId, *mut c_void); 6] {
         let layout = IndexLayout::of(shape);
-        let part = |start: usize| (index + (start * size_of::<u32>()) as u64) as *mut c_void;
+        let part = |start: usize| at(index + (start * size_of::<u32>()) as u64);
         [
             (self.lengths, part(layout.lengths)),
             (self.query_starts, part(layout.query_starts)),
@@ -63,9 +63,4 @@ impl Values {
     pub fn new(scale: f32) -> Values {
         Values { scale, hidden: f32::NEG_INFINITY, one: 1.0 }
     }
-}
-
-/// The address of a number on the host; cuDNN only reads it.
-pub(super) fn host(value: &f32) -> *mut c_void {
-    (&raw const *value).cast_mut().cast()
 }

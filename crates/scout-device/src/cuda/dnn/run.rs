@@ -2,28 +2,26 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::ffi::c_void;
 
 use cudarc::cudnn::sys;
+use scout_core::ByteCount;
 
+use super::address::{Address, at, host};
 use super::api::Api;
 use super::graph_backward::{self, BackwardTensors};
 use super::graph_forward::{self, ForwardTensors};
 use super::handle::Handle;
-use super::inputs::{Values, host};
+use super::inputs::Values;
 use super::plan::Plan;
-use super::shape::AttentionShape;
+use super::shape::{AttentionShape, SumOrder};
 use crate::Result;
 use crate::cuda::tables::Cudnn;
-
-/// An address on the device.
-pub(super) type Address = u64;
 
 /// Where parts of the scratch memory begin are multiples of this many bytes.
 const LINE: usize = 256;
 
 /// cuDNN on one device, with every plan made so far.
-pub(super) struct Runner {
+pub(in crate::cuda) struct Runner {
     // Dropped before the handle that they were made with.
     forward: HashMap<AttentionShape, (Plan, ForwardTensors)>,
     backward: HashMap<AttentionShape, (Plan, BackwardTensors)>,
@@ -35,7 +33,7 @@ pub(super) struct Runner {
 unsafe impl Send for Runner {}
 
 /// What the forward pass reads and writes.
-pub(super) struct ForwardMemory {
+pub(in crate::cuda) struct ForwardMemory {
     pub q: Address,
     pub k: Address,
     pub v: Address,
@@ -46,7 +44,7 @@ pub(super) struct ForwardMemory {
 }
 
 /// What the backward pass reads and writes.
-pub(super) struct BackwardMemory {
+pub(in crate::cuda) struct BackwardMemory {
     pub q: Address,
     pub k: Address,
     pub v: Address,
@@ -103,6 +101,27 @@ impl BackwardScratch {
             workspace: part(workspace_bytes),
             end,
         }
+    }
+}
+
+/// Scratch memory of the backward pass as far as it is known before there is a plan: all but some KiB that cuDNN asks for
+/// besides. Where the order of sums is fixed, cuDNN keeps the gradients of all scores, in bf16.
+pub fn backward_scratch(shape: &AttentionShape, num_tokens: usize) -> ByteCount {
+    let of_scores = match shape.sum_order() {
+        SumOrder::Any => 0,
+        SumOrder::Fixed => shape.score_dims().iter().product::<i64>() as usize * size_of::<half::bf16>(),
+    };
+    let parts = Parts { dq_sums: shape.sum_order() == SumOrder::Any, per_query_head: shape.shares_keys() };
+    ByteCount(BackwardScratch::of(shape, num_tokens, of_scores, parts).end as u64)
+}
+
+/// The most scratch memory that a backward pass is worth: behind it others compute it. An order of sums that is fixed costs
+/// the square of the longest document for as many documents as there may be, which for a pack of short ones is out of all
+/// proportion.
+pub fn most_scratch(sum_order: SumOrder) -> ByteCount {
+    match sum_order {
+        SumOrder::Any => ByteCount(u64::MAX),
+        SumOrder::Fixed => ByteCount(4 << 30),
     }
 }
 
@@ -221,13 +240,9 @@ impl Runner {
     }
 }
 
-fn at(address: Address) -> *mut c_void {
-    address as *mut c_void
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::{Heads, SumOrder};
+    use super::super::shape::Heads;
     use super::*;
 
     #[test]

@@ -1,15 +1,21 @@
-//! Attention on tensors: everything is compared with what the plan was made for before an address is taken.
+//! Attention of tensors by cuDNN: everything is compared with what the plan was made for before an address is taken.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use scout_core::{ByteCount, DType};
+use scout_core::DType;
 
-use super::documents::DocumentIndex;
-use super::graph::ALIGNMENT;
-use super::run::{Address, BackwardMemory, ForwardMemory, Runner};
-use super::shape::AttentionShape;
-use crate::cuda::{Context, Copying, CudaDevice, DeviceBuffer, Pinned};
-use crate::{DeviceError, Purpose, Result, Tensor};
+use super::device::CudaDevice;
+use super::dnn::address::Address;
+use super::dnn::documents::DocumentIndex;
+use super::dnn::engine::Attention;
+use super::dnn::graph::ALIGNMENT;
+use super::dnn::run::{BackwardMemory, ForwardMemory};
+use super::dnn::shape::AttentionShape;
+use super::memory::DeviceBuffer;
+use super::pinned::{Copying, Pinned};
+use super::profile::Effort;
+use crate::tensor::Tensor;
+use crate::{DeviceError, Purpose, Result};
 
 const FORWARD: &str = "attention forward";
 const BACKWARD: &str = "attention backward";
@@ -81,31 +87,7 @@ pub struct QkvGradients {
     pub dv: Tensor,
 }
 
-/// Attention by cuDNN on one GPU. Work is queued on the compute stream of the device; scratch memory is taken from its
-/// working memory and given back at once, in the order of that stream.
-pub struct Attention {
-    // Dropped before the context it lives in.
-    runner: Mutex<Runner>,
-    context: Arc<Context>,
-}
-
 impl Attention {
-    /// Fails where cuDNN is missing or too old, with what to install.
-    pub fn new(context: &Arc<Context>) -> Result<Attention> {
-        let cudnn = context.libraries.cudnn()?;
-        context.driver()?;
-        Ok(Attention { runner: Mutex::new(Runner::new(*cudnn)?), context: context.clone() })
-    }
-
-    /// Makes both plans for a shape, which takes a second or two, and answers the scratch memory that the passes take
-    /// for `num_tokens` tokens. Afterwards nothing is made or allocated any more.
-    pub fn prepare(&self, shape: &AttentionShape, num_tokens: usize) -> Result<[ByteCount; 2]> {
-        self.context.driver()?;
-        let mut runner = self.lock();
-        let bytes = [runner.forward_scratch(shape)?, runner.backward_scratch(shape, num_tokens)?];
-        Ok(bytes.map(|bytes| ByteCount(bytes as u64)))
-    }
-
     /// `softmax(scale · q·kᵀ)·v`, causal inside each document and blind across documents.
     pub fn forward(&self, qkv: [&Tensor; 3], documents: &Documents, scale: f32) -> Result<Attended> {
         let shape = &documents.shape;
@@ -114,7 +96,7 @@ impl Attention {
         let mut context = device.buffer(DType::BF16, query_dims)?;
         let mut log_sum_exp = device.buffer(DType::F32, [query_dims[0], query_dims[1]])?;
         if documents.num_tokens > 0 {
-            self.context.driver()?;
+            self.context().driver()?;
             let mut runner = self.lock();
             let scratch = device.working_memory().take(Purpose::Workspace, runner.forward_scratch(shape)?)?;
             let [q, k, v] = self.read(&device, FORWARD, qkv)?;
@@ -125,12 +107,16 @@ impl Attention {
             // results are as large as asked for above, fresh and at multiples of 512. Every block belongs to this
             // device, and whoever takes one next comes later on the same stream, or waits for it (`is_used_on`).
             let run = || unsafe { runner.forward(shape, device.compute().raw().cast(), &memory, scale) };
-            device.profiler().time(device.compute(), || "attention forward, cuDNN".to_string(), run)?;
+            device.profiler().time(
+                device.compute(),
+                || ("attention forward, cuDNN".to_string(), Effort::Other),
+                run,
+            )?;
         }
         Ok(Attended { context: context.into_tensor(), log_sum_exp: log_sum_exp.into_tensor() })
     }
 
-    /// SumOrder of all query heads of a group add up in the key and value head that they share.
+    /// Gradients of all query heads of a group add up in the key and value head that they share.
     pub fn backward(
         &self,
         dcontext: &Tensor,
@@ -150,7 +136,7 @@ impl Attention {
         let mut dk = device.buffer(DType::BF16, kv_dims)?;
         let mut dv = device.buffer(DType::BF16, kv_dims)?;
         if documents.num_tokens > 0 {
-            self.context.driver()?;
+            self.context().driver()?;
             let mut runner = self.lock();
             let bytes = runner.backward_scratch(shape, documents.num_tokens)?;
             let scratch = device.working_memory().take(Purpose::Workspace, bytes)?;
@@ -163,13 +149,13 @@ impl Attention {
             let size = (shape, documents.num_tokens);
             // SAFETY: as in `forward`; what else is read was compared above.
             let run = || unsafe { runner.backward(size, device.compute().raw().cast(), &memory, scale) };
-            device.profiler().time(device.compute(), || "attention backward, cuDNN".to_string(), run)?;
+            device.profiler().time(
+                device.compute(),
+                || ("attention backward, cuDNN".to_string(), Effort::Other),
+                run,
+            )?;
         }
         Ok(QkvGradients { dq: dq.into_tensor(), dk: dk.into_tensor(), dv: dv.into_tensor() })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Runner> {
-        self.runner.lock().expect("no holder of this lock panics")
     }
 
     /// The device of all of them. Fails unless shapes and element types are those of the documents.
@@ -185,7 +171,7 @@ impl Attention {
             expect(what, tensor, DType::BF16, &dims(documents, heads.kv))?;
         }
         let device = &q.region(what)?.device;
-        if !Arc::ptr_eq(device.context(), &self.context) {
+        if !Arc::ptr_eq(device.context(), self.context()) {
             return Err(elsewhere(what));
         }
         Ok(device.clone())
@@ -201,7 +187,7 @@ impl Attention {
         let mut addresses = [0; N];
         for (address, tensor) in addresses.iter_mut().zip(tensors) {
             let region = tensor.region(what)?;
-            if !Arc::ptr_eq(region.device.context(), &self.context) {
+            if !Arc::ptr_eq(region.device.context(), self.context()) {
                 return Err(elsewhere(what));
             }
             *address = region.address();
