@@ -7,6 +7,7 @@ use std::process::Command;
 use scout_device::Tensor;
 
 use crate::lora::{DropoutKey, TokenKeys};
+use crate::matmul::Columns;
 use crate::qk_position::Position;
 use crate::test_inputs::{bits, index_tensor, indices, tensor, values};
 use crate::{
@@ -121,7 +122,10 @@ fn rows_of_tokens() {
     let (x, dy) = (tensor(1, [900, 96]), tensor(2, [900, 96]));
     let normed = rms_norm::forward(&x, &tensor(3, [96]), 1e-5).unwrap();
     print_tensor("norm", &normed.y);
-    print_tensor("norm backward", &rms_norm::backward(&dy, &x, &normed.inverse_rms, &tensor(3, [96])).unwrap());
+    print_tensor(
+        "norm backward",
+        &rms_norm::backward(&dy, &x, &normed.inverse_rms, &tensor(3, [96]), Some(&x)).unwrap(),
+    );
     print_tensor("norm's weight", &rms_norm::weight_gradient(&dy, &x, &normed.inverse_rms).unwrap());
 
     let heads = |tensor: &Tensor| tensor.reshape([900, 6, 16]).unwrap();
@@ -145,8 +149,12 @@ fn rows_of_tokens() {
     print_tensor("swiglu", &swiglu::forward(&x).unwrap());
     print_tensor("swiglu backward", &swiglu::backward(&tensor(8, [900, 48]), &x).unwrap());
 
-    print_tensor("delta", &lora::add_delta(tensor(9, [900, 200]), 50, &x, 0.5).unwrap());
-    print_tensor("columns", &lora::columns(&x, 17, 40).unwrap());
+    print_tensor("delta", &lora::add_delta(tensor(9, [900, 96]), &x, 0.5).unwrap());
+    let narrow = Columns { tensor: &x, start: 17, count: 8 };
+    print_tensor("thin product", &lora::product_nt(narrow, &tensor(10, [600, 8]), 0.5, None).unwrap());
+    let of_side = tensor(12, [300, 8]);
+    let sides = [lora::Side::Product(narrow, &of_side), lora::Side::Zeros(70)];
+    print_tensor("thin products side by side", &lora::side_by_side(&sides, 0.5).unwrap());
     let keys = TokenKeys::new(&(0..900).collect::<Vec<u64>>(), &(0..900).collect::<Vec<u32>>()).unwrap();
     let key = DropoutKey { seed: 1, step: 2, module: 3 };
     print_tensor("dropout", &lora::dropout(&x, &keys, key, 0.1).unwrap());
@@ -154,7 +162,10 @@ fn rows_of_tokens() {
     let backwards = index_tensor(&(0..900).rev().collect::<Vec<u32>>());
     print_tensor("gather", &rows::gather(&x, &backwards).unwrap());
     print_tensor("scatter", &rows::scatter(&x, &backwards, 1000).unwrap());
-    print_tensor("sum", &rows::add(&x, &dy).unwrap());
+    print_tensor("product and sum", &matmul::add_nn(Some(tensor(13, [900, 400])), &x, &tensor(14, [96, 400])).unwrap());
+    let (first, second) = (tensor(15, [96, 8]), tensor(16, [96, 24]));
+    let pairs = [((&x).into(), &first), ((&dy).into(), &second)];
+    print_tensor("products side by side", &matmul::side_by_side_nn(&pairs).unwrap());
     print_tensor("embedding", &embedding::forward(&index_tensor(&indices(10, 2000, 900)), &x).unwrap());
     print_tensor(
         "embedding's weight",

@@ -1,159 +1,182 @@
-//! What LoRA does to a projection: the product of two narrow factors is added to its output, and on the way back their
-//! gradients are collected. Weights pass gradients through, and get their own where somebody trains them.
-#![expect(non_snake_case, reason = "shape suffixes: T tokens, I input, O output, R rank, E experts")]
+//! What LoRA does to linear projections. What an adapter adds is written first, as the product of two narrow factors, and
+//! the product with the weight is added to it; the gradient of an input comes about in the same order. The weights
+//! themselves are not seen here.
+#![expect(non_snake_case, reason = "shape suffixes: T tokens, I input, O output, R ranks of all adapters of a stack")]
 
-use scout_core::{LoraModule, Projection, UnitId};
+use std::ops::Range;
+
+use scout_core::{LoraModule, Projection};
 use scout_device::Tensor;
-use scout_kernels::lora::DropoutKey;
-use scout_kernels::{grouped_matmul, lora, matmul};
+use scout_kernels::lora::{DropoutKey, Side};
+use scout_kernels::matmul::Columns;
+use scout_kernels::{lora, matmul, rows};
 
-use crate::Result;
-use crate::gradients::Gradients;
-use crate::lora::{Factor, LoraGradients, LoraWeights, OuterProduct};
-use crate::pass::Pass;
+use crate::error::Result;
+use crate::lora::{Factor, Input, LoraGradients};
+use crate::pass::{Dropout, Pass};
 
-/// One adapted projection during a pass.
-#[derive(Debug, Clone, Copy)]
-pub struct Adapter<'a> {
-    index: usize,
-    module: &'a LoraModule,
-    a: &'a Tensor,
-    b: &'a Tensor,
-    scale: f32,
+/// The adapters of those projections of a layer that read one input; there may be none.
+pub struct Stack<'a> {
+    pass: &'a Pass<'a>,
+    modules: Range<usize>,
 }
 
-/// The narrow product between the two factors, kept for the backward pass.
+/// One narrow product for each adapter of a stack, side by side: kept for the backward pass, or the gradient of what was
+/// kept. Nothing where there is no adapter.
 #[derive(Debug)]
-pub struct Narrow(Tensor);
+pub struct Narrow(Option<Tensor>);
 
-impl<'a> Adapter<'a> {
-    /// The adapter of a projection, if it carries one.
-    pub fn find(lora: &'a LoraWeights, layer_index: usize, projection: Projection) -> Option<Adapter<'a>> {
-        let LoraWeights { layout, factors } = lora;
-        let index = layout.find(layer_index, projection)?;
-        let (a, b) = &factors[index];
-        Some(Adapter { index, module: &layout.modules()[index], a, b, scale: layout.scale })
+/// An adapter of a stack.
+struct Member<'a> {
+    module: &'a LoraModule,
+    index: usize,
+    /// Where its columns begin in a narrow product.
+    start: usize,
+}
+
+impl Member<'_> {
+    fn columns<'a>(&self, narrow_TR: &'a Tensor) -> Columns<'a> {
+        Columns { tensor: narrow_TR, start: self.start, count: self.module.rank }
+    }
+}
+
+impl<'a> Stack<'a> {
+    pub fn of(pass: &'a Pass<'a>, layer_index: usize, input: Input) -> Stack<'a> {
+        Stack { pass, modules: pass.lora.layout.stack(layer_index, input) }
     }
 
-    /// `y[:, column_start..] += scale · (x·Aᵀ)·Bᵀ`.
-    pub fn forward_linear(
+    pub fn is_empty(&self) -> bool {
+        self.modules.is_empty()
+    }
+
+    /// `x·Aᵀ` of each adapter.
+    pub fn narrow(&self, x_TI: &Tensor) -> Result<Narrow> {
+        if self.is_empty() {
+            return Ok(Narrow(None));
+        }
+        if self.dropout().is_none() {
+            return Ok(Narrow(Some(matmul::nt(x_TI, &self.pass.lora.stacked_a(&self.modules)?)?)));
+        }
+        let mut factors = Vec::new();
+        for member in self.members() {
+            factors.push((self.dropped(x_TI, member.module)?, self.pass.lora.factor(member.index, Factor::A)?));
+        }
+        let pairs: Vec<_> = factors.iter().map(|(x_TI, a)| (x_TI.into(), a)).collect();
+        Ok(Narrow(Some(matmul::side_by_side_nt(&pairs)?)))
+    }
+
+    /// What a projection is without its weight: what its adapter adds, and `residual`. Nothing where there is neither.
+    pub fn part(
         &self,
-        y: Tensor,
-        column_start: usize,
-        x_TI: &Tensor,
-        pass: &Pass,
-    ) -> Result<(Tensor, Narrow)> {
-        let narrow_TR = match self.dropped(x_TI, pass)? {
-            Some(dropped_TI) => matmul::nt(&dropped_TI, self.a)?,
-            None => matmul::nt(x_TI, self.a)?,
-        };
-        Ok((lora::add_nt(y, column_start, &narrow_TR, self.b, self.scale)?, Narrow(narrow_TR)))
-    }
-
-    /// Adds to the factors' gradients and to `dx`, given the gradient of the projection's output.
-    pub fn backward_linear(&self, step: LinearBackward, pass: &Pass, gradients: &mut LoraGradients) -> Result<Tensor> {
-        let LinearBackward { dy, column_start, x: x_TI, narrow: Narrow(narrow_TR), dx } = step;
-        let is_whole = column_start == 0 && dy.dims()[1] == self.module.output;
-        let dy_TO = if is_whole { dy.clone() } else { lora::columns(dy, column_start, self.module.output)? };
-        gradients.add(self.index, Factor::B, self.outer([&dy_TO, narrow_TR], None))?;
-        let dnarrow_TR = matmul::nn(&dy_TO, self.b)?;
-        let dropped_TI = self.dropped(x_TI, pass)?;
-        let seen_TI = dropped_TI.as_ref().unwrap_or(x_TI);
-        gradients.add(self.index, Factor::A, self.outer([&dnarrow_TR, seen_TI], None))?;
-        if dropped_TI.is_none() {
-            return Ok(lora::add_nn(dx, 0, &dnarrow_TR, self.a, self.scale)?);
-        }
-        // The mask stands between the product and the sum.
-        let through_TI = matmul::nn(&dnarrow_TR, self.a)?;
-        let through_TI = self.dropped(&through_TI, pass)?.unwrap_or(through_TI);
-        Ok(lora::add_delta(dx, 0, &through_TI, self.scale)?)
-    }
-
-    /// The same for stacked experts, whose rows are sorted: `y += scale · (u·B_e)·A_e`.
-    pub fn forward_experts(&self, y: Tensor, u_TI: &Tensor, offsets: &[u32]) -> Result<(Tensor, Narrow)> {
-        let narrow_TR = grouped_matmul::nn(u_TI, self.b, offsets)?;
-        let delta_TO = grouped_matmul::nn(&narrow_TR, self.a, offsets)?;
-        Ok((lora::add_delta(y, 0, &delta_TO, self.scale)?, Narrow(narrow_TR)))
-    }
-
-    pub fn backward_experts(&self, step: ExpertsBackward, gradients: &mut LoraGradients) -> Result<Tensor> {
-        let ExpertsBackward { dy: dy_TO, u: u_TI, narrow: Narrow(narrow_TR), offsets, du } = step;
-        gradients.add(self.index, Factor::A, self.outer([narrow_TR, dy_TO], Some(offsets)))?;
-        let dnarrow_TR = grouped_matmul::nt(dy_TO, self.a, offsets)?;
-        gradients.add(self.index, Factor::B, self.outer([u_TI, &dnarrow_TR], Some(offsets)))?;
-        let through_TI = grouped_matmul::nt(&dnarrow_TR, self.b, offsets)?;
-        Ok(lora::add_delta(du, 0, &through_TI, self.scale)?)
-    }
-
-    fn outer<'b>(&self, rows: [&'b Tensor; 2], offsets: Option<&'b [u32]>) -> OuterProduct<'b> {
-        OuterProduct { rows, offsets, scale: self.scale }
-    }
-
-    /// `x` with this adapter's dropout, or `None` where nothing is dropped. The mask is a pure function of seed, step,
-    /// module, sample and position, so the backward pass makes it again instead of keeping it.
-    fn dropped(&self, x_TI: &Tensor, pass: &Pass) -> Result<Option<Tensor>> {
-        let Some(dropout) = pass.dropout else { return Ok(None) };
-        // Named by place, not by position in the list of targets: other targets change nothing here.
-        let module = (self.module.layer_index * Projection::ALL.len() + self.module.projection as usize) as u64;
-        let key = DropoutKey { seed: dropout.seed, step: dropout.step, module };
-        Ok(Some(lora::dropout(x_TI, &pass.batch.token_keys, key, dropout.probability)?))
-    }
-}
-
-/// What the backward pass of an adapted linear projection starts from.
-pub struct LinearBackward<'a> {
-    pub dy: &'a Tensor,
-    pub column_start: usize,
-    pub x: &'a Tensor,
-    pub narrow: &'a Narrow,
-    pub dx: Tensor,
-}
-
-pub struct ExpertsBackward<'a> {
-    pub dy: &'a Tensor,
-    pub u: &'a Tensor,
-    pub narrow: &'a Narrow,
-    pub offsets: &'a [u32],
-    pub du: Tensor,
-}
-
-/// A linear projection with its adapter, if it has one.
-pub struct Linear<'a> {
-    pub weight: Tensor,
-    /// Unit of the weight, and its place there.
-    pub place: (UnitId, usize),
-    pub adapter: Option<Adapter<'a>>,
-}
-
-impl Linear<'_> {
-    pub fn forward(&self, x_TI: &Tensor, pass: &Pass) -> Result<(Tensor, Option<Narrow>)> {
-        let y_TO = matmul::nt(x_TI, &self.weight)?;
-        match &self.adapter {
-            None => Ok((y_TO, None)),
-            Some(adapter) => {
-                let (y_TO, narrow) = adapter.forward_linear(y_TO, 0, x_TI, pass)?;
-                Ok((y_TO, Some(narrow)))
+        projection: Projection,
+        narrow: &Narrow,
+        residual_TO: Option<&Tensor>,
+    ) -> Result<Option<Tensor>> {
+        match (self.member(projection), &narrow.0) {
+            (Some(member), Some(narrow_TR)) => {
+                let b = self.pass.lora.factor(member.index, Factor::B)?;
+                Ok(Some(lora::product_nt(member.columns(narrow_TR), &b, self.scale(), residual_TO)?))
             }
+            _ => Ok(residual_TO.map(rows::copy).transpose()?),
         }
     }
 
-    /// The gradient of the input; those of the factors and, where it is wanted, of the weight are added to `gradients`.
+    /// The parts of two projections of `width` columns each, side by side.
+    pub fn parts(&self, projections: [Projection; 2], narrow: &Narrow, width: usize) -> Result<Option<Tensor>> {
+        let Some(narrow_TR) = &narrow.0 else { return Ok(None) };
+        let members = projections.map(|projection| self.member(projection));
+        let factor = |member: &Member| self.pass.lora.factor(member.index, Factor::B);
+        let factors = [members[0].as_ref().map(factor).transpose()?, members[1].as_ref().map(factor).transpose()?];
+        let sides = [0, 1].map(|side| match (&members[side], &factors[side]) {
+            (Some(member), Some(b)) => Side::Product(member.columns(narrow_TR), b),
+            _ => Side::Zeros(width),
+        });
+        Ok(Some(lora::side_by_side(&sides, self.scale())?))
+    }
+
+    /// The gradient of the narrow products, given those of the outputs of all projections of the stack; adds to the
+    /// gradients of the factors B.
     pub fn backward(
         &self,
-        dy_TO: &Tensor,
-        x_TI: &Tensor,
-        narrow: Option<&Narrow>,
-        pass: &Pass,
-        gradients: &mut Gradients,
-    ) -> Result<Tensor> {
-        gradients.add(self.place.0, self.place.1, || matmul::tn(dy_TO, x_TI))?;
-        let dx = matmul::nn(dy_TO, &self.weight)?;
-        match (&self.adapter, narrow) {
-            (Some(adapter), Some(narrow)) => {
-                let step = LinearBackward { dy: dy_TO, column_start: 0, x: x_TI, narrow, dx };
-                adapter.backward_linear(step, pass, gradients.lora)
-            }
-            _ => Ok(dx),
+        dys: &[(Projection, Columns)],
+        narrow: &Narrow,
+        gradients: &mut LoraGradients,
+    ) -> Result<Narrow> {
+        let Some(narrow_TR) = &narrow.0 else { return Ok(Narrow(None)) };
+        let mut factors = Vec::new();
+        for &(projection, dy_TO) in dys {
+            let Some(member) = self.member(projection) else { continue };
+            let range = self.pass.lora.layout.range(member.index, Factor::B);
+            gradients.add(range, dy_TO, member.columns(narrow_TR))?;
+            factors.push((dy_TO, self.pass.lora.factor(member.index, Factor::B)?));
         }
+        let pairs: Vec<_> = factors.iter().map(|(dy_TO, b)| (*dy_TO, b)).collect();
+        Ok(Narrow(Some(matmul::side_by_side_nn(&pairs)?)))
+    }
+
+    /// What the gradient of the input is without the weights. Nothing where there is no adapter.
+    pub fn dx(&self, dnarrow: &Narrow) -> Result<Option<Tensor>> {
+        let Some(dnarrow_TR) = &dnarrow.0 else { return Ok(None) };
+        if self.dropout().is_none() {
+            let a = self.pass.lora.stacked_a(&self.modules)?;
+            return Ok(Some(lora::product_nn(dnarrow_TR, &a, self.scale())?));
+        }
+        let mut sum: Option<Tensor> = None;
+        for member in self.members() {
+            let a = self.pass.lora.factor(member.index, Factor::A)?;
+            let through_TI = lora::product_nn(member.columns(dnarrow_TR), &a, self.scale())?;
+            let through_TI = self.dropped(&through_TI, member.module)?;
+            sum = Some(match sum {
+                None => through_TI,
+                Some(sum) => lora::add_delta(sum, &through_TI, 1.0)?,
+            });
+        }
+        Ok(sum)
+    }
+
+    /// Adds to the gradients of the factors A, given the input.
+    pub fn add_gradients_of_a(&self, dnarrow: &Narrow, x_TI: &Tensor, gradients: &mut LoraGradients) -> Result<()> {
+        let Some(dnarrow_TR) = &dnarrow.0 else { return Ok(()) };
+        let layout = &self.pass.lora.layout;
+        if self.dropout().is_none() {
+            return gradients.add(layout.range_of_stacked_a(&self.modules), dnarrow_TR.into(), x_TI.into());
+        }
+        for member in self.members() {
+            let dropped_TI = self.dropped(x_TI, member.module)?;
+            let range = layout.range(member.index, Factor::A);
+            gradients.add(range, member.columns(dnarrow_TR), (&dropped_TI).into())?;
+        }
+        Ok(())
+    }
+
+    fn members(&self) -> impl Iterator<Item = Member<'a>> + use<'a> {
+        let modules = self.pass.lora.layout.modules();
+        let first = self.modules.start;
+        self.modules.clone().map(move |index| {
+            let module = &modules[index];
+            Member { module, index, start: (index - first) * module.rank }
+        })
+    }
+
+    fn member(&self, projection: Projection) -> Option<Member<'a>> {
+        self.members().find(|member| member.module.projection == projection)
+    }
+
+    fn scale(&self) -> f32 {
+        self.pass.lora.layout.scale
+    }
+
+    fn dropout(&self) -> Option<Dropout> {
+        self.pass.dropout.filter(|dropout| dropout.probability > 0.0)
+    }
+
+    /// `x` with the dropout of one adapter, if there is any. The mask is a pure function of seed, step, module, sample and
+    /// position, so the backward pass makes it again instead of keeping it.
+    fn dropped(&self, x_TI: &Tensor, module: &LoraModule) -> Result<Tensor> {
+        let Some(dropout) = self.dropout() else { return Ok(x_TI.clone()) };
+        // Named by place, not by position in the list of targets: other targets change nothing here.
+        let place = (module.layer_index * Projection::ALL.len() + module.projection as usize) as u64;
+        let key = DropoutKey { seed: dropout.seed, step: dropout.step, module: place };
+        Ok(lora::dropout(x_TI, &self.pass.batch.token_keys, key, dropout.probability)?)
     }
 }

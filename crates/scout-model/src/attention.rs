@@ -6,12 +6,13 @@ use scout_core::{Projection, UnitId};
 use scout_device::{Tensor, UnitSource, UnitWeights};
 use scout_kernels::attention::{Attended, QkvGradients, Segments};
 use scout_kernels::qk_position::{Placed, Position};
-use scout_kernels::{attention, qk_position, rms_norm, rows};
+use scout_kernels::{attention, matmul, qk_position, rms_norm};
 
-use crate::Result;
-use crate::adapted::{Adapter, Linear, Narrow};
+use crate::adapted::{Narrow, Stack};
+use crate::error::Result;
 use crate::gradients::Gradients;
-use crate::pass::{Keep, Pass, Trace};
+use crate::lora::Input;
+use crate::pass::{Keep, NoTrace, Pass, Trace};
 use crate::units::attention_params as param;
 
 #[derive(Debug)]
@@ -42,10 +43,8 @@ struct Inner {
     k: Placed,
     v_Thd: Tensor,
     attended: Attended,
-    narrow_q: Option<Narrow>,
-    narrow_k: Option<Narrow>,
-    narrow_v: Option<Narrow>,
-    narrow_o: Option<Narrow>,
+    narrow_qkv: Narrow,
+    narrow_o: Narrow,
 }
 
 impl AttentionBlock {
@@ -57,35 +56,49 @@ impl AttentionBlock {
         trace: &mut dyn Trace,
     ) -> Result<(Tensor, SavedAttention)> {
         let unit = weights.take(self.unit)?;
-        let (y_TD, inner) = self.run(&unit, &x_TD, pass, trace)?;
+        let inner = self.attend(&unit, &x_TD, pass, trace)?;
+        let y_TD = self.output(&unit, &inner, Some(&x_TD), pass)?;
+        if trace.is_on() {
+            trace.record_layer(self.layer_index, "attn_out", &self.output(&unit, &inner, None, pass)?);
+        }
         let inner = (pass.keep != Keep::InputOnly).then_some(inner);
         Ok((y_TD, SavedAttention { x_TD, inner }))
     }
 
-    fn run(&self, unit: &UnitWeights, x_TD: &Tensor, pass: &Pass, trace: &mut dyn Trace) -> Result<(Tensor, Inner)> {
+    /// Everything up to the output projection.
+    fn attend(&self, unit: &UnitWeights, x_TD: &Tensor, pass: &Pass, trace: &mut dyn Trace) -> Result<Inner> {
         let batch = pass.batch;
         let normed = rms_norm::forward(x_TD, &unit.param(param::NORM)?, self.rms_norm_eps)?;
-        let (q, narrow_q) = self.linear(unit, param::Q, pass)?.forward(&normed.y, pass)?;
-        let (k, narrow_k) = self.linear(unit, param::K, pass)?.forward(&normed.y, pass)?;
-        let (v, narrow_v) = self.linear(unit, param::V, pass)?.forward(&normed.y, pass)?;
-        let q = qk_position::forward(&self.heads(&q, self.num_heads)?, &batch.positions, &self.position)?;
+        let qkv = Stack::of(pass, self.layer_index, Input::Attention);
+        let narrow_qkv = qkv.narrow(&normed.y)?;
+        let project = |projection, index| -> Result<Tensor> {
+            let part = qkv.part(projection, &narrow_qkv, None)?;
+            Ok(matmul::add_nt(part, &normed.y, &unit.param(index)?)?)
+        };
+        let q = self.heads(&project(Projection::Q, param::Q)?, self.num_heads)?;
+        let k = self.heads(&project(Projection::K, param::K)?, self.num_kv_heads)?;
+        let v_Thd = self.heads(&project(Projection::V, param::V)?, self.num_kv_heads)?;
+        let q = qk_position::forward(&q, &batch.positions, &self.position)?;
         let k = match self.position {
             // The temperature of layers without rotation belongs to the queries alone.
-            Position::Temperature { .. } => Placed { y: self.heads(&k, self.num_kv_heads)?, inverse_rms: None },
-            _ => qk_position::forward(&self.heads(&k, self.num_kv_heads)?, &batch.positions, &self.position)?,
+            Position::Temperature { .. } => Placed { y: k, inverse_rms: None },
+            _ => qk_position::forward(&k, &batch.positions, &self.position)?,
         };
-        let v_Thd = self.heads(&v, self.num_kv_heads)?;
         let attended = attention::forward(&q.y, &k.y, &v_Thd, self.segments(pass), self.scale())?;
         let context_TD = self.joined(&attended.context)?;
-        let (out_TD, narrow_o) = self.linear(unit, param::O, pass)?.forward(&context_TD, pass)?;
+        let narrow_o = Stack::of(pass, self.layer_index, Input::Context).narrow(&context_TD)?;
         for (name, tensor) in [("attn_in", &normed.y), ("q", &q.y), ("k", &k.y), ("v", &v_Thd)] {
             trace.record_layer(self.layer_index, name, tensor);
         }
         trace.record_layer(self.layer_index, "attn_ctx", &context_TD);
-        trace.record_layer(self.layer_index, "attn_out", &out_TD);
-        let y_TD = rows::add(x_TD, &out_TD)?;
-        let inverse_rms_T = normed.inverse_rms;
-        Ok((y_TD, Inner { inverse_rms_T, q, k, v_Thd, attended, narrow_q, narrow_k, narrow_v, narrow_o }))
+        Ok(Inner { inverse_rms_T: normed.inverse_rms, q, k, v_Thd, attended, narrow_qkv, narrow_o })
+    }
+
+    /// The output projection, onto `residual` if there is one.
+    fn output(&self, unit: &UnitWeights, inner: &Inner, residual_TD: Option<&Tensor>, pass: &Pass) -> Result<Tensor> {
+        let o = Stack::of(pass, self.layer_index, Input::Context);
+        let part = o.part(Projection::O, &inner.narrow_o, residual_TD)?;
+        Ok(matmul::add_nt(part, &self.joined(&inner.attended.context)?, &unit.param(param::O)?)?)
     }
 
     /// The gradient of the block's input, given that of its output.
@@ -101,16 +114,9 @@ impl AttentionBlock {
         let SavedAttention { x_TD, inner } = saved;
         let inner = match inner {
             Some(inner) => inner,
-            None => self.run(&unit, &x_TD, pass, &mut crate::NoTrace)?.1,
+            None => self.attend(&unit, &x_TD, pass, &mut NoTrace)?,
         };
-        let context_TD = self.joined(&inner.attended.context)?;
-        let dcontext_TD = self.linear(&unit, param::O, pass)?.backward(
-            &dy_TD,
-            &context_TD,
-            inner.narrow_o.as_ref(),
-            pass,
-            gradients,
-        )?;
+        let dcontext_TD = self.output_backward(&unit, &dy_TD, &inner, pass, gradients)?;
         let QkvGradients { dq, dk, dv } = attention::backward(
             &self.heads(&dcontext_TD, self.num_heads)?,
             &inner.q.y,
@@ -128,28 +134,47 @@ impl AttentionBlock {
         };
         let norm_D = unit.param(param::NORM)?;
         let normed_TD = rms_norm::forward(&x_TD, &norm_D, self.rms_norm_eps)?.y;
-        let mut project = |index, dy: &Tensor, narrow: &Option<Narrow>| {
-            self.linear(&unit, index, pass)?.backward(&self.joined(dy)?, &normed_TD, narrow.as_ref(), pass, gradients)
-        };
-        let through_q = project(param::Q, &dq, &inner.narrow_q)?;
-        let through_k = project(param::K, &dk, &inner.narrow_k)?;
-        let through_v = project(param::V, &dv, &inner.narrow_v)?;
-        let dnormed_TD = rows::add(&rows::add(&through_q, &through_k)?, &through_v)?;
+        let dqkv = [self.joined(&dq)?, self.joined(&dk)?, self.joined(&dv)?];
+        let dnormed_TD = self.qkv_backward(&unit, dqkv, (&normed_TD, &inner.narrow_qkv), pass, gradients)?;
         gradients
             .add(self.unit, param::NORM, || rms_norm::weight_gradient(&dnormed_TD, &x_TD, &inner.inverse_rms_T))?;
-        let dx_TD = rms_norm::backward(&dnormed_TD, &x_TD, &inner.inverse_rms_T, &norm_D)?;
-        Ok(rows::add(&dy_TD, &dx_TD)?)
+        Ok(rms_norm::backward(&dnormed_TD, &x_TD, &inner.inverse_rms_T, &norm_D, Some(&dy_TD))?)
     }
 
-    fn linear<'a>(&self, unit: &UnitWeights, index: usize, pass: &Pass<'a>) -> Result<Linear<'a>> {
-        let projection = match index {
-            param::Q => Projection::Q,
-            param::K => Projection::K,
-            param::V => Projection::V,
-            _ => Projection::O,
-        };
-        let adapter = Adapter::find(pass.lora, self.layer_index, projection);
-        Ok(Linear { weight: unit.param(index)?, place: (self.unit, index), adapter })
+    fn output_backward(
+        &self,
+        unit: &UnitWeights,
+        dy_TD: &Tensor,
+        inner: &Inner,
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let context_TD = self.joined(&inner.attended.context)?;
+        let o = Stack::of(pass, self.layer_index, Input::Context);
+        let dnarrow = o.backward(&[(Projection::O, dy_TD.into())], &inner.narrow_o, gradients.lora)?;
+        o.add_gradients_of_a(&dnarrow, &context_TD, gradients.lora)?;
+        gradients.add(self.unit, param::O, || matmul::tn(dy_TD, &context_TD))?;
+        Ok(matmul::add_nn(o.dx(&dnarrow)?, dy_TD, &unit.param(param::O)?)?)
+    }
+
+    fn qkv_backward(
+        &self,
+        unit: &UnitWeights,
+        [dq, dk, dv]: [Tensor; 3],
+        (normed_TD, narrow): (&Tensor, &Narrow),
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let qkv = Stack::of(pass, self.layer_index, Input::Attention);
+        let dys = [(Projection::Q, (&dq).into()), (Projection::K, (&dk).into()), (Projection::V, (&dv).into())];
+        let dnarrow = qkv.backward(&dys, narrow, gradients.lora)?;
+        qkv.add_gradients_of_a(&dnarrow, normed_TD, gradients.lora)?;
+        for (index, dy) in [(param::Q, &dq), (param::K, &dk), (param::V, &dv)] {
+            gradients.add(self.unit, index, || matmul::tn(dy, normed_TD))?;
+        }
+        let through_q = matmul::add_nn(qkv.dx(&dnarrow)?, &dq, &unit.param(param::Q)?)?;
+        let and_k = matmul::add_nn(Some(through_q), &dk, &unit.param(param::K)?)?;
+        Ok(matmul::add_nn(Some(and_k), &dv, &unit.param(param::V)?)?)
     }
 
     fn segments<'a>(&self, pass: &Pass<'a>) -> &'a Segments {

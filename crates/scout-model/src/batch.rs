@@ -4,8 +4,7 @@ use scout_device::{Device, Tensor};
 use scout_kernels::attention::Segments;
 use scout_kernels::lora::TokenKeys;
 
-use crate::pass::Routes;
-use crate::{ModelError, Result};
+use crate::error::{ModelError, Result};
 
 /// One document of a batch: its tokens and a number that names the sample everywhere (dropout depends on it).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +20,9 @@ pub struct Target {
     pub token: u32,
     pub weight: f32,
 }
+
+/// Experts chosen beforehand, one `[T]` tensor a layer: a recorded routing that is replayed.
+pub type Routes = Vec<Tensor>;
 
 /// What one forward and backward pass works on. May be empty: a rank without rows still walks through every unit.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::{ModelError, Result};
+use crate::error::{ModelError, Result};
 
 /// Of a message about one key.
 const MAX_PROBLEM_CHARS: usize = 200;

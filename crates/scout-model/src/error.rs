@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use scout_core::ExitCode;
 use scout_device::DeviceError;
 
+pub type Result<T> = std::result::Result<T, ModelError>;
+
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error("could not read `{path}`")]

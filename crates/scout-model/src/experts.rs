@@ -7,12 +7,16 @@
 
 use scout_core::{Projection, UnitId};
 use scout_device::{Tensor, UnitSource, UnitWeights};
+use scout_kernels::matmul::Columns;
 use scout_kernels::router::{RouterGradient, Routing};
-use scout_kernels::{grouped_matmul, matmul, rms_norm, router, rows, swiglu};
+use scout_kernels::swiglu::BackAndForth;
+use scout_kernels::{grouped_matmul, matmul, rms_norm, router, swiglu};
 
-use crate::Result;
-use crate::adapted::{Adapter, ExpertsBackward, Linear, LinearBackward, Narrow};
+use crate::adapted::{Narrow, Stack};
+use crate::adapted_experts::{ExpertsAdapter, ExpertsBackward, NarrowSorted};
+use crate::error::Result;
 use crate::gradients::Gradients;
+use crate::lora::Input;
 use crate::pass::{Keep, Pass, Trace};
 use crate::units::{LayerUnits, shared_params as param};
 
@@ -31,18 +35,17 @@ pub struct SavedExperts {
     routing: Routing,
     inverse_rms_T: Tensor,
     /// Absent when the plan makes them again.
-    shared: Option<Wide>,
-    routed: Option<Wide>,
-    narrow_shared_down: Option<Narrow>,
-    narrow_routed_down: Option<Narrow>,
+    shared: Option<Wide<Narrow>>,
+    routed: Option<Wide<NarrowSorted>>,
+    narrow_shared_down: Narrow,
+    narrow_routed_down: NarrowSorted,
 }
 
 /// Gate and up halves of an expert, side by side, and the narrow products of the adapters that made them.
 #[derive(Debug)]
-struct Wide {
+struct Wide<N> {
     gate_up: Tensor,
-    narrow_gate: Option<Narrow>,
-    narrow_up: Option<Narrow>,
+    narrow: N,
 }
 
 impl ExpertsBlock {
@@ -62,7 +65,10 @@ impl ExpertsBlock {
         };
         let shared = self.shared_gate_up(&unit, &normed.y, pass)?;
         let hidden_TF = swiglu::forward(&shared.gate_up)?;
-        let (shared_TD, narrow_shared_down) = self.shared_down(&unit, pass)?.forward(&hidden_TF, pass)?;
+        let down = Stack::of(pass, self.layer_index, Input::SharedHidden);
+        let narrow_shared_down = down.narrow(&hidden_TF)?;
+        let part = down.part(Projection::SharedDown, &narrow_shared_down, None)?;
+        let shared_TD = matmul::add_nt(part, &hidden_TF, &unit.param(param::DOWN)?)?;
         drop(unit);
 
         let u_sorted_TD = router::gather_scaled(&normed.y, &routing)?;
@@ -71,8 +77,10 @@ impl ExpertsBlock {
         drop(unit);
         let hidden_sorted_TF = swiglu::forward(&routed.gate_up)?;
         let unit = weights.take(self.units.down)?;
-        let (routed_sorted_TD, narrow_routed_down) = self.routed_down(&unit, &hidden_sorted_TF, &routing, pass)?;
+        let through_TD = grouped_matmul::nn(&hidden_sorted_TF, &unit.param(0)?, routing.offsets()?)?;
         drop(unit);
+        let down = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsDown);
+        let (routed_sorted_TD, narrow_routed_down) = down.forward(through_TD, &hidden_sorted_TF, routing.offsets()?)?;
         let y_TD = router::combine(&routed_sorted_TD, &routing, &shared_TD, Some(&x_TD))?;
 
         if trace.is_on() {
@@ -123,8 +131,7 @@ impl ExpertsBlock {
         gradients.add(unit, param::ROUTER, || router::weight_gradient(&dlogit_T, &normed_TD, &saved.routing))?;
         gradients
             .add(unit, param::NORM, || rms_norm::weight_gradient(&dnormed_TD, &saved.x_TD, &saved.inverse_rms_T))?;
-        let dx_TD = rms_norm::backward(&dnormed_TD, &saved.x_TD, &saved.inverse_rms_T, &norm_D)?;
-        Ok(rows::add(&dy_TD, &dx_TD)?)
+        Ok(rms_norm::backward(&dnormed_TD, &saved.x_TD, &saved.inverse_rms_T, &norm_D, Some(&dy_TD))?)
     }
 
     pub fn forward_units(&self) -> [UnitId; 3] {
@@ -154,23 +161,24 @@ impl ExpertsBlock {
                 &made_again
             }
         };
-        let hidden_TF = swiglu::forward(&wide.gate_up)?;
-        let narrow = saved.narrow_shared_down.as_ref();
-        let dhidden_TF = self.shared_down(unit, pass)?.backward(dy_TD, &hidden_TF, narrow, pass, gradients)?;
-        let dgate_up = swiglu::backward(&dhidden_TF, &wide.gate_up)?;
-        self.add_shared_gate_up(&dgate_up, normed_TD, gradients)?;
-        let mut dx = matmul::nn(&dgate_up, &self.shared_gate_up_weight(unit)?)?;
-        let halves = [
-            (Projection::SharedGate, 0, &wide.narrow_gate),
-            (Projection::SharedUp, self.intermediate_size, &wide.narrow_up),
-        ];
-        for (projection, column_start, narrow) in halves {
-            if let (Some(adapter), Some(narrow)) = (self.adapter(projection, pass), narrow) {
-                let step = LinearBackward { dy: &dgate_up, column_start, x: normed_TD, narrow, dx };
-                dx = adapter.backward_linear(step, pass, gradients.lora)?;
-            }
+        let down = Stack::of(pass, self.layer_index, Input::SharedHidden);
+        let dys = [(Projection::SharedDown, dy_TD.into())];
+        let dnarrow = down.backward(&dys, &saved.narrow_shared_down, gradients.lora)?;
+        let dhidden_TF = matmul::add_nn(down.dx(&dnarrow)?, dy_TD, &unit.param(param::DOWN)?)?;
+        let is_trained = !down.is_empty() || gradients.weights.wants(self.units.shared, param::DOWN);
+        let (dgate_up, hidden_TF) = activation_backward(&dhidden_TF, &wide.gate_up, is_trained)?;
+        if let Some(hidden_TF) = hidden_TF {
+            down.add_gradients_of_a(&dnarrow, &hidden_TF, gradients.lora)?;
+            gradients.add(self.units.shared, param::DOWN, || matmul::tn(dy_TD, &hidden_TF))?;
         }
-        Ok(dx)
+
+        self.add_shared_gate_up(&dgate_up, normed_TD, gradients)?;
+        let half = |start| Columns { tensor: &dgate_up, start, count: self.intermediate_size };
+        let dys = [(Projection::SharedGate, half(0)), (Projection::SharedUp, half(self.intermediate_size))];
+        let both = Stack::of(pass, self.layer_index, Input::Shared);
+        let dnarrow = both.backward(&dys, &wide.narrow, gradients.lora)?;
+        both.add_gradients_of_a(&dnarrow, normed_TD, gradients.lora)?;
+        Ok(matmul::add_nn(both.dx(&dnarrow)?, &dgate_up, &self.shared_gate_up_weight(unit)?)?)
     }
 
     fn routed_backward(
@@ -194,71 +202,49 @@ impl ExpertsBlock {
                 &made_again
             }
         };
-        let hidden_TF = swiglu::forward(&wide.gate_up)?;
         let dy_sorted_TD = router::gather(dy_TD, routing)?;
-
-        gradients.add(self.units.down, 0, || grouped_matmul::tn(&hidden_TF, &dy_sorted_TD, offsets))?;
         let down_unit = weights.take(self.units.down)?;
-        let mut dhidden_TF = grouped_matmul::nt(&dy_sorted_TD, &down_unit.param(0)?, offsets)?;
+        let through_TF = grouped_matmul::nt(&dy_sorted_TD, &down_unit.param(0)?, offsets)?;
         drop(down_unit);
-        if let (Some(adapter), Some(narrow)) = (self.adapter(Projection::ExpertsDown, pass), &saved.narrow_routed_down)
-        {
-            let step = ExpertsBackward { dy: &dy_sorted_TD, u: &hidden_TF, narrow, offsets, du: dhidden_TF };
-            dhidden_TF = adapter.backward_experts(step, gradients.lora)?;
+        let down = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsDown);
+        let step = ExpertsBackward { dy: &dy_sorted_TD, narrow: &saved.narrow_routed_down, offsets, du: through_TF };
+        let (dhidden_TF, dnarrow) = down.backward(step, gradients.lora)?;
+        let is_trained = !down.is_none() || gradients.weights.wants(self.units.down, 0);
+        let (dgate_up, hidden_TF) = activation_backward(&dhidden_TF, &wide.gate_up, is_trained)?;
+        if let Some(hidden_TF) = hidden_TF {
+            down.add_gradient_of_b(&dnarrow, &hidden_TF, offsets, gradients.lora)?;
+            gradients.add(self.units.down, 0, || grouped_matmul::tn(&hidden_TF, &dy_sorted_TD, offsets))?;
         }
-        let dgate_up = swiglu::backward(&dhidden_TF, &wide.gate_up)?;
+
         gradients.add(self.units.gate_up, 0, || grouped_matmul::tn(&u_sorted_TD, &dgate_up, offsets))?;
-        let mut du_sorted_TD = grouped_matmul::nt(&dgate_up, &gate_up_unit.param(0)?, offsets)?;
+        let through_TD = grouped_matmul::nt(&dgate_up, &gate_up_unit.param(0)?, offsets)?;
         drop(gate_up_unit);
-        if let (Some(adapter), Some(narrow)) = (self.adapter(Projection::ExpertsGateUp, pass), &wide.narrow_gate) {
-            let step = ExpertsBackward { dy: &dgate_up, u: &u_sorted_TD, narrow, offsets, du: du_sorted_TD };
-            du_sorted_TD = adapter.backward_experts(step, gradients.lora)?;
-        }
+        let both = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsGateUp);
+        let step = ExpertsBackward { dy: &dgate_up, narrow: &wide.narrow, offsets, du: through_TD };
+        let (du_sorted_TD, dnarrow) = both.backward(step, gradients.lora)?;
+        both.add_gradient_of_b(&dnarrow, &u_sorted_TD, offsets, gradients.lora)?;
         Ok(du_sorted_TD)
     }
 
-    fn shared_gate_up(&self, unit: &UnitWeights, normed_TD: &Tensor, pass: &Pass) -> Result<Wide> {
-        let mut gate_up = matmul::nt(normed_TD, &self.shared_gate_up_weight(unit)?)?;
-        let add = |projection, column_start, gate_up: Tensor| match self.adapter(projection, pass) {
-            None => Ok::<_, crate::ModelError>((gate_up, None)),
-            Some(adapter) => {
-                let (gate_up, narrow) = adapter.forward_linear(gate_up, column_start, normed_TD, pass)?;
-                Ok((gate_up, Some(narrow)))
-            }
-        };
-        let (narrow_gate, narrow_up);
-        (gate_up, narrow_gate) = add(Projection::SharedGate, 0, gate_up)?;
-        (gate_up, narrow_up) = add(Projection::SharedUp, self.intermediate_size, gate_up)?;
-        Ok(Wide { gate_up, narrow_gate, narrow_up })
+    fn shared_gate_up(&self, unit: &UnitWeights, normed_TD: &Tensor, pass: &Pass) -> Result<Wide<Narrow>> {
+        let both = Stack::of(pass, self.layer_index, Input::Shared);
+        let narrow = both.narrow(normed_TD)?;
+        let parts = both.parts([Projection::SharedGate, Projection::SharedUp], &narrow, self.intermediate_size)?;
+        let gate_up = matmul::add_nt(parts, normed_TD, &self.shared_gate_up_weight(unit)?)?;
+        Ok(Wide { gate_up, narrow })
     }
 
-    fn routed_gate_up(&self, unit: &UnitWeights, u_sorted_TD: &Tensor, routing: &Routing, pass: &Pass) -> Result<Wide> {
-        let gate_up = grouped_matmul::nn(u_sorted_TD, &unit.param(0)?, routing.offsets()?)?;
-        let (gate_up, narrow_gate) = match self.adapter(Projection::ExpertsGateUp, pass) {
-            None => (gate_up, None),
-            Some(adapter) => {
-                let (gate_up, narrow) = adapter.forward_experts(gate_up, u_sorted_TD, routing.offsets()?)?;
-                (gate_up, Some(narrow))
-            }
-        };
-        Ok(Wide { gate_up, narrow_gate, narrow_up: None })
-    }
-
-    fn routed_down(
+    fn routed_gate_up(
         &self,
         unit: &UnitWeights,
-        hidden_sorted_TF: &Tensor,
+        u_sorted_TD: &Tensor,
         routing: &Routing,
         pass: &Pass,
-    ) -> Result<(Tensor, Option<Narrow>)> {
-        let y = grouped_matmul::nn(hidden_sorted_TF, &unit.param(0)?, routing.offsets()?)?;
-        match self.adapter(Projection::ExpertsDown, pass) {
-            None => Ok((y, None)),
-            Some(adapter) => {
-                let (y, narrow) = adapter.forward_experts(y, hidden_sorted_TF, routing.offsets()?)?;
-                Ok((y, Some(narrow)))
-            }
-        }
+    ) -> Result<Wide<NarrowSorted>> {
+        let gate_up = grouped_matmul::nn(u_sorted_TD, &unit.param(0)?, routing.offsets()?)?;
+        let adapter = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsGateUp);
+        let (gate_up, narrow) = adapter.forward(gate_up, u_sorted_TD, routing.offsets()?)?;
+        Ok(Wide { gate_up, narrow })
     }
 
     /// Gate and up lie next to each other in their unit: one matrix of twice the rows, one product.
@@ -278,13 +264,13 @@ impl ExpertsBlock {
         }
         Ok(())
     }
+}
 
-    fn shared_down<'a>(&self, unit: &UnitWeights, pass: &Pass<'a>) -> Result<Linear<'a>> {
-        let adapter = self.adapter(Projection::SharedDown, pass);
-        Ok(Linear { weight: unit.param(param::DOWN)?, place: (self.units.shared, param::DOWN), adapter })
+/// The gradients of gate and up, and in the same sweep the hidden activations where somebody is trained on them.
+fn activation_backward(dhidden: &Tensor, gate_up: &Tensor, is_trained: bool) -> Result<(Tensor, Option<Tensor>)> {
+    if !is_trained {
+        return Ok((swiglu::backward(dhidden, gate_up)?, None));
     }
-
-    fn adapter<'a>(&self, projection: Projection, pass: &Pass<'a>) -> Option<Adapter<'a>> {
-        Adapter::find(pass.lora, self.layer_index, projection)
-    }
+    let BackAndForth { d_gate_up, h } = swiglu::back_and_forth(dhidden, gate_up)?;
+    Ok((d_gate_up, Some(h)))
 }

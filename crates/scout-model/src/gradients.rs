@@ -4,7 +4,7 @@
 use scout_core::UnitId;
 use scout_device::Tensor;
 
-use crate::Result;
+use crate::error::{ModelError, Result};
 use crate::lora::LoraGradients;
 
 /// Takes the gradients of base weights. Parameters are named by their place in the list of their unit.
@@ -37,7 +37,7 @@ pub struct Gradients<'a> {
 
 impl Gradients<'_> {
     /// Makes the gradient of a parameter where it is wanted, and only there.
-    pub(crate) fn add<E: Into<crate::ModelError>>(
+    pub(crate) fn add<E: Into<ModelError>>(
         &mut self,
         unit: UnitId,
         param: usize,

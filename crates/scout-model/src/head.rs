@@ -7,8 +7,8 @@ use scout_device::{Tensor, UnitSource};
 use scout_kernels::cross_entropy::HeadLoss;
 use scout_kernels::{cross_entropy, embedding, matmul, rms_norm, rows};
 
-use crate::Result;
 use crate::batch::Batch;
+use crate::error::Result;
 use crate::gradients::Gradients;
 use crate::pass::Trace;
 use crate::units::head_params as param;
@@ -88,7 +88,7 @@ impl Head {
             trace
                 .record("grad_of.final_norm_out", &rows::scatter(&dnormed_ND, &batch.target_rows, batch.num_tokens())?);
         }
-        let dx_ND = rms_norm::backward(&dnormed_ND, &x_ND, &normed.inverse_rms, &norm_D)?;
+        let dx_ND = rms_norm::backward(&dnormed_ND, &x_ND, &normed.inverse_rms, &norm_D, None)?;
         let dx_TD = rows::scatter(&dx_ND, &batch.target_rows, batch.num_tokens())?;
         Ok((Loss { token_loss, weights_N: batch.weights_on_host.clone() }, dx_TD))
     }

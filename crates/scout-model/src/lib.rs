@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod adapted;
+pub mod adapted_experts;
 pub mod attention;
 pub mod batch;
 pub mod config;
@@ -18,13 +19,11 @@ pub mod rope;
 pub mod units;
 pub mod vision;
 
-pub use batch::{Batch, Document, Target};
+pub use batch::{Batch, Document, Routes, Target};
 pub use config::{ModelConfig, VisionConfig};
-pub use error::ModelError;
+pub use error::{ModelError, Result};
 pub use gradients::{Gradients, NoWeights, WeightGradients};
 pub use lora::{LoraGradients, LoraLayout, LoraSettings, LoraWeights};
 pub use model::{Block, Model, SavedBlock};
-pub use pass::{Keep, NoTrace, Pass, Routes, Trace};
+pub use pass::{Keep, NoTrace, Pass, Trace};
 pub use units::{NameStyle, UnitPlan};
-
-pub type Result<T> = std::result::Result<T, ModelError>;

@@ -1,16 +1,19 @@
 //! The trained numbers of LoRA: where the factors of every adapted projection lie in one flat run, as weights and as
-//! gradients. What they do to a projection is in `adapted.rs`. Adapters are small, so every rank keeps all of them whole.
+//! gradients. What they do to a projection is in `adapted.rs` and `adapted_experts.rs`. Adapters are small, so every rank
+//! keeps all of them whole.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use scout_core::{DType, LoraModule, Projection, Shape};
 use scout_device::cuda::{CudaDevice, DeviceBuffer};
-use scout_device::{Buffer, DeviceError, Tensor};
+use scout_device::{Buffer, DeviceError, Purpose, Tensor};
+use scout_kernels::matmul::Columns;
 use scout_kernels::{grouped_matmul, matmul};
 
-use crate::Result;
 use crate::config::ModelConfig;
+use crate::error::Result;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraSettings {
@@ -34,12 +37,41 @@ pub enum Factor {
     B,
 }
 
+/// What a projection reads. Those of a layer that read the same are neighbours in the list of modules, and their factors
+/// A lie one under the other: one product then reads the input for all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Input {
+    /// The normed input of attention: q, k and v.
+    Attention,
+    /// What attention found: o.
+    Context,
+    /// The normed input of the shared expert: gate and up.
+    Shared,
+    SharedHidden,
+    Routed,
+    RoutedHidden,
+}
+
+impl Input {
+    fn of(projection: Projection) -> Input {
+        match projection {
+            Projection::Q | Projection::K | Projection::V => Input::Attention,
+            Projection::O => Input::Context,
+            Projection::SharedGate | Projection::SharedUp => Input::Shared,
+            Projection::SharedDown => Input::SharedHidden,
+            Projection::ExpertsGateUp => Input::Routed,
+            Projection::ExpertsDown => Input::RoutedHidden,
+        }
+    }
+}
+
 /// All adapted projections, layer by layer, and where their factors lie in the flat run of trained numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraLayout {
-    // Invariant: `starts[i]` is where factor A of module i begins; B follows A, and module i + 1 follows B.
     modules: Vec<LoraModule>,
-    starts: Vec<usize>,
+    // Invariant: `starts[i]` is where the factors A and B of module i begin. Of modules that read the same input come first
+    // all factors A, then all factors B.
+    starts: Vec<[usize; 2]>,
     num_elements: usize,
     pub(crate) scale: f32,
 }
@@ -48,10 +80,15 @@ impl LoraLayout {
     pub fn new(config: &ModelConfig, settings: &LoraSettings) -> LoraLayout {
         let modules = modules(config, settings);
         let mut num_elements = 0;
+        let mut next = |shape: Shape| {
+            let start = num_elements;
+            num_elements += shape.num_elements();
+            start
+        };
         let mut starts = Vec::with_capacity(modules.len());
-        for module in &modules {
-            starts.push(num_elements);
-            num_elements += module.a_shape().num_elements() + module.b_shape().num_elements();
+        for stack in modules.chunk_by(|a, b| place_of_input(a) == place_of_input(b)) {
+            let of_a: Vec<usize> = stack.iter().map(|module| next(module.a_shape())).collect();
+            starts.extend(of_a.into_iter().zip(stack).map(|(a, module)| [a, next(module.b_shape())]));
         }
         LoraLayout { modules, starts, num_elements, scale: settings.scale() }
     }
@@ -69,14 +106,29 @@ impl LoraLayout {
         self.modules.binary_search_by_key(&(layer_index, projection), |m| (m.layer_index, m.projection)).ok()
     }
 
-    pub fn range(&self, module_index: usize, factor: Factor) -> std::ops::Range<usize> {
-        let module = &self.modules[module_index];
-        let (start, a_len) = (self.starts[module_index], module.a_shape().num_elements());
+    /// The modules that read this input.
+    pub(crate) fn stack(&self, layer_index: usize, input: Input) -> Range<usize> {
+        let place = (layer_index, input);
+        let start = self.modules.partition_point(|module| place_of_input(module) < place);
+        start..start + self.modules[start..].partition_point(|module| place_of_input(module) == place)
+    }
+
+    pub fn range(&self, module_index: usize, factor: Factor) -> Range<usize> {
+        let (module, [a, b]) = (&self.modules[module_index], self.starts[module_index]);
         match factor {
-            Factor::A => start..start + a_len,
-            Factor::B => start + a_len..start + a_len + module.b_shape().num_elements(),
+            Factor::A => a..a + module.a_shape().num_elements(),
+            Factor::B => b..b + module.b_shape().num_elements(),
         }
     }
+
+    /// The factors A of modules that read the same input; there is at least one.
+    pub(crate) fn range_of_stacked_a(&self, stack: &Range<usize>) -> Range<usize> {
+        self.range(stack.start, Factor::A).start..self.range(stack.end - 1, Factor::A).end
+    }
+}
+
+fn place_of_input(module: &LoraModule) -> (usize, Input) {
+    (module.layer_index, Input::of(module.projection))
 }
 
 /// The modules that `settings` adapts, sorted by layer and projection.
@@ -106,34 +158,39 @@ pub fn modules(config: &ModelConfig, settings: &LoraSettings) -> Vec<LoraModule>
 #[derive(Debug)]
 pub struct LoraWeights {
     pub(crate) layout: Arc<LoraLayout>,
-    /// A and B of each module.
-    pub(crate) factors: Vec<(Tensor, Tensor)>,
+    flat: Tensor,
 }
 
 impl LoraWeights {
     /// Reads the factors out of the flat run that the optimizer writes.
     pub fn from_flat(layout: Arc<LoraLayout>, flat: &Buffer) -> Result<LoraWeights> {
-        LoraWeights::new(layout, |start, shape| flat.tensor(start, shape))
+        let flat = flat.tensor(0, [layout.num_elements].into())?;
+        Ok(LoraWeights { layout, flat })
     }
 
     /// Looks at the factors in a flat run on a GPU, which cannot be written until the result is dropped.
     pub fn on_gpu(layout: Arc<LoraLayout>, flat: &Tensor) -> Result<LoraWeights> {
-        LoraWeights::new(layout, |start, shape| flat.rows(start, shape.num_elements())?.reshape(shape))
+        let flat = flat.rows(0, layout.num_elements)?;
+        Ok(LoraWeights { layout, flat })
     }
 
-    fn new(
-        layout: Arc<LoraLayout>,
-        part: impl Fn(usize, Shape) -> scout_device::Result<Tensor>,
-    ) -> Result<LoraWeights> {
-        let factors = (0..layout.modules.len())
-            .map(|index| {
-                let module = &layout.modules[index];
-                let a = part(layout.range(index, Factor::A).start, module.a_shape())?;
-                let b = part(layout.range(index, Factor::B).start, module.b_shape())?;
-                Ok((a, b))
-            })
-            .collect::<Result<_>>()?;
-        Ok(LoraWeights { layout, factors })
+    pub(crate) fn factor(&self, module_index: usize, factor: Factor) -> Result<Tensor> {
+        let module = &self.layout.modules[module_index];
+        let shape = match factor {
+            Factor::A => module.a_shape(),
+            Factor::B => module.b_shape(),
+        };
+        self.part(self.layout.range(module_index, factor), shape)
+    }
+
+    /// The factors A of modules that read the same input, one under the other; there is at least one.
+    pub(crate) fn stacked_a(&self, stack: &Range<usize>) -> Result<Tensor> {
+        let LoraModule { rank, input, .. } = self.layout.modules[stack.start];
+        self.part(self.layout.range_of_stacked_a(stack), [stack.len() * rank, input].into())
+    }
+
+    fn part(&self, range: Range<usize>, shape: Shape) -> Result<Tensor> {
+        Ok(self.flat.rows(range.start, range.len())?.reshape(shape)?)
     }
 }
 
@@ -149,13 +206,6 @@ enum Sums {
     Gpu(DeviceBuffer),
 }
 
-/// The gradient of a factor: the product of two runs of rows, one transposed, summed over all rows or expert by expert.
-pub(crate) struct OuterProduct<'a> {
-    pub rows: [&'a Tensor; 2],
-    pub offsets: Option<&'a [u32]>,
-    pub scale: f32,
-}
-
 impl LoraGradients {
     pub fn zeros(layout: Arc<LoraLayout>) -> LoraGradients {
         let flat = Buffer::from_f32(vec![0.0; layout.num_elements]);
@@ -164,25 +214,32 @@ impl LoraGradients {
 
     /// On a GPU, as many elements as the layout has.
     pub fn zeros_on(device: &Arc<CudaDevice>, layout: Arc<LoraLayout>) -> Result<LoraGradients> {
-        let flat = device.zeros(DType::F32, [layout.num_elements])?;
+        let bytes = DType::F32.size() * layout.num_elements as u64;
+        let block = device.working_memory().take(Purpose::Trained, bytes.0 as usize)?;
+        let mut flat = DeviceBuffer::new(device, block, DType::F32, [layout.num_elements])?;
+        flat.clear()?;
         Ok(LoraGradients { layout, sums: Sums::Gpu(flat) })
     }
 
-    pub(crate) fn add(&mut self, module_index: usize, factor: Factor, gradient: OuterProduct) -> Result<()> {
-        let range = self.layout.range(module_index, factor);
-        let OuterProduct { rows: [a, b], offsets, scale } = gradient;
-        match (&mut self.sums, offsets) {
-            (Sums::Host(flat), _) => {
-                let product = match offsets {
-                    None => matmul::tn(a, b)?,
-                    Some(offsets) => grouped_matmul::tn(a, b, offsets)?,
-                };
-                for (sum, value) in flat.f32s_mut()?[range].iter_mut().zip(product.f32s()?.iter()) {
-                    *sum += scale * value;
-                }
+    /// Adds `aᵀ·b`, times the scale of the adapters, to the elements of `range`: the gradient of one factor or of several.
+    pub(crate) fn add(&mut self, range: Range<usize>, a: Columns, b: Columns) -> Result<()> {
+        let scale = self.layout.scale;
+        match &mut self.sums {
+            Sums::Host(flat) => add_scaled(&mut flat.f32s_mut()?[range], &matmul::tn(a, b)?, scale)?,
+            Sums::Gpu(flat) => matmul::add_tn(flat, range.start, a, b, scale)?,
+        }
+        Ok(())
+    }
+
+    /// The same expert by expert, for rows that are sorted by them.
+    pub(crate) fn add_by_expert(&mut self, range: Range<usize>, rows: [&Tensor; 2], offsets: &[u32]) -> Result<()> {
+        let scale = self.layout.scale;
+        match &mut self.sums {
+            Sums::Host(flat) => {
+                let product = grouped_matmul::tn(rows[0], rows[1], offsets)?;
+                add_scaled(&mut flat.f32s_mut()?[range], &product, scale)?;
             }
-            (Sums::Gpu(flat), None) => matmul::add_tn(flat, range.start, a, b, scale)?,
-            (Sums::Gpu(flat), Some(offsets)) => grouped_matmul::add_tn(flat, range.start, [a, b], offsets, scale)?,
+            Sums::Gpu(flat) => grouped_matmul::add_tn(flat, range.start, rows, offsets, scale)?,
         }
         Ok(())
     }
@@ -204,6 +261,69 @@ impl LoraGradients {
     }
 }
 
+fn add_scaled(sums: &mut [f32], product: &Tensor, scale: f32) -> Result<()> {
+    sums.iter_mut().zip(product.f32s()?.iter()).for_each(|(sum, value)| *sum += scale * value);
+    Ok(())
+}
+
 fn elsewhere(expected: &str, found: String) -> DeviceError {
     DeviceError::Place { what: "gradients of an adapter", found, expected: expected.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL_INPUTS: [Input; 6] =
+        [Input::Attention, Input::Context, Input::Shared, Input::SharedHidden, Input::Routed, Input::RoutedHidden];
+
+    fn layout(projections: &[Projection]) -> LoraLayout {
+        let config = ModelConfig { num_layers: 2, hidden_size: 64, intermediate_size: 96, ..ModelConfig::scout() };
+        let projections = projections.iter().copied().collect();
+        LoraLayout::new(&config, &LoraSettings { rank: 4, alpha: 8.0, use_rslora: false, projections })
+    }
+
+    #[test]
+    fn every_element_of_the_run_belongs_to_one_factor() {
+        for projections in [&Projection::ALL[..], &[Projection::K, Projection::SharedUp], &[]] {
+            let layout = layout(projections);
+            let mut owners = vec![0; layout.num_elements()];
+            for index in 0..layout.modules().len() {
+                for factor in [Factor::A, Factor::B] {
+                    owners[layout.range(index, factor)].iter_mut().for_each(|owners| *owners += 1);
+                }
+            }
+            assert!(owners.iter().all(|&owners| owners == 1), "{projections:?}");
+        }
+    }
+
+    #[test]
+    fn factors_a_of_one_input_lie_one_under_the_other() {
+        use Projection::{K, O, Q, SharedGate, SharedUp, V};
+        for (projections, expected) in [
+            (&Projection::ALL[..], [3, 1, 2, 1, 1, 1]),
+            (&[Q, V, SharedUp], [2, 0, 1, 0, 0, 0]),
+            (&[K, O, SharedGate, SharedUp], [1, 1, 2, 0, 0, 0]),
+            (&[], [0; 6]),
+        ] {
+            let layout = layout(projections);
+            for layer_index in 0..2 {
+                for (input, expected) in ALL_INPUTS.into_iter().zip(expected) {
+                    let stack = layout.stack(layer_index, input);
+                    assert_eq!(stack.len(), expected, "{projections:?} {input:?}");
+                    for index in stack.clone() {
+                        let module = &layout.modules()[index];
+                        assert_eq!((module.layer_index, Input::of(module.projection)), (layer_index, input));
+                    }
+                    for index in stack.clone().skip(1) {
+                        assert_eq!(layout.range(index, Factor::A).start, layout.range(index - 1, Factor::A).end);
+                    }
+                    if !stack.is_empty() {
+                        let lens = stack.clone().map(|index| layout.range(index, Factor::A).len());
+                        assert_eq!(layout.range_of_stacked_a(&stack).len(), lens.sum::<usize>());
+                    }
+                }
+            }
+        }
+    }
 }

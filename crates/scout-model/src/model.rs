@@ -4,9 +4,9 @@ use scout_core::UnitId;
 use scout_device::{Device, Tensor, UnitSource};
 use scout_kernels::qk_position::Position;
 
-use crate::Result;
 use crate::attention::{AttentionBlock, SavedAttention};
 use crate::config::ModelConfig;
+use crate::error::Result;
 use crate::experts::{ExpertsBlock, SavedExperts};
 use crate::gradients::Gradients;
 use crate::head::{Embedding, Head};

@@ -2,7 +2,7 @@
 
 use scout_device::Tensor;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Routes};
 use crate::lora::LoraWeights;
 
 /// What a block keeps for its backward pass; the rest is computed again there, with the stored routing.
@@ -15,9 +15,6 @@ pub enum Keep {
     /// The block's input, and which expert each token chose.
     InputOnly,
 }
-
-/// Experts chosen beforehand, one `[T]` tensor a layer: a recorded routing that is replayed.
-pub type Routes = Vec<Tensor>;
 
 /// Dropout of this pass: every adapter sees the same batch with different elements dropped.
 #[derive(Debug, Clone, Copy, PartialEq)]

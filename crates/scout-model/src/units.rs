@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_full_checkpoint_has_1133_tensors_and_the_published_number_of_parameters() {
-        let vision = crate::VisionConfig {
+        let vision = crate::config::VisionConfig {
             hidden_size: 1408,
             num_layers: 34,
             intermediate_size: 5632,

@@ -44,11 +44,13 @@ pub(super) fn update(state: GpuState, gradients: &Tensor, range: Range<usize>, s
     let s = scalars;
     let scalars = [s.gradient_scale, s.decay, s.lerp, s.beta2, s.one_minus_beta2];
     let more_scalars = [s.correction2_sqrt, s.epsilon, s.negative_step_size];
+    // All of them are f32.
+    let bytes = 4 * len;
     let mut arguments = vec![
-        Argument::Out(parameters),
+        Argument::InOut(parameters, bytes),
         Argument::In(gradients),
-        Argument::Out(first_moment),
-        Argument::Out(second_moment),
+        Argument::InOut(first_moment, bytes),
+        Argument::InOut(second_moment, bytes),
         rounded.map_or(Argument::Nothing, Argument::Out),
         Argument::U64(start),
         Argument::U64(len),

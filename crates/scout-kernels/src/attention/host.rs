@@ -5,8 +5,10 @@
 use rayon::prelude::*;
 use scout_device::Tensor;
 
+use super::heads::Heads;
+use super::host_short;
+use super::results::{Attended, QkvGradients};
 use super::segment::{Saved, Segment};
-use super::{Attended, Heads, QkvGradients, host_short};
 use crate::Result;
 use crate::exp::exp;
 use crate::host::{dot, max, sum, write};

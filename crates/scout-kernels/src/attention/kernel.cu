@@ -1,7 +1,8 @@
-// Attention over packed segments by plain multiplications and additions, in f32 throughout: for what cuDNN does not
-// take. A block has a tile of 32 tokens of one head, and walks over the tiles of its segment in order, so every sum
+// Attention over packed segments by plain multiplications and additions, in f32: no product is rounded to fewer bits on
+// the way. A block has a tile of 32 tokens of one head, and walks over the tiles of its segment in order, so every sum
 // has one order. Scores are made in shared memory and never leave it. Heads narrower than a tile's columns are filled
 // up with zeros.
+// Local memory: 48 bytes, because the assembler would rather have more blocks at once than all values in registers.
 #include "prelude.cuh"
 
 // Tokens of a tile, as on the host.
@@ -40,15 +41,15 @@ __device__ __forceinline__ u64 place(u32 token, u32 num_heads, u32 head, u32 siz
 }
 
 // `count` tokens of one head, times `factor`; zeros where there are none.
-template <int D, typename E>
+template <int D>
 __device__ __forceinline__ void load_tile(
-    f32* tile, const E* __restrict__ x, u32 first, u32 count, u32 num_heads, u32 head, u32 size, f32 factor) {
+    f32* tile, const f32* __restrict__ x, u32 first, u32 count, u32 num_heads, u32 head, u32 size, f32 factor) {
 #pragma unroll 4
     for (u32 i = threadIdx.x; i < ROWS * D; i += THREADS) {
         const u32 row = i / D, column = i % D;
         f32 value = 0.0f;
         if (row < count && column < size) {
-            value = to_f32(x[place(first + row, num_heads, head, size) + column]) * factor;
+            value = x[place(first + row, num_heads, head, size) + column] * factor;
         }
         tile[row * (D + GAP) + column] = value;
     }
@@ -120,13 +121,13 @@ __device__ __forceinline__ void clear(f32 (&sums)[EACH][D / SIDE]) {
 }
 
 // Writes this thread's part of a row of one head.
-template <int D, typename E>
-__device__ __forceinline__ void store_row(E* row, const f32 (&values)[D / SIDE], u32 size, f32 factor) {
+template <int D>
+__device__ __forceinline__ void store_row(f32* row, const f32 (&values)[D / SIDE], u32 size, f32 factor) {
 #pragma unroll
     for (int c = 0; c < D / SIDE; ++c) {
         const u32 column = threadIdx.x % SIDE + SIDE * c;
         if (column < size) {
-            row[column] = from_f32<E>(values[c] * factor);
+            row[column] = values[c] * factor;
         }
     }
 }
@@ -150,10 +151,10 @@ __device__ __forceinline__ f32 max_of_row(f32 value) {
 
 __device__ __forceinline__ f32 minus_infinity() { return __uint_as_float(0xff800000u); }
 
-template <int D, typename E>
+template <int D>
 __device__ __forceinline__ void forward(
-    const E* __restrict__ q, const E* __restrict__ k, const E* __restrict__ v, const uint4* __restrict__ tiles,
-    E* __restrict__ context, f32* __restrict__ log_sum_exp, Shape shape) {
+    const f32* __restrict__ q, const f32* __restrict__ k, const f32* __restrict__ v, const uint4* __restrict__ tiles,
+    f32* __restrict__ context, f32* __restrict__ log_sum_exp, Shape shape) {
     f32* const q_tile = reinterpret_cast<f32*>(shared_memory);
     f32* const k_tile = q_tile + ROWS * (D + GAP);
     f32* const v_tile = k_tile + ROWS * (D + GAP);
@@ -223,16 +224,15 @@ __device__ __forceinline__ void forward(
 }
 
 // The part of each row's gradient that lies along its result: a warp for each row.
-template <typename E>
 __device__ __forceinline__ void along(
-    const E* __restrict__ dcontext, const E* __restrict__ context, f32* __restrict__ along, u64 num_rows, u32 size) {
+    const f32* __restrict__ dcontext, const f32* __restrict__ context, f32* __restrict__ along, u64 num_rows, u32 size) {
     const u64 row = u64(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
     if (row >= num_rows) {
         return;
     }
     f32 sum = 0.0f;
     for (u32 i = threadIdx.x % 32; i < size; i += 32) {
-        sum += to_f32(dcontext[row * size + i]) * to_f32(context[row * size + i]);
+        sum += dcontext[row * size + i] * context[row * size + i];
     }
     sum = sum_of_warp(sum);
     if (threadIdx.x % 32 == 0) {
@@ -240,11 +240,11 @@ __device__ __forceinline__ void along(
     }
 }
 
-template <int D, typename E>
+template <int D>
 __device__ __forceinline__ void backward_q(
-    const E* __restrict__ dcontext, const E* __restrict__ q, const E* __restrict__ k, const E* __restrict__ v,
+    const f32* __restrict__ dcontext, const f32* __restrict__ q, const f32* __restrict__ k, const f32* __restrict__ v,
     const f32* __restrict__ log_sum_exp, const f32* __restrict__ along, const uint4* __restrict__ tiles,
-    E* __restrict__ dq, Shape shape) {
+    f32* __restrict__ dq, Shape shape) {
     f32* const q_tile = reinterpret_cast<f32*>(shared_memory);
     f32* const d_tile = q_tile + ROWS * (D + GAP);
     f32* const k_tile = d_tile + ROWS * (D + GAP);
@@ -291,18 +291,18 @@ __device__ __forceinline__ void backward_q(
     for (int i = 0; i < EACH; ++i) {
         const u32 row = down + SIDE * i;
         if (row < count) {
-            E* const to = dq + place(tile.first + row, shape.num_query, head, shape.size);
+            f32* const to = dq + place(tile.first + row, shape.num_query, head, shape.size);
             store_row<D>(to, sums[i], shape.size, shape.scale);
         }
     }
 }
 
 // A tile of keys of one key head: all queries behind it, of all heads that share it, in order.
-template <int D, typename E>
+template <int D>
 __device__ __forceinline__ void backward_kv(
-    const E* __restrict__ dcontext, const E* __restrict__ q, const E* __restrict__ k, const E* __restrict__ v,
+    const f32* __restrict__ dcontext, const f32* __restrict__ q, const f32* __restrict__ k, const f32* __restrict__ v,
     const f32* __restrict__ log_sum_exp, const f32* __restrict__ along, const uint4* __restrict__ tiles,
-    E* __restrict__ dk, E* __restrict__ dv, Shape shape) {
+    f32* __restrict__ dk, f32* __restrict__ dv, Shape shape) {
     f32* const k_tile = reinterpret_cast<f32*>(shared_memory);
     f32* const v_tile = k_tile + ROWS * (D + GAP);
     f32* const q_tile = v_tile + ROWS * (D + GAP);
@@ -359,33 +359,28 @@ __device__ __forceinline__ void backward_kv(
     }
 }
 
+extern "C" __global__ void attention_along_f32(
+    const f32* dcontext, const f32* context, f32* of_row, u64 num_rows, u32 size) {
+    along(dcontext, context, of_row, num_rows, size);
+}
+
 #define SHAPE u32 num_query, u32 num_kv, u32 size, f32 scale
-#define KERNELS(E, D)                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_##D##_##E(                                 \
-        const E* q, const E* k, const E* v, const uint4* tiles, E* context, f32* log_sum_exp, SHAPE) {                 \
-        forward<D, E>(q, k, v, tiles, context, log_sum_exp, {num_query, num_kv, size, scale});                         \
+#define KERNELS(D)                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_##D##_f32(                                 \
+        const f32* q, const f32* k, const f32* v, const uint4* tiles, f32* context, f32* log_sum_exp, SHAPE) {         \
+        forward<D>(q, k, v, tiles, context, log_sum_exp, {num_query, num_kv, size, scale});                            \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_q_##D##_##E(                              \
-        const E* dcontext, const E* q, const E* k, const E* v, const f32* log_sum_exp, const f32* along,               \
-        const uint4* tiles, E* dq, SHAPE) {                                                                            \
-        backward_q<D, E>(                                                                                              \
-            dcontext, q, k, v, log_sum_exp, along, tiles, dq, {num_query, num_kv, size, scale});                       \
+    extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_q_##D##_f32(                              \
+        const f32* dcontext, const f32* q, const f32* k, const f32* v, const f32* log_sum_exp, const f32* along,       \
+        const uint4* tiles, f32* dq, SHAPE) {                                                                          \
+        backward_q<D>(dcontext, q, k, v, log_sum_exp, along, tiles, dq, {num_query, num_kv, size, scale});             \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_kv_##D##_##E(                             \
-        const E* dcontext, const E* q, const E* k, const E* v, const f32* log_sum_exp, const f32* along,               \
-        const uint4* tiles, E* dk, E* dv, SHAPE) {                                                                     \
-        backward_kv<D, E>(                                                                                             \
-            dcontext, q, k, v, log_sum_exp, along, tiles, dk, dv, {num_query, num_kv, size, scale});                   \
+    extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_kv_##D##_f32(                             \
+        const f32* dcontext, const f32* q, const f32* k, const f32* v, const f32* log_sum_exp, const f32* along,       \
+        const uint4* tiles, f32* dk, f32* dv, SHAPE) {                                                                 \
+        backward_kv<D>(dcontext, q, k, v, log_sum_exp, along, tiles, dk, dv, {num_query, num_kv, size, scale});        \
     }
 
-#define KERNELS_OF(E)                                                                                                  \
-    extern "C" __global__ void attention_along_##E(                                                                    \
-        const E* dcontext, const E* context, f32* of_row, u64 num_rows, u32 size) {                                    \
-        along<E>(dcontext, context, of_row, num_rows, size);                                                           \
-    }                                                                                                                  \
-    KERNELS(E, 16)                                                                                                     \
-    KERNELS(E, 64)                                                                                                     \
-    KERNELS(E, 128)
-
-KERNELS_OF(f32)
-KERNELS_OF(bf16)
+KERNELS(16)
+KERNELS(64)
+KERNELS(128)

@@ -4,16 +4,22 @@
 //! f32 runs, so results agree with exact arithmetic to about 1e-6 of the largest value.
 //!
 //! On a GPU, heads of 64 and 128 in bf16 go to cuDNN, in whose backward pass sums over blocks are added up in the order
-//! in which the blocks finish. Everything else goes to our own kernels, f32 or bf16: heads of up to 128, plain
-//! multiplications and additions in f32, sums in a fixed order. They are there to be right, and are slow; a version of
-//! them on matrix units, for bf16 on machines without cuDNN, is missing.
+//! in which the blocks finish, unless the device is to take sums in a fixed order. Everything else, and what cuDNN would
+//! need too much memory for, goes to our own kernels: heads of up to 128, sums in f32 and in a fixed order. Those for
+//! bf16 run on matrix units, for which probabilities and gradients of scores are rounded to bf16; those for f32 are plain
+//! multiplications and additions, there to be right, and slow.
 #![expect(non_snake_case, reason = "shape suffixes: T tokens, q query heads, k key and value heads, d head size")]
 
 mod cuda;
+mod heads;
 mod host;
 mod host_short;
+mod matrix_units;
+mod own_kernels;
+mod plain;
 #[cfg(test)]
 mod reference;
+mod results;
 mod segment;
 mod segments;
 #[cfg(test)]
@@ -25,49 +31,11 @@ use scout_core::DType;
 use scout_device::cuda::CudaDevice;
 use scout_device::{DeviceError, Tensor};
 
+pub use results::{Attended, QkvGradients};
 pub use segments::Segments;
 
 use crate::{Result, check};
-
-#[derive(Debug, Clone)]
-pub struct Attended {
-    /// `[T, nq, d]`.
-    pub context: Tensor,
-    /// `[T, nq]`, of the scaled scores; kept for the backward pass, which makes the probabilities again.
-    pub log_sum_exp: Tensor,
-}
-
-/// Shaped like the tensors they are gradients of.
-#[derive(Debug, Clone)]
-pub struct QkvGradients {
-    pub dq: Tensor,
-    pub dk: Tensor,
-    pub dv: Tensor,
-}
-
-/// Numbers that every tile needs.
-#[derive(Debug, Clone, Copy)]
-struct Heads {
-    query: usize,
-    kv: usize,
-    size: usize,
-    scale: f32,
-}
-
-impl Heads {
-    /// Query heads that share a key and value head.
-    fn group(self) -> usize {
-        self.query / self.kv
-    }
-
-    fn query_width(self) -> usize {
-        self.query * self.size
-    }
-
-    fn kv_width(self) -> usize {
-        self.kv * self.size
-    }
-}
+use heads::Heads;
 
 /// Whether attention of this element type and head size is cuDNN's on `device`.
 pub fn is_by_cudnn(device: &CudaDevice, dtype: DType, head_size: usize) -> bool {
@@ -97,10 +65,7 @@ pub fn backward(
     const WHAT: &str = "attention backward";
     let qkv = [q_Tqd, k_Tkd, v_Tkd];
     let heads = check(qkv, segments, scale)?;
-    for tensor in [dcontext_Tqd, &attended.context] {
-        tensor.expect_dims(WHAT, q_Tqd.dims())?;
-    }
-    attended.log_sum_exp.expect_dims("attention backward: log sum exp", &q_Tqd.dims()[..2])?;
+    must_fit(dcontext_Tqd, q_Tqd, attended)?;
     let Attended { context, log_sum_exp } = attended;
     match check::place(WHAT, &[dcontext_Tqd, q_Tqd, k_Tkd, v_Tkd, context, log_sum_exp])? {
         None => host::backward(dcontext_Tqd, qkv, attended, segments.borders(), heads),
@@ -108,19 +73,34 @@ pub fn backward(
     }
 }
 
-/// Both passes by our own kernels where [`forward`] and [`backward`] would ask cuDNN: to compare them.
-pub(crate) fn both_by_own_kernels(
+/// [`forward`] by our own kernels where it would ask cuDNN: to compare them.
+pub(crate) fn forward_by_own_kernels(
     device: &Arc<CudaDevice>,
-    dcontext_Tqd: &Tensor,
     qkv: [&Tensor; 3],
     segments: &Segments,
     scale: f32,
-) -> Result<(Attended, QkvGradients)> {
+) -> Result<Attended> {
+    cuda::own_forward(device, qkv, segments, check(qkv, segments, scale)?)
+}
+
+/// [`backward`] likewise.
+pub(crate) fn backward_by_own_kernels(
+    device: &Arc<CudaDevice>,
+    dcontext_Tqd: &Tensor,
+    qkv: [&Tensor; 3],
+    attended: &Attended,
+    (segments, scale): (&Segments, f32),
+) -> Result<QkvGradients> {
     let heads = check(qkv, segments, scale)?;
-    dcontext_Tqd.expect_dims("attention backward", qkv[0].dims())?;
-    let attended = cuda::plain_forward(device, qkv, segments, heads)?;
-    let gradients = cuda::plain_backward(device, dcontext_Tqd, qkv, &attended, (segments, heads))?;
-    Ok((attended, gradients))
+    must_fit(dcontext_Tqd, qkv[0], attended)?;
+    cuda::own_backward(device, dcontext_Tqd, qkv, attended, (segments, heads))
+}
+
+fn must_fit(dcontext: &Tensor, q: &Tensor, attended: &Attended) -> Result<()> {
+    for tensor in [dcontext, &attended.context] {
+        tensor.expect_dims("attention backward", q.dims())?;
+    }
+    attended.log_sum_exp.expect_dims("attention backward: log sum exp", &q.dims()[..2])
 }
 
 fn check([q, k, v]: [&Tensor; 3], segments: &Segments, scale: f32) -> Result<Heads> {

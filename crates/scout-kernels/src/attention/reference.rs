@@ -1,6 +1,6 @@
 //! Attention, pair by pair of tokens.
 
-use super::Heads;
+use super::heads::Heads;
 
 pub(super) struct Attended {
     pub context: Vec<f64>,

@@ -1,6 +1,6 @@
 //! One segment as the loops over it see it: plain rows, borrowed from the whole run.
 
-use super::Heads;
+use super::heads::Heads;
 
 /// The rows of one segment.
 pub(super) struct Segment<'a> {

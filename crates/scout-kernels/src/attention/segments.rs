@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use scout_device::Tensor;
 use scout_device::cuda::CudaDevice;
-use scout_device::cuda::dnn::{DocumentIndex, Documents, Heads, SumOrder};
+use scout_device::cuda::attention::Documents;
+use scout_device::cuda::dnn::{DocumentIndex, Heads};
 
-use super::cuda::TILE;
 use crate::{Result, check};
 
 /// Tokens `borders[i]..borders[i + 1]` form a segment. Made once for a batch and shown to every layer: the first one
@@ -26,8 +26,8 @@ struct Sent {
 enum What {
     /// For cuDNN, which counts in elements of these heads.
     Documents(Heads, Documents),
-    /// For our own kernels: `[tiles, 4]`.
-    Tiles(Tensor),
+    /// For our own kernels, of so many tokens: `[tiles, 4]`.
+    Tiles(u32, Tensor),
 }
 
 impl Segments {
@@ -54,23 +54,23 @@ impl Segments {
             _ => None,
         };
         self.find_or_send(device, find, || {
-            let index = DocumentIndex::new(&self.borders, heads, SumOrder::Any)?;
+            let index = DocumentIndex::new(&self.borders, heads, device.sum_order())?;
             let documents = Documents::send(&index, device)?;
             Ok((What::Documents(heads, documents.clone()), documents))
         })
     }
 
-    /// As our own kernels read them: first token and end of each tile, beginning and end of its segment.
-    pub(super) fn tiles(&self, device: &Arc<CudaDevice>) -> Result<Tensor> {
+    /// As our own kernels read them: first token and end of each tile of `size` tokens, beginning and end of its segment.
+    pub(super) fn tiles(&self, device: &Arc<CudaDevice>, size: u32) -> Result<Tensor> {
         let find = |what: &What| match what {
-            What::Tiles(tiles) => Some(tiles.clone()),
-            What::Documents(..) => None,
+            What::Tiles(of, tiles) if *of == size => Some(tiles.clone()),
+            _ => None,
         };
         self.find_or_send(device, find, || {
-            let tiles = tiles(&self.borders);
+            let tiles = tiles(&self.borders, size);
             let shape = [tiles.len() / 4, 4];
             let tiles = device.send(&Tensor::from_u32(tiles, shape)?)?;
-            Ok((What::Tiles(tiles.clone()), tiles))
+            Ok((What::Tiles(size, tiles.clone()), tiles))
         })
     }
 
@@ -97,11 +97,11 @@ impl fmt::Debug for Segments {
     }
 }
 
-fn tiles(borders: &[u32]) -> Vec<u32> {
+fn tiles(borders: &[u32], size: u32) -> Vec<u32> {
     let mut tiles = Vec::new();
     for ends in borders.windows(2) {
-        for first in (ends[0]..ends[1]).step_by(TILE as usize) {
-            tiles.extend([first, ends[1].min(first.saturating_add(TILE)), ends[0], ends[1]]);
+        for first in (ends[0]..ends[1]).step_by(size as usize) {
+            tiles.extend([first, ends[1].min(first.saturating_add(size)), ends[0], ends[1]]);
         }
     }
     tiles
@@ -113,9 +113,10 @@ mod tests {
 
     #[test]
     fn tiles_cover_each_segment_and_cross_no_border() {
-        assert!(tiles(&[0]).is_empty() && tiles(&[0, 0]).is_empty());
+        assert!(tiles(&[0], 32).is_empty() && tiles(&[0, 0], 32).is_empty());
         let expected = [[0, 1, 0, 1], [1, 33, 1, 34], [33, 34, 1, 34], [34, 66, 34, 66]].concat();
-        assert_eq!(tiles(&[0, 1, 34, 34, 66]), expected);
+        assert_eq!(tiles(&[0, 1, 34, 34, 66], 32), expected);
+        assert_eq!(tiles(&[0, 66, 67], 64), [[0, 64, 0, 66], [64, 66, 0, 66], [66, 67, 66, 67]].concat());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use scout_device::Tensor;
 
-use super::{Attended, Heads, Segments, backward, forward, reference};
+use super::heads::Heads;
+use super::{Attended, Segments, backward, forward, reference};
 use crate::test_inputs::{assert_close, assert_gradient, bits, doubles, tensor};
 
 fn inputs(num_tokens: usize, heads: Heads) -> [Tensor; 4] {

@@ -51,7 +51,7 @@ impl<'a> Head<'a> {
             expect_dtype(WHAT, weights, DType::F32)?;
         }
         let (vocabulary, width) = (weight.dims()[0], weight.dims()[1]);
-        let leading = vocabulary.next_multiple_of(VECTOR / dtype.size().0 as usize);
+        let leading = leading(vocabulary, dtype);
         Ok(Head { device, x, weight, targets, dtype, width, vocabulary, leading })
     }
 
@@ -88,8 +88,11 @@ impl<'a> Head<'a> {
         let kept = count(WHAT, share.min(room))?;
         let grid = Grid::new(count(WHAT, chunk.rows * parts as usize)?, THREADS);
         let grid = Grid { shared_memory: kept * VECTOR as u32, ..grid };
+        let bytes = (chunk.rows * self.leading) as u64 * self.dtype.size().0;
+        // Losses alone leave the logits as they are.
+        let logits = if weights.is_some() { Argument::InOut(logits, bytes) } else { Argument::OutPart(logits, bytes) };
         let mut arguments = [
-            Argument::Out(logits),
+            logits,
             Argument::In(&targets),
             weights.as_ref().map_or(Argument::Nothing, Argument::In),
             Argument::Out(&mut losses),
@@ -179,6 +182,16 @@ impl Chunk {
 fn chunks(num_rows: usize, leading: usize, dtype: DType) -> impl Iterator<Item = Chunk> {
     let rows = rows_per_chunk(num_rows, leading, dtype);
     (0..num_rows).step_by(rows.max(1)).map(move |start| Chunk { start, rows: rows.min(num_rows - start) })
+}
+
+fn leading(vocabulary: usize, dtype: DType) -> usize {
+    vocabulary.next_multiple_of(VECTOR / dtype.size().0 as usize)
+}
+
+/// Bytes of the logits of one chunk.
+pub(super) fn bytes_of_chunk(num_rows: usize, vocabulary: usize, dtype: DType) -> ByteCount {
+    let leading = leading(vocabulary, dtype);
+    dtype.size() * (rows_per_chunk(num_rows, leading, dtype) * leading) as u64
 }
 
 fn rows_per_chunk(num_rows: usize, leading: usize, dtype: DType) -> usize {

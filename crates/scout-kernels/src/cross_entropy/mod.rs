@@ -14,6 +14,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+use scout_core::{ByteCount, DType};
 use scout_device::{DeviceError, Tensor};
 
 use crate::{Result, check};
@@ -37,6 +38,17 @@ pub struct TrainedHeadLoss {
     pub loss: HeadLoss,
     /// `[V, D]`, the gradient of Σ weight · loss by the head.
     pub dweight: Tensor,
+}
+
+/// Bytes of the logits that exist at one time on the host, where the gradient takes their place, for so many scored
+/// positions.
+pub fn logits_on_host(num_rows: usize, vocabulary: usize) -> ByteCount {
+    DType::F32.size() * (num_rows * vocabulary).min(LOGITS_PER_CHUNK.max(vocabulary)) as u64
+}
+
+/// The same on a GPU, in the element type of the head.
+pub fn logits_on_gpu(num_rows: usize, vocabulary: usize, dtype: DType) -> ByteCount {
+    cuda::bytes_of_chunk(num_rows, vocabulary, dtype)
 }
 
 /// The losses alone: `[N]`.

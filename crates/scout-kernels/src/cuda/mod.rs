@@ -9,7 +9,8 @@ use scout_device::{DeviceError, Tensor};
 
 use crate::Result;
 
-/// Every `kernel.cu` under the name of its folder, and `ALL` of them; written by the build script.
+/// Every `kernel.cu` under the name of its folder, every `other.cu` under both names, and `ALL` of them; written by the
+/// build script.
 pub(crate) mod sources {
     use scout_device::cuda::{Image, KernelSource};
 

@@ -1,5 +1,6 @@
-//! A loop over the experts on one stream: with hundreds of rows for each, cuBLASLt one after the other is faster than
-//! several streams and than the grouped kernels that were measured beside it.
+//! All experts in one launch where each has few rows, else a loop over the experts on one stream: with many hundreds of
+//! rows for each, cuBLASLt one after the other is faster than several streams and than the grouped kernels that were
+//! measured beside it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,10 +9,25 @@ use scout_core::DType;
 use scout_device::Tensor;
 use scout_device::cuda::{CudaDevice, DeviceBuffer, Factor, Scale, Window};
 
+use super::few_rows;
 use crate::Result;
 
 /// Rows of `a` times the matrix of their expert, or its transpose.
 pub(super) fn by_expert(
+    device: &Arc<CudaDevice>,
+    a: &Tensor,
+    b: &Tensor,
+    offsets: &[u32],
+    transposed: bool,
+) -> Result<Tensor> {
+    if few_rows::is_faster(device, a, b, offsets) {
+        return few_rows::by_expert(device, a, b, offsets, transposed);
+    }
+    one_by_one(device, a, b, offsets, transposed)
+}
+
+/// By a product for each expert, however many rows it has.
+pub(crate) fn one_by_one(
     device: &Arc<CudaDevice>,
     a: &Tensor,
     b: &Tensor,

@@ -3,7 +3,8 @@
 //! those of `matmul`.
 #![expect(non_snake_case, reason = "shape suffixes: T rows, E experts, K and N the two sides of an expert's matrix")]
 
-mod cuda;
+pub(crate) mod cuda;
+pub(crate) mod few_rows;
 mod host;
 #[cfg(test)]
 mod reference;

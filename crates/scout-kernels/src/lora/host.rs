@@ -1,17 +1,34 @@
-//! Loops over rows. The addition runs inside candle's lock on the memory of its first operand.
+//! Thin products by candle, and loops over rows. The addition runs inside candle's lock on the memory of its first
+//! operand.
 
 use candle_core as candle;
 use scout_device::Tensor;
 use scout_device::error::InOperation;
 
-use super::{Mask, TokenKeys, mix};
+use super::{Mask, Product, Side, TokenKeys, mix};
 use crate::Result;
 use crate::host::{elements_mut, filled, for_each_row};
+use crate::matmul;
+
+/// The scale goes to the narrow factor, which is the smaller one.
+pub(super) fn product(product: Product, residual: Option<&Tensor>) -> Result<Tensor> {
+    let Product { narrow, wide, transposed, scale } = product;
+    let narrow = (narrow.on_host()? * f64::from(scale)).during("thin product")?;
+    let form = if transposed { matmul::host::nt } else { matmul::host::nn };
+    matmul::host::added(residual.cloned(), form(&narrow, wide.host()?)?)
+}
+
+pub(super) fn side_by_side(sides: &[Side], num_rows: usize, scale: f32) -> Result<Tensor> {
+    let part = |side: &Side| match *side {
+        Side::Zeros(count) => Tensor::zeros_f32([num_rows, count]),
+        Side::Product(narrow, wide) => product(Product { narrow, wide, transposed: true, scale }, None),
+    };
+    let parts: Vec<Tensor> = sides.iter().map(part).collect::<Result<_>>()?;
+    matmul::host::beside(&parts, num_rows)
+}
 
 struct AddDelta {
     width: usize,
-    column_start: usize,
-    count: usize,
     scale: f32,
 }
 
@@ -30,8 +47,7 @@ impl candle::InplaceOp2 for AddDelta {
         let y = elements_mut(y, y_layout)?;
         let delta = &delta.as_slice::<f32>()?[delta_layout.start_offset()..];
         for_each_row(y, self.width, |row, y| {
-            let y = &mut y[self.column_start..][..self.count];
-            for (y, &delta) in y.iter_mut().zip(&delta[row * self.count..][..self.count]) {
+            for (y, &delta) in y.iter_mut().zip(&delta[row * self.width..][..self.width]) {
                 *y += self.scale * delta;
             }
         });
@@ -39,19 +55,12 @@ impl candle::InplaceOp2 for AddDelta {
     }
 }
 
-/// Both have rows and columns, and the columns fit.
-pub(super) fn add_delta(y: &Tensor, column_start: usize, delta: &Tensor, scale: f32) -> Result<()> {
-    let add = AddDelta { width: y.dims()[1], column_start, count: delta.dims()[1], scale };
-    y.host()?.inplace_op2(delta.host()?, &add).during("addition of an adapter")
-}
-
-pub(super) fn columns(y: &Tensor, column_start: usize, count: usize) -> Result<Tensor> {
-    let (num_tokens, width) = (y.dims()[0], y.dims()[1]);
-    let y = y.f32s()?;
-    let y = &y[..];
-    filled([num_tokens, count], |part| {
-        for_each_row(part, count, |row, part| part.copy_from_slice(&y[row * width + column_start..][..count]));
-    })
+pub(super) fn add_delta(y: Tensor, delta: &Tensor, scale: f32) -> Result<Tensor> {
+    let add = AddDelta { width: y.dims()[1], scale };
+    if y.num_elements() > 0 {
+        y.host()?.inplace_op2(delta.host()?, &add).during("addition of an adapter")?;
+    }
+    Ok(y)
 }
 
 pub(super) fn dropout(x: &Tensor, tokens: &TokenKeys, mask: Mask) -> Result<Tensor> {

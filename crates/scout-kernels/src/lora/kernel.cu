@@ -1,5 +1,5 @@
-// What adapters need beside products: columns taken and added to, and dropout, with one block for each row; and the
-// product of a narrow factor with a wide one, added to columns while they pass by. bf16 does that on the matrix units.
+// What adapters need beside products: an addition and dropout, with one block for each row; and the product of a narrow
+// factor with a wide one, whose time is that of writing it. bf16 does that on the matrix units.
 #include "prelude.cuh"
 
 // The finalizer of splitmix64.
@@ -38,22 +38,10 @@ __device__ __forceinline__ void dropout(
 }
 
 template <typename E>
-__device__ __forceinline__ void columns(
-    const E* __restrict__ y, E* __restrict__ part, u32 width, u32 start, u32 count) {
-    y += u64(blockIdx.x) * width + start;
-    part += u64(blockIdx.x) * count;
-    for_each_part<E>(count, is_aligned(y, 0) && is_aligned(part, 0), [&](auto size, u32 at) {
-        constexpr int COUNT = decltype(size)::VALUE;
-        store_part<COUNT>(part + at, load_part<COUNT>(y + at));
-    });
-}
-
-template <typename E>
-__device__ __forceinline__ void add_delta(
-    E* __restrict__ y, const E* __restrict__ delta, u32 width, u32 start, u32 count, f32 scale) {
-    y += u64(blockIdx.x) * width + start;
-    delta += u64(blockIdx.x) * count;
-    for_each_part<E>(count, is_aligned(y, 0) && is_aligned(delta, 0), [&](auto size, u32 at) {
+__device__ __forceinline__ void add_delta(E* __restrict__ y, const E* __restrict__ delta, u32 width, f32 scale) {
+    y += u64(blockIdx.x) * width;
+    delta += u64(blockIdx.x) * width;
+    for_each_part<E>(width, is_aligned(y, 0) && is_aligned(delta, 0), [&](auto size, u32 at) {
         constexpr int COUNT = decltype(size)::VALUE;
         Part<E, COUNT> sum = load_part<COUNT>(static_cast<const E*>(y) + at);
         const Part<E, COUNT> more = load_part<COUNT>(delta + at);
@@ -65,45 +53,56 @@ __device__ __forceinline__ void add_delta(
     });
 }
 
-// Rows of a block that adds a product.
+// Columns of a matrix: element `[row, column]` lies `row * width + start + column` elements behind its address.
+struct Window {
+    u32 width, start;
+};
+
+// Rows of a block that writes a product.
 constexpr u32 ROWS = 128;
 
 extern __shared__ float4 shared[];
 
-// y[:, start..] += scale · narrow·wide, where `narrow` has `rank` columns. `wide` is stored [rank, count], or transposed.
-// Each block has 128 columns, one vector for each thread of a warp, and each warp works on four rows at a time.
-__device__ __forceinline__ void add_product(
-    f32* __restrict__ y, const f32* __restrict__ narrow, const f32* __restrict__ wide, u32 num_rows, u32 width,
-    u32 start, u32 count, u32 rank, u32 transposed, f32 scale) {
+// y = scale · narrow·wide, for `count` columns of `y` and `rank` of `narrow`; beside it those of `residual`, which lies
+// like `y` and is null where there is none. `wide` is stored [rank, count], or transposed. Each block has 128 columns, one
+// vector for each thread of a warp, and each warp works on four rows at a time.
+__device__ __forceinline__ void product(
+    f32* __restrict__ y, const f32* __restrict__ narrow, const f32* __restrict__ wide, const f32* __restrict__ residual,
+    u32 num_rows, Window of_y, u32 count, Window of_narrow, u32 rank, u32 transposed, f32 scale) {
     constexpr u32 COLUMNS = 128, AT_ONCE = 4;
     // Blocks of the same rows are neighbours.
     const u32 blocks_of_row = (count + COLUMNS - 1) / COLUMNS;
     const u32 first_column = blockIdx.x % blocks_of_row * COLUMNS, num_columns = min(COLUMNS, count - first_column);
     const u64 first_row = u64(blockIdx.x / blocks_of_row) * ROWS;
     const u32 rows_here = u32(min(u64(ROWS), num_rows - first_row));
-    f32* of_wide = reinterpret_cast<f32*>(shared);
-    f32* of_narrow = of_wide + rank * COLUMNS;
+    f32* wide_here = reinterpret_cast<f32*>(shared);
+    f32* narrow_here = wide_here + rank * COLUMNS;
     for (u32 i = threadIdx.x; i < rank * COLUMNS; i += blockDim.x) {
         const u32 r = transposed ? i % rank : i / COLUMNS, column = transposed ? i / rank : i % COLUMNS;
         const u64 from = first_column + column;
         const bool exists = column < num_columns;
-        of_wide[r * COLUMNS + column] = exists ? wide[transposed ? from * rank + r : u64(r) * count + from] : 0.0f;
+        wide_here[r * COLUMNS + column] = exists ? wide[transposed ? from * rank + r : u64(r) * count + from] : 0.0f;
     }
+    narrow += first_row * of_narrow.width + of_narrow.start;
     for (u32 i = threadIdx.x; i < rows_here * rank; i += blockDim.x) {
-        of_narrow[i] = narrow[first_row * rank + i];
+        narrow_here[i] = narrow[u64(i / rank) * of_narrow.width + i % rank];
     }
     __syncthreads();
-    const u32 lane = threadIdx.x % 32;
-    y += first_row * width + start + first_column;
+    const u32 own = threadIdx.x % 32 * 4;
+    const u64 start = first_row * of_y.width + of_y.start + first_column + own;
+    const bool has_residual = residual != nullptr;
+    y += start;
+    residual += has_residual ? start : 0;
+    const bool is_vector = is_aligned(y, of_y.width) && is_aligned(residual, 0) && own + 4 <= num_columns;
     for (u32 row = threadIdx.x / 32 * AT_ONCE; row < rows_here; row += blockDim.x / 32 * AT_ONCE) {
         f32 sums[AT_ONCE][4] = {};
         for (u32 r = 0; r < rank; ++r) {
-            const float4 four = *reinterpret_cast<const float4*>(of_wide + r * COLUMNS + 4 * lane);
+            const float4 four = *reinterpret_cast<const float4*>(wide_here + r * COLUMNS + own);
             const f32 factors[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
             for (u32 i = 0; i < AT_ONCE; ++i) {
                 // Behind the last row are other numbers of this memory; their sums are used by nobody.
-                const f32 of_row = of_narrow[(row + i) * rank + r];
+                const f32 of_row = narrow_here[(row + i) * rank + r];
 #pragma unroll
                 for (u32 j = 0; j < 4; ++j) {
                     sums[i][j] += of_row * factors[j];
@@ -112,10 +111,20 @@ __device__ __forceinline__ void add_product(
         }
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; ++i) {
+            if (row + i >= rows_here) {
+                break;
+            }
+            const u64 at = u64(row + i) * of_y.width;
+            if (is_vector) {
+                Lanes<f32> total = has_residual ? load(residual + at) : Lanes<f32>{};
 #pragma unroll
-            for (u32 j = 0; j < 4; ++j) {
-                if (row + i < rows_here && 4 * lane + j < num_columns) {
-                    y[u64(row + i) * width + 4 * lane + j] += scale * sums[i][j];
+                for (u32 j = 0; j < 4; ++j) {
+                    total.at[j] += scale * sums[i][j];
+                }
+                store(y + at, total);
+            } else {
+                for (u32 j = 0; j < 4 && own + j < num_columns; ++j) {
+                    y[at + j] = (has_residual ? residual[at + j] : 0.0f) + scale * sums[i][j];
                 }
             }
         }
@@ -126,11 +135,20 @@ __device__ __forceinline__ void add_product(
 // 16 rows: those that the accumulators of four tiles of the matrix units have, when their columns are counted so.
 constexpr u32 GROUPS = 2, COLUMNS_OF_WARP = 32 * GROUPS, TILES = 4 * GROUPS;
 
-// Two neighbours of the inner extent, as the matrix units take them; zeros behind the rank.
-__device__ __forceinline__ u32 pair_of(const bf16* from, u64 step, u32 k, u32 rank, bool exists) {
-    const u32 low = exists && k < rank ? from[k * step].bits : 0;
-    const u32 high = exists && k + 1 < rank ? from[(k + 1) * step].bits : 0;
+// Two neighbours of the inner extent, as the matrix units take them; zeros behind the rank. `in_pairs` says that they lie
+// side by side where a number of 4 bytes could, and that the rank is even.
+__device__ __forceinline__ u32 pair_of(const bf16* from, u64 step, u32 k, u32 rank, bool in_pairs) {
+    if (in_pairs) {
+        return k < rank ? *reinterpret_cast<const u32*>(from + k) : 0;
+    }
+    const u32 low = k < rank ? from[k * step].bits : 0;
+    const u32 high = k + 1 < rank ? from[(k + 1) * step].bits : 0;
     return high << 16 | low;
+}
+
+// Whether rows of `width` elements, the first of them at `address`, consist of pairs of the first `rank` elements.
+__device__ __forceinline__ bool are_pairs(const bf16* address, u64 width, u32 rank) {
+    return (reinterpret_cast<u64>(address) | width * 2 | rank * 2) % 4 == 0;
 }
 
 // c += a·b for 16 rows, 8 columns and an inner extent of 8.
@@ -143,9 +161,10 @@ __device__ __forceinline__ void multiply_add(f32 (&c)[4], const u32 (&a)[2], u32
 // The same for bf16 and ranks up to 8·STEPS: a block of four warps has as many rows and four shares of the columns. A warp
 // keeps its part of `wide` and walks down the rows.
 template <u32 STEPS>
-__device__ __forceinline__ void add_product_on_units(
-    bf16* __restrict__ y, const bf16* __restrict__ narrow, const bf16* __restrict__ wide, u32 num_rows, u32 width,
-    u32 start, u32 count, u32 rank, u32 transposed, f32 scale) {
+__device__ __forceinline__ void product_on_units(
+    bf16* __restrict__ y, const bf16* __restrict__ narrow, const bf16* __restrict__ wide,
+    const bf16* __restrict__ residual, u32 num_rows, Window of_y, u32 count, Window of_narrow, u32 rank, u32 transposed,
+    f32 scale) {
     // Blocks of the same rows are neighbours.
     constexpr u32 COLUMNS = 4 * COLUMNS_OF_WARP;
     const u32 blocks_of_row = (count + COLUMNS - 1) / COLUMNS, lane = threadIdx.x % 32;
@@ -155,6 +174,7 @@ __device__ __forceinline__ void add_product_on_units(
         return;
     }
     const u32 k = lane % 4 * 2;
+    const bool wide_in_pairs = transposed && are_pairs(wide, rank, rank);
     u32 factors[STEPS][TILES];
 #pragma unroll
     for (u32 tile = 0; tile < TILES; ++tile) {
@@ -162,22 +182,25 @@ __device__ __forceinline__ void add_product_on_units(
         const bf16* from = wide + (transposed ? u64(column) * rank : u64(column));
 #pragma unroll
         for (u32 step = 0; step < STEPS; ++step) {
-            factors[step][tile] = pair_of(from, transposed ? 1 : count, 8 * step + k, rank, column < count);
+            const u32 up_to = column < count ? rank : 0;
+            factors[step][tile] = pair_of(from, transposed ? 1 : count, 8 * step + k, up_to, wide_in_pairs);
         }
     }
-    const bool in_pairs = rank % 2 == 0 && reinterpret_cast<u64>(narrow) % 4 == 0;
+    narrow += of_narrow.start;
+    const bool narrow_in_pairs = are_pairs(narrow, of_narrow.width, rank);
     const u32 own = first_column + lane % 4 * 8;
-    y += start + own;
-    const bool aligned = is_aligned(y, width);
+    const bool has_residual = residual != nullptr;
+    y += of_y.start + own;
+    residual += has_residual ? of_y.start + own : 0;
+    const bool aligned = is_aligned(y, of_y.width) && is_aligned(residual, 0);
     for (u64 row = first_row + lane / 4; row - lane / 4 < last_row; row += 16) {
-        Packed<bf16> kept[GROUPS][2] = {};
+        Packed<bf16> beside[GROUPS][2] = {};
 #pragma unroll
         for (u32 group = 0; group < GROUPS; ++group) {
 #pragma unroll
             for (u32 half = 0; half < 2; ++half) {
-                if (aligned && own + 32 * group + 8 <= count && row + 8 * half < last_row) {
-                    const bf16* from = y + (row + 8 * half) * width + 32 * group;
-                    kept[group][half] = load_packed(from);
+                if (has_residual && aligned && own + 32 * group + 8 <= count && row + 8 * half < last_row) {
+                    beside[group][half] = load_packed(residual + (row + 8 * half) * of_y.width + 32 * group);
                 }
             }
         }
@@ -188,14 +211,8 @@ __device__ __forceinline__ void add_product_on_units(
 #pragma unroll
             for (u32 half = 0; half < 2; ++half) {
                 const u64 from = row + 8 * half;
-                const bool exists = from < last_row;
-                if (in_pairs) {
-                    const bool inside = exists && 8 * step + k < rank;
-                    const bf16* at = narrow + from * rank + 8 * step + k;
-                    of_rows[half] = inside ? *reinterpret_cast<const u32*>(at) : 0;
-                } else {
-                    of_rows[half] = pair_of(narrow + from * rank, 1, 8 * step + k, rank, exists);
-                }
+                const u32 up_to = from < last_row ? rank : 0;
+                of_rows[half] = pair_of(narrow + from * of_narrow.width, 1, 8 * step + k, up_to, narrow_in_pairs);
             }
 #pragma unroll
             for (u32 tile = 0; tile < TILES; ++tile) {
@@ -209,20 +226,20 @@ __device__ __forceinline__ void add_product_on_units(
                 if (row + 8 * half >= last_row || own + 32 * group >= count) {
                     continue;
                 }
-                bf16* to = y + (row + 8 * half) * width + 32 * group;
+                const u64 at = (row + 8 * half) * of_y.width + 32 * group;
                 const bool is_vector = aligned && own + 32 * group + 8 <= count;
-                Lanes<bf16> total = unpack(kept[group][half]);
+                Lanes<bf16> total = unpack(beside[group][half]);
 #pragma unroll
                 for (u32 i = 0; i < 8; ++i) {
                     const f32 more = scale * sums[4 * group + i / 2][2 * half + i % 2];
                     if (is_vector) {
                         total.at[i] += more;
                     } else if (own + 32 * group + i < count) {
-                        to[i] = from_f32<bf16>(to_f32(to[i]) + more);
+                        y[at + i] = from_f32<bf16>((has_residual ? to_f32(residual[at + i]) : 0.0f) + more);
                     }
                 }
                 if (is_vector) {
-                    store(to, total);
+                    store(y + at, total);
                 }
             }
         }
@@ -235,31 +252,34 @@ __device__ __forceinline__ void add_product_on_units(
         u32 threshold, f32 scale) {                                                                                    \
         dropout<E>(x, names, y, width, module, threshold, scale);                                                      \
     }                                                                                                                  \
-    extern "C" __global__ void lora_columns_##E(                                                                       \
-        const E* __restrict__ y, E* __restrict__ part, u32 width, u32 start, u32 count) {                              \
-        columns<E>(y, part, width, start, count);                                                                      \
-    }                                                                                                                  \
     extern "C" __global__ void lora_add_delta_##E(                                                                     \
-        E* __restrict__ y, const E* __restrict__ delta, u32 width, u32 start, u32 count, f32 scale) {                  \
-        add_delta<E>(y, delta, width, start, count, scale);                                                            \
+        E* __restrict__ y, const E* __restrict__ delta, u32 width, f32 scale) {                                        \
+        add_delta<E>(y, delta, width, scale);                                                                          \
     }
 
 KERNELS(f32)
 KERNELS(bf16)
 
-extern "C" __global__ void lora_add_product_f32(
-    f32* y, const f32* narrow, const f32* wide, u32 num_rows, u32 width, u32 start, u32 count, u32 rank, u32 transposed,
-    f32 scale) {
-    add_product(y, narrow, wide, num_rows, width, start, count, rank, transposed, scale);
+extern "C" __global__ void lora_product_f32(
+    f32* y, const f32* narrow, const f32* wide, const f32* residual, u32 num_rows, u32 width, u32 start, u32 count,
+    u32 narrow_width, u32 narrow_start, u32 rank, u32 transposed, f32 scale) {
+    product(
+        y, narrow, wide, residual, num_rows, {width, start}, count, {narrow_width, narrow_start}, rank, transposed,
+        scale);
 }
 
 #define PRODUCT(STEPS)                                                                                                 \
-    extern "C" __global__ void lora_add_product_##STEPS##_bf16(                                                        \
-        bf16* y, const bf16* narrow, const bf16* wide, u32 num_rows, u32 width, u32 start, u32 count, u32 rank,        \
-        u32 transposed, f32 scale) {                                                                                   \
-        add_product_on_units<STEPS>(y, narrow, wide, num_rows, width, start, count, rank, transposed, scale);          \
+    extern "C" __global__ void lora_product_##STEPS##_bf16(                                                            \
+        bf16* y, const bf16* narrow, const bf16* wide, const bf16* residual, u32 num_rows, u32 width, u32 start,       \
+        u32 count, u32 narrow_width, u32 narrow_start, u32 rank, u32 transposed, f32 scale) {                          \
+        product_on_units<STEPS>(                                                                                       \
+            y, narrow, wide, residual, num_rows, {width, start}, count, {narrow_width, narrow_start}, rank,            \
+            transposed, scale);                                                                                        \
     }
 
 PRODUCT(1)
 PRODUCT(2)
+PRODUCT(3)
 PRODUCT(4)
+PRODUCT(6)
+PRODUCT(8)

@@ -1,7 +1,7 @@
-//! What adapters need beside matrix products: adding a thin product to some columns, taking columns, and dropout whose
-//! mask is a pure function of names, never of order, rank or device. On a GPU tensors are f32 or bf16; arithmetic is f32
-//! and rounded once.
-#![expect(non_snake_case, reason = "shape suffixes: T tokens, D input width, N output width, O columns of one adapter")]
+//! What adapters need beside matrix products: thin products, which are written first so that a large product is added to
+//! them while it passes by; an addition; and dropout whose mask is a pure function of names, never of order, rank or
+//! device. On a GPU tensors are f32 or bf16; arithmetic is f32 and rounded once.
+#![expect(non_snake_case, reason = "shape suffixes: T tokens, D input width, R rank, O output width")]
 
 mod cuda;
 mod host;
@@ -12,88 +12,120 @@ mod tests;
 
 use scout_device::{Device, DeviceError, Tensor};
 
-use crate::{Result, check, matmul};
+use crate::matmul::Columns;
+use crate::{Result, check};
 
-/// `y[:, column_start..column_start + O] += scale · delta`; the other columns stay as they are.
-///
-/// Writes into the memory of `y` and hands it back. `y` must therefore be the only look at that memory: clones, row
-/// views and reshapes of it would change too. Fails when `delta` shares it, and on a GPU when anything does.
-pub fn add_delta(y_TN: Tensor, column_start: usize, delta_TO: &Tensor, scale: f32) -> Result<Tensor> {
-    const WHAT: &str = "addition of an adapter";
-    let (num_tokens, count) = delta_TO.dims2(WHAT)?;
-    check_columns(WHAT, &y_TN, column_start, count)?;
-    delta_TO.expect_dims(WHAT, &[y_TN.dims()[0], count])?;
-    let device = check::place(WHAT, &[&y_TN, delta_TO])?.cloned();
-    if num_tokens * count == 0 {
-        return Ok(y_TN);
+/// `scale · narrow·wideᵀ`, and `residual` beside it if there is one: a new tensor.
+pub fn product_nt<'a>(
+    narrow_TR: impl Into<Columns<'a>>,
+    wide_OR: &'a Tensor,
+    scale: f32,
+    residual_TO: Option<&Tensor>,
+) -> Result<Tensor> {
+    product(Product { narrow: narrow_TR.into(), wide: wide_OR, transposed: true, scale }, residual_TO)
+}
+
+/// `scale · narrow·wide`: a new tensor.
+pub fn product_nn<'a>(narrow_TR: impl Into<Columns<'a>>, wide_RO: &'a Tensor, scale: f32) -> Result<Tensor> {
+    product(Product { narrow: narrow_TR.into(), wide: wide_RO, transposed: false, scale }, None)
+}
+
+/// What stands in some columns of a row of thin products.
+#[derive(Debug, Clone, Copy)]
+pub enum Side<'a> {
+    /// `scale · narrow·wideᵀ`.
+    Product(Columns<'a>, &'a Tensor),
+    /// As many columns of zeros.
+    Zeros(usize),
+}
+
+/// Thin products side by side, as many rows each: a new tensor. Fails where all are zeros.
+pub fn side_by_side(sides: &[Side], scale: f32) -> Result<Tensor> {
+    const WHAT: &str = "thin products side by side";
+    let mut products = Vec::with_capacity(sides.len());
+    let mut width = 0;
+    for &side in sides {
+        width += match side {
+            Side::Zeros(count) => count,
+            Side::Product(narrow, wide) => {
+                let product = Product { narrow, wide, transposed: true, scale };
+                let dims = product.dims(WHAT)?;
+                products.push((width, product, dims));
+                dims[1]
+            }
+        };
     }
-    match device {
-        None => host::add_delta(&y_TN, column_start, delta_TO, scale)?,
-        Some(device) => return cuda::add_delta(&device, y_TN, column_start, delta_TO, scale),
+    let Some(&(_, first, [num_rows, _])) = products.first() else {
+        return Err(check::refusal(WHAT, "found no product, expected at least one".to_string()));
+    };
+    if let Some((_, other, _)) = products.iter().find(|(_, _, [found, _])| *found != num_rows) {
+        let expected = format!("{num_rows} rows as before");
+        return Err(DeviceError::Shape { what: WHAT, found: other.narrow.tensor.shape().clone(), expected });
     }
-    Ok(y_TN)
+    let factors: Vec<&Tensor> =
+        products.iter().flat_map(|(_, product, _)| [product.narrow.tensor, product.wide]).collect();
+    let Some(device) = check::place(WHAT, &factors)? else { return host::side_by_side(sides, num_rows, scale) };
+    let mut y = device.buffer(first.narrow.tensor.dtype(), [num_rows, width])?;
+    if sides.iter().any(|side| matches!(side, Side::Zeros(_))) {
+        y.clear()?;
+    }
+    for (start, product, _) in products {
+        cuda::write(device, (&mut y, start), product, None)?;
+    }
+    Ok(y.into_tensor())
 }
 
-/// `y[:, column_start..column_start + O] += scale · narrow·wideᵀ`, in the memory of `y` as [`add_delta`] does it. The sum
-/// over the rank is f32, and on a GPU nothing is rounded before it is added.
-pub fn add_nt(y_TN: Tensor, column_start: usize, narrow_TR: &Tensor, wide_OR: &Tensor, scale: f32) -> Result<Tensor> {
-    add_product(y_TN, column_start, Product { narrow: narrow_TR, wide: wide_OR, transposed: true, scale })
-}
-
-/// The same for `narrow·wide`.
-pub fn add_nn(y_TN: Tensor, column_start: usize, narrow_TR: &Tensor, wide_RO: &Tensor, scale: f32) -> Result<Tensor> {
-    add_product(y_TN, column_start, Product { narrow: narrow_TR, wide: wide_RO, transposed: false, scale })
-}
-
-/// A thin product to be added.
-#[derive(Clone, Copy)]
+/// The product of a factor with few columns and one with few rows.
+#[derive(Debug, Clone, Copy)]
 struct Product<'a> {
-    narrow: &'a Tensor,
+    narrow: Columns<'a>,
     wide: &'a Tensor,
+    /// Whether `wide` is stored with its dimensions exchanged.
     transposed: bool,
     scale: f32,
 }
 
 impl Product<'_> {
-    /// On its own, for the sum to be made in a second pass.
-    fn delta(&self) -> Result<Tensor> {
-        if self.transposed { matmul::nt(self.narrow, self.wide) } else { matmul::nn(self.narrow, self.wide) }
-    }
-}
-
-fn add_product(y: Tensor, column_start: usize, product: Product) -> Result<Tensor> {
-    const WHAT: &str = "addition of an adapter's product";
-    let Product { narrow, wide, transposed, scale } = product;
-    let (rank, count) = match (wide.dims2(WHAT)?, transposed) {
-        ((count, rank), true) => (rank, count),
-        ((rank, count), false) => (rank, count),
-    };
-    check_columns(WHAT, &y, column_start, count)?;
-    narrow.expect_dims(WHAT, &[y.dims()[0], rank])?;
-    match check::place(WHAT, &[&y, narrow, wide])?.cloned() {
-        Some(device) if rank <= cuda::LARGEST_RANK && y.dims()[0] * count > 0 => {
-            cuda::add_product(&device, y, column_start, product)
+    /// Rows and columns. Fails unless the factors fit.
+    fn dims(&self, what: &'static str) -> Result<[usize; 2]> {
+        let (num_rows, rank) = self.narrow.dims(what)?;
+        let (found, count) = match (self.wide.dims2(what)?, self.transposed) {
+            ((count, rank), true) => (rank, count),
+            ((rank, count), false) => (rank, count),
+        };
+        if found != rank {
+            let expected = format!("a rank of {rank}");
+            return Err(DeviceError::Shape { what, found: self.wide.shape().clone(), expected });
         }
-        _ => add_delta(y, column_start, &product.delta()?, scale),
+        Ok([num_rows, count])
     }
 }
 
-/// A copy of `count` columns: `[T, count]`.
-pub fn columns(y_TN: &Tensor, column_start: usize, count: usize) -> Result<Tensor> {
-    check_columns("columns", y_TN, column_start, count)?;
-    match y_TN.cuda() {
-        None => host::columns(y_TN, column_start, count),
-        Some(device) => cuda::columns(device, y_TN, column_start, count),
+fn product(product: Product, residual: Option<&Tensor>) -> Result<Tensor> {
+    const WHAT: &str = "thin product";
+    let dims = product.dims(WHAT)?;
+    let narrow = product.narrow.tensor;
+    if let Some(residual) = residual {
+        residual.expect_dims(WHAT, &dims)?;
+        check::place(WHAT, &[narrow, residual])?;
     }
+    let Some(device) = check::place(WHAT, &[narrow, product.wide])? else { return host::product(product, residual) };
+    let mut y = device.buffer(narrow.dtype(), dims)?;
+    cuda::write(device, (&mut y, 0), product, residual)?;
+    Ok(y.into_tensor())
 }
 
-fn check_columns(what: &'static str, y: &Tensor, start: usize, count: usize) -> Result<()> {
-    let (_, width) = y.dims2(what)?;
-    if start.checked_add(count).is_none_or(|end| end > width) {
-        let expected = format!("at least {count} columns from column {start}");
-        return Err(DeviceError::Shape { what, found: y.shape().clone(), expected });
+/// `y + scale · delta`. Writes into the memory of `y` and hands it back. `y` must therefore be the only look at that
+/// memory: clones, row views and reshapes of it would change too. Fails when `delta` shares it, and on a GPU when anything
+/// does.
+pub fn add_delta(y_TO: Tensor, delta_TO: &Tensor, scale: f32) -> Result<Tensor> {
+    const WHAT: &str = "addition of an adapter";
+    delta_TO.dims2(WHAT)?;
+    check::same_dims(WHAT, delta_TO, &y_TO)?;
+    match check::place(WHAT, &[&y_TO, delta_TO])?.cloned() {
+        None => host::add_delta(y_TO, delta_TO, scale),
+        Some(device) => cuda::add_delta(&device, y_TO, delta_TO, scale),
     }
-    Ok(())
 }
 
 /// Names the mask of one adapter in one step.

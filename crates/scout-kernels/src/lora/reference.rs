@@ -24,17 +24,6 @@ pub(super) fn dropout(x: &[f32], tokens: &[(u64, u32)], key: DropoutKey, probabi
     x.iter().enumerate().map(|(index, x)| if keep(index) { x * scale } else { 0.0 }).collect()
 }
 
-pub(super) fn add_delta(
-    y: &[f32],
-    delta: &[f32],
-    (width, start, count): (usize, usize, usize),
-    scale: f32,
-) -> Vec<f32> {
-    let mut y = y.to_vec();
-    for (row, delta) in delta.chunks(count).enumerate() {
-        for (column, delta) in delta.iter().enumerate() {
-            y[row * width + start + column] += scale * delta;
-        }
-    }
-    y
+pub(super) fn add_delta(y: &[f32], delta: &[f32], scale: f32) -> Vec<f32> {
+    y.iter().zip(delta).map(|(y, delta)| y + scale * delta).collect()
 }

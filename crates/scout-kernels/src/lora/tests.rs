@@ -1,10 +1,11 @@
-//! Additions to columns, and a dropout mask that depends on names alone.
+//! Thin products, the addition, and a dropout mask that depends on names alone.
 
 use scout_device::Tensor;
 
-use super::{DropoutKey, TokenKeys, add_delta, add_nn, add_nt, columns, dropout, reference};
-use crate::matmul;
-use crate::test_inputs::{bits, tensor, values};
+use super::{DropoutKey, Side, TokenKeys, add_delta, dropout, product_nn, product_nt, reference, side_by_side};
+use crate::matmul::Columns;
+use crate::matmul::reference::{product, transposed};
+use crate::test_inputs::{assert_close, bits, doubles, tensor, values};
 
 const KEY: DropoutKey = DropoutKey { seed: 42, step: 7, module: 3 };
 
@@ -21,43 +22,95 @@ fn keys(names: &[(u64, u32)]) -> TokenKeys {
 }
 
 #[test]
-fn a_delta_lands_in_its_columns_and_nowhere_else() {
-    for (num_tokens, width, start, count) in
-        [(0, 5, 1, 2), (1, 1, 0, 1), (3, 7, 2, 4), (3, 7, 7, 0), (5, 6, 0, 6), (500, 96, 32, 33)]
-    {
-        let (y, delta) = (tensor(1, [num_tokens, width]), tensor(2, [num_tokens, count]));
-        let before = y.to_f32_vec().unwrap();
-        let expected = match count {
-            0 => before.clone(),
-            _ => reference::add_delta(&before, &delta.f32s().unwrap(), (width, start, count), 0.25),
-        };
-        let found = add_delta(y, start, &delta, 0.25).unwrap();
+fn a_delta_is_added_in_place() {
+    for (num_tokens, width) in [(0, 5), (1, 1), (3, 0), (3, 7), (500, 96)] {
+        let (y, delta) = (tensor(1, [num_tokens, width]), tensor(2, [num_tokens, width]));
+        let expected = reference::add_delta(&y.f32s().unwrap(), &delta.f32s().unwrap(), 0.25);
+        let found = add_delta(y, &delta, 0.25).unwrap();
         assert_eq!(found.dims(), [num_tokens, width]);
         assert_eq!(found.to_f32_vec().unwrap(), expected);
-        let part = columns(&found, start, count).unwrap();
-        assert_eq!(part.dims(), [num_tokens, count]);
-        let row = |row: usize| expected[row * width + start..][..count].to_vec();
-        assert_eq!(part.to_f32_vec().unwrap(), (0..num_tokens).flat_map(row).collect::<Vec<f32>>());
     }
 }
 
 #[test]
 fn a_delta_is_read_where_its_rows_begin() {
     let all = tensor(2, [5, 3]);
-    let found = add_delta(Tensor::zeros_f32([2, 3]).unwrap(), 0, &all.rows(3, 2).unwrap(), 1.0).unwrap();
+    let found = add_delta(Tensor::zeros_f32([2, 3]).unwrap(), &all.rows(3, 2).unwrap(), 1.0).unwrap();
     assert_eq!(found.to_f32_vec().unwrap(), all.to_f32_vec().unwrap()[9..]);
 }
 
 #[test]
-fn columns_that_do_not_exist_are_refused() {
+fn a_delta_that_does_not_fit_is_refused() {
     let y = || tensor(1, [3, 4]);
-    assert!(add_delta(y(), 3, &tensor(2, [3, 2]), 1.0).is_err());
-    assert!(add_delta(y(), 0, &tensor(2, [2, 2]), 1.0).is_err());
-    assert!(add_delta(y(), usize::MAX, &tensor(2, [3, 2]), 1.0).is_err());
+    assert!(add_delta(y(), &tensor(2, [3, 2]), 1.0).is_err());
+    assert!(add_delta(y(), &tensor(2, [2, 4]), 1.0).is_err());
+    assert!(add_delta(tensor(1, [12]), &tensor(2, [12]), 1.0).is_err());
     let shared = y();
-    assert!(add_delta(shared.clone(), 0, &shared, 1.0).is_err(), "a delta in the memory it would change");
-    assert!(columns(&y(), 2, 3).is_err());
-    assert!(columns(&tensor(1, [3]), 0, 1).is_err());
+    assert!(add_delta(shared.clone(), &shared, 1.0).is_err(), "a delta in the memory it would change");
+}
+
+/// `residual + scale · narrow·wide` in f64.
+fn thin(narrow: &[f64], wide: &[f64], dims: (usize, usize, usize), scale: f64, residual: &[f64]) -> Vec<f64> {
+    product(narrow, wide, dims).iter().zip(residual).map(|(value, residual)| scale * value + residual).collect()
+}
+
+#[test]
+fn thin_products_agree_with_the_reference() {
+    for (num_tokens, rank, count) in [(0, 3, 2), (1, 1, 1), (3, 2, 7), (50, 8, 32), (3, 0, 4), (4, 3, 0), (200, 24, 65)]
+    {
+        // The rank's columns of a wider factor.
+        let wider = tensor(1, [num_tokens, rank + 5]);
+        let narrow = Columns { tensor: &wider, start: 3, count: rank };
+        let values = doubles(&wider);
+        let of_row = |row: usize| values[row * (rank + 5) + 3..][..rank].to_vec();
+        let own: Vec<f64> = (0..num_tokens).flat_map(of_row).collect();
+        let (dims, what) = ((num_tokens, rank, count), format!("{num_tokens}x{rank}x{count}"));
+        let (wide, residual) = (tensor(2, [count, rank]), tensor(3, [num_tokens, count]));
+        let (across, zeros) = (transposed(&doubles(&wide), (count, rank)), vec![0.0; num_tokens * count]);
+        let expected = thin(&own, &across, dims, 0.5, &zeros);
+        let found = product_nt(narrow, &wide, 0.5, None).unwrap();
+        assert_close(&what, &found, &[num_tokens, count], &expected, 1e-6);
+        let expected = thin(&own, &across, dims, 0.5, &doubles(&residual));
+        let found = product_nt(narrow, &wide, 0.5, Some(&residual)).unwrap();
+        assert_close(&what, &found, &[num_tokens, count], &expected, 1e-6);
+        let wide = tensor(4, [rank, count]);
+        let found = product_nn(narrow, &wide, 0.5).unwrap();
+        assert_close(&what, &found, &[num_tokens, count], &thin(&own, &doubles(&wide), dims, 0.5, &zeros), 1e-6);
+    }
+    assert!(product_nt(&tensor(2, [3, 2]), &tensor(3, [2, 4]), 1.0, None).is_err());
+    assert!(product_nn(&tensor(2, [3, 2]), &tensor(3, [4, 2]), 1.0).is_err());
+    assert!(product_nt(&tensor(2, [3, 2]), &tensor(3, [4, 2]), 1.0, Some(&tensor(1, [4, 3]))).is_err());
+}
+
+#[test]
+fn thin_products_stand_side_by_side_with_zeros_where_there_is_none() {
+    for num_tokens in [0, 1, 30] {
+        let narrow = tensor(1, [num_tokens, 6]);
+        let [first, second] = [0, 2].map(|start| Columns { tensor: &narrow, start, count: 2 + start });
+        let (wide, other) = (tensor(2, [5, 2]), tensor(3, [3, 4]));
+        let parts = [product_nt(first, &wide, 0.5, None).unwrap(), product_nt(second, &other, 0.5, None).unwrap()];
+        let [first, second] = [Side::Product(first, &wide), Side::Product(second, &other)];
+        for (sides, places) in [
+            (&[first, second][..], &[(0, 0), (5, 1)][..]),
+            (&[Side::Zeros(2), second, first, Side::Zeros(1)], &[(2, 1), (5, 0)]),
+        ] {
+            let found = side_by_side(sides, 0.5).unwrap();
+            let width = found.dims()[1];
+            let mut expected = vec![0.0; num_tokens * width];
+            for &(start, part) in places {
+                let part = &parts[part];
+                for (row, values) in part.f32s().unwrap().chunks(part.dims()[1]).enumerate() {
+                    expected[row * width + start..][..values.len()].copy_from_slice(values);
+                }
+            }
+            assert_eq!(found.dims(), [num_tokens, width]);
+            assert_eq!(found.to_f32_vec().unwrap(), expected);
+        }
+    }
+    assert!(side_by_side(&[Side::Zeros(4)], 1.0).is_err());
+    let (short, long, wide) = (tensor(1, [2, 4]), tensor(1, [3, 4]), tensor(2, [5, 4]));
+    let sides = [&short, &long].map(|narrow| Side::Product(narrow.into(), &wide));
+    assert!(side_by_side(&sides, 1.0).is_err());
 }
 
 #[test]
@@ -120,27 +173,4 @@ fn probabilities_outside_of_0_to_1_and_missing_names_are_refused() {
     }
     assert!(dropout(&tensor(1, [11, 4]), &keys, KEY, 0.5).is_err());
     assert!(TokenKeys::new(&[1, 2], &[0]).is_err());
-}
-
-#[test]
-fn a_product_is_added_like_a_delta_of_its_own() {
-    for (num_tokens, width, start, count, rank) in
-        [(0, 5, 1, 2, 3), (3, 7, 2, 4, 2), (50, 40, 8, 32, 8), (3, 4, 1, 2, 0)]
-    {
-        let narrow = tensor(3, [num_tokens, rank]);
-        let wide = tensor(4, [count, rank]);
-        let delta = matmul::nt(&narrow, &wide).unwrap();
-        let expected = add_delta(tensor(1, [num_tokens, width]), start, &delta, 0.5).unwrap();
-        let found = add_nt(tensor(1, [num_tokens, width]), start, &narrow, &wide, 0.5).unwrap();
-        assert_eq!(bits(&found), bits(&expected));
-        let wide = tensor(5, [rank, count]);
-        let delta = matmul::nn(&narrow, &wide).unwrap();
-        let expected = add_delta(tensor(1, [num_tokens, width]), start, &delta, 0.5).unwrap();
-        let found = add_nn(tensor(1, [num_tokens, width]), start, &narrow, &wide, 0.5).unwrap();
-        assert_eq!(bits(&found), bits(&expected));
-    }
-    let y = || tensor(1, [3, 4]);
-    assert!(add_nt(y(), 0, &tensor(2, [3, 2]), &tensor(3, [2, 4]), 1.0).is_err());
-    assert!(add_nn(y(), 0, &tensor(2, [2, 2]), &tensor(3, [2, 4]), 1.0).is_err());
-    assert!(add_nn(y(), 1, &tensor(2, [3, 2]), &tensor(3, [2, 4]), 1.0).is_err());
 }

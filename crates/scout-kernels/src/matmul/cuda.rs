@@ -6,35 +6,57 @@ use scout_core::DType;
 use scout_device::Tensor;
 use scout_device::cuda::{CudaDevice, DeviceBuffer, Factor, Scale, Window};
 
+use super::columns::Columns;
 use crate::Result;
 
-pub(super) fn nn(device: &Arc<CudaDevice>, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    product(device, [whole(a, false), whole(b, false)], a.dtype())
+/// In the memory of `sum`, if there is one. Fails when something else looks at that.
+pub(super) fn added(device: &Arc<CudaDevice>, sum: Option<Tensor>, factors: [Factor; 2]) -> Result<Tensor> {
+    let (m, n) = result_of(&factors);
+    let (mut y, scale) = match sum {
+        Some(sum) => (DeviceBuffer::from_tensor(sum)?, Scale::ADD),
+        None => (device.buffer(factors[0].tensor.dtype(), [m, n])?, Scale::OVERWRITE),
+    };
+    device.multiply(factors, (&mut y, Window::whole(m, n)), scale)?;
+    Ok(y.into_tensor())
 }
 
-pub(super) fn nt(device: &Arc<CudaDevice>, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    product(device, [whole(a, false), whole(b, true)], a.dtype())
+pub(super) fn tn(device: &Arc<CudaDevice>, factors: [Factor; 2]) -> Result<Tensor> {
+    let (m, n) = result_of(&factors);
+    let mut y = device.buffer(DType::F32, [m, n])?;
+    device.multiply(factors, (&mut y, Window::whole(m, n)), Scale::OVERWRITE)?;
+    Ok(y.into_tensor())
 }
 
-pub(super) fn tn(device: &Arc<CudaDevice>, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    product(device, [whole(a, true), whole(b, false)], DType::F32)
-}
-
-pub(super) fn add_tn(sums: &mut DeviceBuffer, start: usize, [a, b]: [&Tensor; 2], scale: f32) -> Result<()> {
-    let window = Window { start, ..Window::whole(a.dims()[1], b.dims()[1]) };
+pub(super) fn add_tn(sums: &mut DeviceBuffer, start: usize, factors: [Factor; 2], scale: f32) -> Result<()> {
+    let (m, n) = result_of(&factors);
     let device = sums.device().clone();
-    device.multiply([whole(a, true), whole(b, false)], (sums, window), Scale { alpha: scale, beta: 1.0 })
+    device.multiply(factors, (sums, Window { start, ..Window::whole(m, n) }), Scale { alpha: scale, beta: 1.0 })
 }
 
-/// All of a matrix as a factor.
-fn whole(tensor: &Tensor, transposed: bool) -> Factor<'_> {
-    Factor { tensor, window: Window::whole(tensor.dims()[0], tensor.dims()[1]), transposed }
+/// The contract checked the shapes, and that there is a pair.
+pub(super) fn side_by_side(device: &Arc<CudaDevice>, pairs: &[(Columns, &Tensor)], transposed: bool) -> Result<Tensor> {
+    let factors: Vec<[Factor; 2]> =
+        pairs.iter().map(|&(a, b)| [a.on_gpu(false), Columns::from(b).on_gpu(transposed)]).collect();
+    let (rows, width) = (factors[0][0].window.rows, factors.iter().map(|factors| result_of(factors).1).sum());
+    let mut y = device.buffer(factors[0][0].tensor.dtype(), [rows, width])?;
+    let is_sum_over_nothing = |[a, _]: &[Factor; 2]| a.window.columns == 0;
+    if factors.iter().any(is_sum_over_nothing) {
+        y.clear()?;
+    }
+    let mut start = 0;
+    for factors in factors {
+        let window = Window { start, rows, columns: result_of(&factors).1, leading: width };
+        start += window.columns;
+        if !is_sum_over_nothing(&factors) {
+            device.multiply(factors, (&mut y, window), Scale::OVERWRITE)?;
+        }
+    }
+    Ok(y.into_tensor())
 }
 
-fn product(device: &Arc<CudaDevice>, [a, b]: [Factor; 2], dtype: DType) -> Result<Tensor> {
+/// Rows and columns of a product.
+fn result_of([a, b]: &[Factor; 2]) -> (usize, usize) {
     let m = if a.transposed { a.window.columns } else { a.window.rows };
     let n = if b.transposed { b.window.rows } else { b.window.columns };
-    let mut y = device.buffer(dtype, [m, n])?;
-    device.multiply([a, b], (&mut y, Window::whole(m, n)), Scale::OVERWRITE)?;
-    Ok(y.into_tensor())
+    (m, n)
 }

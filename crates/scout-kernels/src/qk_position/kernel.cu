@@ -1,5 +1,6 @@
 // Rotation of pairs by position, division by the root mean square of a head, and their way back: one warp for each
 // token, whose threads keep sine and cosine of the pairs they own for all heads. The temperature has one block a token.
+// Local memory: 32 bytes, because the sine of a large angle is reduced in an array of words.
 #include "prelude.cuh"
 
 constexpr u32 WARPS = 4;

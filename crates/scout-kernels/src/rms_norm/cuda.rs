@@ -38,12 +38,11 @@ pub(super) fn forward(device: &Arc<CudaDevice>, x: &Tensor, weight: &Tensor, eps
 pub(super) fn backward(
     device: &Arc<CudaDevice>,
     dy: &Tensor,
-    x: &Tensor,
-    inverse_rms: &Tensor,
-    weight: &Tensor,
+    [x, inverse_rms, weight]: [&Tensor; 3],
+    residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     const WHAT: &str = "rms norm backward";
-    let dtype = same_dtype(WHAT, &[x, dy, weight])?;
+    let dtype = same_dtype(WHAT, &[x, dy, weight, residual.unwrap_or(x)])?;
     expect_dtype(WHAT, inverse_rms, DType::F32)?;
     let (num_tokens, width) = (x.dims()[0], x.dims()[1]);
     let mut dx = device.buffer(dtype, [num_tokens, width])?;
@@ -54,11 +53,13 @@ pub(super) fn backward(
         Argument::In(x),
         Argument::In(inverse_rms),
         Argument::In(weight),
+        residual.map_or(Argument::Nothing, Argument::In),
         Argument::Out(&mut dx),
         Argument::U32(count(WHAT, width)?),
     ];
-    // SAFETY: block `i` touches row `i` of `dy`, `x` and `dx`, element `i` of `inverse_rms`, and `width` elements of
-    // `weight`; the contract checked the shapes. All were written on the compute stream.
+    // SAFETY: block `i` touches row `i` of `dy`, `x`, `dx` and of `residual` where there is one, element `i` of
+    // `inverse_rms`, and `width` elements of `weight`; the contract checked the shapes. All were written on the compute
+    // stream.
     unsafe { device.launch(&kernel, grid, &mut arguments) }?;
     Ok(dx.into_tensor())
 }

@@ -30,10 +30,18 @@ pub(crate) fn inverse_root_mean_square(x: &[f32], epsilon: f32) -> f32 {
     1.0 / (mean + epsilon).sqrt()
 }
 
-pub(super) fn backward(dy: &Tensor, x: &Tensor, inverse_rms: &Tensor, weight: &Tensor) -> Result<Tensor> {
+pub(super) fn backward(
+    dy: &Tensor,
+    x: &Tensor,
+    inverse_rms: &Tensor,
+    weight: &Tensor,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
     let (num_tokens, width) = (x.dims()[0], x.dims()[1]);
     let (dy, x, inverse_rms, weight) = (dy.f32s()?, x.f32s()?, inverse_rms.f32s()?, weight.f32s()?);
     let (dy, x, inverse_rms, weight) = (&dy[..], &x[..], &inverse_rms[..], &weight[..]);
+    let residual = residual.map(Tensor::f32s).transpose()?;
+    let residual = residual.as_deref();
     filled([num_tokens, width], |dx| {
         for_each_row(dx, width, |row, dx| {
             let (dy, x, r) = (&dy[row * width..][..width], &x[row * width..][..width], inverse_rms[row]);
@@ -44,6 +52,11 @@ pub(super) fn backward(dy: &Tensor, x: &Tensor, inverse_rms: &Tensor, weight: &T
             let along = r * r * mean;
             for (dx, &x) in dx.iter_mut().zip(x) {
                 *dx = r * (*dx - x * along);
+            }
+            if let Some(residual) = residual {
+                for (dx, &residual) in dx.iter_mut().zip(&residual[row * width..][..width]) {
+                    *dx += residual;
+                }
             }
         });
     })

@@ -105,35 +105,50 @@ __device__ __forceinline__ Lanes<E> gradient(const Lanes<E>& g, const Lanes<E>& 
 }
 
 template <typename E>
+__device__ __forceinline__ void add(Lanes<E>& x, const Lanes<E>& y) {
+#pragma unroll
+    for (int i = 0; i < Lanes<E>::COUNT; ++i) {
+        x.at[i] += y.at[i];
+    }
+}
+
+// `residual` is null where there is none.
+template <typename E>
 __device__ __forceinline__ void backward(
     const E* __restrict__ dy, const E* __restrict__ x, const f32* __restrict__ inverse_rms,
-    const E* __restrict__ weight, E* __restrict__ dx, u32 width) {
+    const E* __restrict__ weight, const E* __restrict__ residual, E* __restrict__ dx, u32 width) {
     const u64 start = u64(blockIdx.x) * width;
+    const bool has_residual = residual != nullptr;
     dy += start;
     x += start;
     dx += start;
+    residual += has_residual ? start : 0;
     const u32 step = blockDim.x;
     const f32 r = inverse_rms[blockIdx.x];
     f32 sum = 0.0f;
-    if (!is_aligned(dy, width) || !is_aligned(x, width) || !is_aligned(dx, width) || !is_aligned(weight, 0)) {
+    // The null address is aligned.
+    if (!is_aligned(dy, width) || !is_aligned(x, width) || !is_aligned(dx, width) || !is_aligned(weight, 0) ||
+        !is_aligned(residual, 0)) {
         for (u32 i = threadIdx.x; i < width; i += step) {
             sum += to_f32(dy[i]) * to_f32(weight[i]) * to_f32(x[i]);
         }
         const f32 along = r * r * (sum_of_block(sum) / f32(width));
         for (u32 i = threadIdx.x; i < width; i += step) {
-            dx[i] = from_f32<E>(r * (to_f32(dy[i]) * to_f32(weight[i]) - to_f32(x[i]) * along));
+            const f32 value = r * (to_f32(dy[i]) * to_f32(weight[i]) - to_f32(x[i]) * along);
+            dx[i] = from_f32<E>(value + (has_residual ? to_f32(residual[i]) : 0.0f));
         }
         return;
     }
     constexpr u32 COUNT = Lanes<E>::COUNT;
     const u32 num_vectors = width / COUNT;
-    Packed<E> kept_dy[KEPT], kept_x[KEPT];
+    Packed<E> kept_dy[KEPT], kept_x[KEPT], kept_residual[KEPT];
 #pragma unroll
     for (int i = 0; i < KEPT; ++i) {
         const u32 at = threadIdx.x + i * step;
         if (at < num_vectors) {
             kept_dy[i] = load_packed(dy + at * COUNT);
             kept_x[i] = load_packed(x + at * COUNT);
+            kept_residual[i] = has_residual ? load_packed(residual + at * COUNT) : Packed<E>{};
         }
     }
 #pragma unroll
@@ -156,14 +171,20 @@ __device__ __forceinline__ void backward(
             Lanes<E> g = unpack(kept_dy[i]);
             const Lanes<E> x_here = unpack(kept_x[i]);
             weigh<E>(g, x_here, load(weight + at * COUNT));
-            store(dx + at * COUNT, gradient<E>(g, x_here, r, along));
+            Lanes<E> sum = gradient<E>(g, x_here, r, along);
+            add<E>(sum, unpack(kept_residual[i]));
+            store(dx + at * COUNT, sum);
         }
     }
     for (u32 at = threadIdx.x + KEPT * step; at < num_vectors; at += step) {
         Lanes<E> other = load(dy + at * COUNT);
         const Lanes<E> x_here = load(x + at * COUNT);
         weigh<E>(other, x_here, load(weight + at * COUNT));
-        store(dx + at * COUNT, gradient<E>(other, x_here, r, along));
+        Lanes<E> sum = gradient<E>(other, x_here, r, along);
+        if (has_residual) {
+            add<E>(sum, load(residual + at * COUNT));
+        }
+        store(dx + at * COUNT, sum);
     }
 }
 
@@ -173,8 +194,8 @@ __device__ __forceinline__ void backward(
         forward<E>(x, weight, y, inverse_rms, width, epsilon);                                                         \
     }                                                                                                                  \
     extern "C" __global__ void rms_norm_backward_##E(                                                                  \
-        const E* dy, const E* x, const f32* inverse_rms, const E* weight, E* dx, u32 width) {                          \
-        backward<E>(dy, x, inverse_rms, weight, dx, width);                                                            \
+        const E* dy, const E* x, const f32* inverse_rms, const E* weight, const E* residual, E* dx, u32 width) {       \
+        backward<E>(dy, x, inverse_rms, weight, residual, dx, width);                                                  \
     }
 
 KERNELS(f32)

@@ -32,15 +32,27 @@ pub fn forward(x_TD: &Tensor, weight_D: &Tensor, epsilon: f32) -> Result<Normed>
     }
 }
 
-/// The gradient of `x`: `r·(g − x·r²·mean(g ⊙ x))` with `g = dy ⊙ weight`.
-pub fn backward(dy_TD: &Tensor, x_TD: &Tensor, inverse_rms_T: &Tensor, weight_D: &Tensor) -> Result<Tensor> {
+/// The gradient of `x`: `r·(g − x·r²·mean(g ⊙ x))` with `g = dy ⊙ weight`, and `residual` beside it where `x` also goes
+/// round the norm.
+pub fn backward(
+    dy_TD: &Tensor,
+    x_TD: &Tensor,
+    inverse_rms_T: &Tensor,
+    weight_D: &Tensor,
+    residual_TD: Option<&Tensor>,
+) -> Result<Tensor> {
+    const WHAT: &str = "rms norm backward";
     let (num_tokens, width) = x_TD.dims2("rms norm backward: input")?;
     dy_TD.expect_dims("rms norm backward: gradient", &[num_tokens, width])?;
     inverse_rms_T.expect_dims("rms norm backward: inverse rms", &[num_tokens])?;
     weight_D.expect_dims("rms norm backward: weight", &[width])?;
-    match check::place("rms norm backward", &[dy_TD, x_TD, inverse_rms_T, weight_D])? {
-        None => host::backward(dy_TD, x_TD, inverse_rms_T, weight_D),
-        Some(device) => cuda::backward(device, dy_TD, x_TD, inverse_rms_T, weight_D),
+    if let Some(residual) = residual_TD {
+        residual.expect_dims("rms norm backward: residual", &[num_tokens, width])?;
+        check::place(WHAT, &[x_TD, residual])?;
+    }
+    match check::place(WHAT, &[dy_TD, x_TD, inverse_rms_T, weight_D])? {
+        None => host::backward(dy_TD, x_TD, inverse_rms_T, weight_D, residual_TD),
+        Some(device) => cuda::backward(device, dy_TD, [x_TD, inverse_rms_T, weight_D], residual_TD),
     }
 }
 

@@ -18,10 +18,16 @@ fn both_directions_agree_with_the_reference() {
         let of_weight = weight_gradient(&dy, &x, &found.inverse_rms).unwrap();
         assert_close(&what, &of_weight, &[width], &dweight, 2e-6);
         let dx = reference::backward(&doubles(&dy), &doubles(&x), &inverse_rms, &doubles(&weight));
-        let found = backward(&dy, &x, &found.inverse_rms, &weight).unwrap();
+        let inverse_rms = found.inverse_rms;
+        let found = backward(&dy, &x, &inverse_rms, &weight, None).unwrap();
         // With one column the two terms cancel but for ε, and so do most of their digits.
         let tolerance = if width == 1 { 1e-2 } else { 2e-6 };
         assert_close(&what, &found, &[num_tokens, width], &dx, tolerance);
+        let residual = tensor(4, [num_tokens, width]);
+        let expected: Vec<f64> =
+            doubles(&found).iter().zip(doubles(&residual)).map(|(dx, beside)| dx + beside).collect();
+        let found = backward(&dy, &x, &inverse_rms, &weight, Some(&residual)).unwrap();
+        assert_close(&format!("{what} with a residual"), &found, &[num_tokens, width], &expected, 1e-7);
     }
 }
 
@@ -48,10 +54,11 @@ fn shapes_that_do_not_fit_are_refused() {
     let (x, weight, r) = (tensor(1, [3, 4]), tensor(2, [4]), tensor(3, [3]));
     assert!(forward(&x, &tensor(2, [5]), EPSILON).is_err());
     assert!(forward(&tensor(1, [12]), &weight, EPSILON).is_err());
-    assert!(backward(&x, &x, &r, &weight).is_ok());
-    assert!(backward(&tensor(1, [4, 3]), &x, &r, &weight).is_err());
-    assert!(backward(&x, &x, &weight, &weight).is_err());
-    assert!(backward(&x, &x, &r, &r).is_err());
+    assert!(backward(&x, &x, &r, &weight, None).is_ok());
+    assert!(backward(&tensor(1, [4, 3]), &x, &r, &weight, None).is_err());
+    assert!(backward(&x, &x, &weight, &weight, None).is_err());
+    assert!(backward(&x, &x, &r, &r, None).is_err());
+    assert!(backward(&x, &x, &r, &weight, Some(&tensor(1, [4, 3]))).is_err());
     assert!(weight_gradient(&x, &x, &r).is_ok());
     assert!(weight_gradient(&tensor(1, [4, 3]), &x, &r).is_err());
     assert!(weight_gradient(&x, &x, &weight).is_err());

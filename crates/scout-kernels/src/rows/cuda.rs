@@ -1,4 +1,4 @@
-//! Moves have one block for each row of the result. Sums have a grid that fills the GPU once and walks over the elements.
+//! Moves have one block for each row of the result; a copy is the driver's.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use scout_device::Tensor;
 use scout_device::cuda::{Argument, CudaDevice, Grid};
 
 use crate::Result;
-use crate::cuda::{count, expect_dtype, kernel, same_dtype, sources, threads_for_row};
+use crate::cuda::{count, expect_dtype, kernel, sources, threads_for_row};
 
 const THREADS: u32 = 256;
 /// Vectors of a row that a thread has in flight.
@@ -23,7 +23,7 @@ pub(crate) fn gather(device: &Arc<CudaDevice>, x: &Tensor, index: &Tensor) -> Re
     let kernel = kernel(device, &sources::ROWS, dtype, ["rows_gather_f32", "rows_gather_bf16"])?;
     let grid = Grid::new(count(WHAT, num_taken)?, threads_for_row(width, dtype, VECTORS));
     let mut arguments = [
-        Argument::In(x),
+        Argument::Part(x, y.bytes().0),
         Argument::In(index),
         Argument::Out(&mut y),
         Argument::U32(count(WHAT, width)?),
@@ -64,16 +64,8 @@ pub(super) fn scatter(device: &Arc<CudaDevice>, dx: &Tensor, index: &Tensor, num
     Ok(y.into_tensor())
 }
 
-pub(super) fn add(device: &Arc<CudaDevice>, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let dtype = same_dtype("sum", &[a, b])?;
-    let mut sum = device.buffer(dtype, a.shape().clone())?;
-    let kernel = kernel(device, &sources::ROWS, dtype, ["rows_add_f32", "rows_add_bf16"])?;
-    let len = a.num_elements() as u64;
-    let needed = a.bytes().0.div_ceil(16 * u64::from(THREADS));
-    let blocks = device.resident_blocks(&kernel, THREADS, 0)?.min(needed as u32);
-    let mut arguments = [Argument::In(a), Argument::In(b), Argument::Out(&mut sum), Argument::U64(len)];
-    // SAFETY: the kernel touches elements below `len` of three runs that have as many; the contract checked that the
-    // shapes are equal. Both factors were written on the compute stream.
-    unsafe { device.launch(&kernel, Grid::new(blocks, THREADS), &mut arguments) }?;
-    Ok(sum.into_tensor())
+pub(super) fn copy(device: &Arc<CudaDevice>, x: &Tensor) -> Result<Tensor> {
+    let mut y = device.buffer(x.dtype(), x.shape().clone())?;
+    y.copy_from(0, x)?;
+    Ok(y.into_tensor())
 }

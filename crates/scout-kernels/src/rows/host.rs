@@ -33,22 +33,3 @@ pub(super) fn scatter(dx: &Tensor, index: &Tensor, num_rows: usize) -> Result<Te
         });
     })
 }
-
-pub(super) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let shape = a.shape().clone();
-    let (a, b) = (a.f32s()?, b.f32s()?);
-    let (a, b) = (&a[..], &b[..]);
-    const WIDTH: usize = 4096;
-    let mut sum = vec![0.0; a.len()];
-    // Rows of a fixed length serve as pieces of work; the last one, which may be shorter, is done apart.
-    let whole = a.len() / WIDTH * WIDTH;
-    let (pieces, tail) = sum.split_at_mut(whole);
-    let add = |start: usize, sum: &mut [f32]| {
-        for ((sum, &a), &b) in sum.iter_mut().zip(&a[start..]).zip(&b[start..]) {
-            *sum = a + b;
-        }
-    };
-    for_each_row(pieces, WIDTH, |piece, sum| add(piece * WIDTH, sum));
-    add(whole, tail);
-    Tensor::from_f32(sum, shape)
-}

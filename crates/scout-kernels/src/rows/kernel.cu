@@ -1,5 +1,4 @@
-// Rows moved by index, and sums of two runs of elements. Moves have one block for each row of the result; for sums a
-// grid of fixed size walks over the elements, as many as they are.
+// Rows moved by index: one block for each row of the result.
 #include "prelude.cuh"
 
 // No row of the source goes here; several do.
@@ -51,29 +50,6 @@ __device__ __forceinline__ void scatter(
     }
 }
 
-template <typename E>
-__device__ __forceinline__ void add(const E* __restrict__ a, const E* __restrict__ b, E* __restrict__ sum, u64 len) {
-    const u64 first = u64(blockIdx.x) * blockDim.x + threadIdx.x, step = u64(gridDim.x) * blockDim.x;
-    u64 done = 0;
-    if (is_aligned(a, 0) && is_aligned(b, 0) && is_aligned(sum, 0)) {
-        constexpr u64 COUNT = Lanes<E>::COUNT;
-#pragma unroll 4
-        for (u64 at = first * COUNT; at + COUNT <= len; at += step * COUNT) {
-            Lanes<E> x = load(a + at);
-            const Lanes<E> y = load(b + at);
-#pragma unroll
-            for (int i = 0; i < int(COUNT); ++i) {
-                x.at[i] += y.at[i];
-            }
-            store(sum + at, x);
-        }
-        done = len / COUNT * COUNT;
-    }
-    for (u64 at = done + first; at < len; at += step) {
-        sum[at] = from_f32<E>(to_f32(a[at]) + to_f32(b[at]));
-    }
-}
-
 // Turns an index of targets around. `source` begins as `NONE`; an index outside of `num_rows` has no place in it. Which
 // of several rows comes first depends on chance, that there are several does not.
 extern "C" __global__ void rows_turn_index(const u32* index, u32* source, u32 count, u32 num_rows) {
@@ -84,7 +60,6 @@ extern "C" __global__ void rows_turn_index(const u32* index, u32* source, u32 co
 }
 
 #define KERNELS(E)                                                                                                     \
-    extern "C" __global__ void rows_add_##E(const E* a, const E* b, E* sum, u64 len) { add<E>(a, b, sum, len); }       \
     extern "C" __global__ void rows_gather_##E(                                                                        \
         const E* __restrict__ x, const u32* __restrict__ index, E* __restrict__ y, u32 width, u32 num_rows) {          \
         gather<E>(x, index, y, width, num_rows);                                                                       \

@@ -59,6 +59,16 @@ impl Inputs {
         Ok((attended, gradients))
     }
 
+    /// Whatever cuDNN could do.
+    fn by_own_kernels(&self, check: &Check) -> Result<Results> {
+        let Inputs { segments, scale, q, k, v, dcontext } = self;
+        let (device, qkv) = (check.device, [&q.gpu, &k.gpu, &v.gpu]);
+        let attended = attention::forward_by_own_kernels(device, qkv, segments, *scale)?;
+        let pass = (segments, *scale);
+        let gradients = attention::backward_by_own_kernels(device, &dcontext.gpu, qkv, &attended, pass)?;
+        Ok((attended, gradients))
+    }
+
     /// The backward pass begins with what the GPU's forward pass answered: where a softmax has few terms, gradients are
     /// differences in which the rounding of that is all there is to see.
     fn on_host(&self, of_gpu: &Attended) -> Result<(Attended, QkvGradients)> {
@@ -70,18 +80,20 @@ impl Inputs {
     }
 }
 
-/// Factors of the second product and both results are rounded in bf16, and cuDNN rounds probabilities too.
+/// Factors of the second product and both results are rounded in bf16, and on matrix units probabilities are too.
 fn tolerance(dtype: DType) -> f64 {
     if dtype == DType::F32 { 1e-5 } else { 1e-2 }
 }
 
 type Results = (Attended, QkvGradients);
 
+/// In the order of `NAMES`.
+fn parts((attended, gradients): &Results) -> [Tensor; 5] {
+    let QkvGradients { dq, dk, dv } = gradients.clone();
+    [attended.context.clone(), attended.log_sum_exp.clone(), dq, dk, dv]
+}
+
 fn close(check: &mut Check, what: &str, dtype: DType, [found, expected]: [&Results; 2]) -> Result<()> {
-    let parts = |(attended, gradients): &Results| {
-        let QkvGradients { dq, dk, dv } = gradients.clone();
-        [attended.context.clone(), attended.log_sum_exp.clone(), dq, dk, dv]
-    };
     for (name, (found, expected)) in NAMES.into_iter().zip(parts(found).iter().zip(&parts(expected))) {
         let tolerance = if name == "log sum exp" { 1e-5 } else { tolerance(dtype) };
         check.close(format!("{what} {name}"), found, expected, tolerance)?;
@@ -135,7 +147,7 @@ fn lengths(check: &mut Check) -> Result<()> {
 fn heads(check: &mut Check) -> Result<()> {
     for dtype in DTYPES {
         for (query, kv) in [(40, 8), (5, 1), (8, 8), (6, 3)] {
-            for size in [8, 12, 16, 64, 128] {
+            for size in [8, 12, 16, 40, 64, 80, 128] {
                 compare(check, dtype, &ODD, (query, kv, size))?;
             }
         }
@@ -164,22 +176,40 @@ fn many_documents(check: &mut Check) -> Result<()> {
     Ok(())
 }
 
-/// What runs where cuDNN is missing, and that it gives the same bits every time.
+/// What runs where cuDNN is missing or does not take the heads, whole rows of 16 bytes or not, at lengths around those
+/// of all tiles.
 fn own_kernels(check: &mut Check) -> Result<()> {
-    for size in [64, 128] {
-        let what = format!("bf16 heads of {size}");
-        let inputs = inputs(check, DType::BF16, &ODD, (10, 2, size))?;
-        let Inputs { segments, scale, q, k, v, dcontext } = &inputs;
-        let run = |check: &Check| {
-            let qkv = [&q.gpu, &k.gpu, &v.gpu];
-            attention::both_by_own_kernels(check.device, &dcontext.gpu, qkv, segments, *scale)
-        };
-        let found = run(check)?;
-        close(check, &what, DType::BF16, [&found, &inputs.on_host(&found.0)?])?;
-        let again = run(check)?;
-        for (name, a, b) in [("dk", &found.1.dk, &again.1.dk), ("context", &found.0.context, &again.0.context)] {
-            check.close(format!("{what} {name} again"), b, a, 0.0)?;
+    for size in [7, 16, 40, 64, 80, 100, 128] {
+        for (query, kv) in [(5, 1), (2, 2)] {
+            compare_own(check, &ODD, (query, kv, size))?;
         }
+    }
+    for length in [2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 96, 97, 127, 128, 129, 191, 192, 193, 255, 256, 257, 2049]
+    {
+        compare_own(check, &[length], (5, 1, 128))?;
+        compare_own(check, &[length, 1, length], (2, 2, 64))?;
+    }
+    let short: Vec<u32> = (0..3_000).map(|index| 1 + index * 7 % 5).collect();
+    compare_own(check, &short, (5, 1, 128))?;
+    compare_own(check, &[], (5, 1, 128))?;
+    let turned = Inputs { scale: -1.0, ..inputs(check, DType::BF16, &[5], (1, 1, 128))? };
+    check.refused("a scale of -1", "expected a positive number", turned.by_own_kernels(check));
+    Ok(())
+}
+
+/// Results agree with the host, and come out the same when made again.
+fn compare_own(check: &mut Check, lengths: &[u32], heads: Heads) -> Result<()> {
+    let inputs = inputs(check, DType::BF16, lengths, heads)?;
+    let what = match lengths {
+        [length] => format!("{length} tokens {heads:?}"),
+        [first, ..] => format!("{} documents, {first} tokens in the first, {heads:?}", lengths.len()),
+        [] => format!("no documents {heads:?}"),
+    };
+    let found = inputs.by_own_kernels(check)?;
+    close(check, &what, DType::BF16, [&found, &inputs.on_host(&found.0)?])?;
+    let again = inputs.by_own_kernels(check)?;
+    for (name, (a, b)) in NAMES.into_iter().zip(parts(&found).iter().zip(&parts(&again))) {
+        check.close(format!("{what} {name} again"), b, a, 0.0)?;
     }
     Ok(())
 }

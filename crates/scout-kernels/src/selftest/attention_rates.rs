@@ -1,15 +1,16 @@
-//! How fast attention is through its op, beside cuDNN called directly in the same run.
+//! How fast attention is through its op, beside our own kernels and cuDNN called directly, in the same run.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use scout_core::DType;
+use scout_device::Tensor;
 use scout_device::cuda::CudaDevice;
-use scout_device::cuda::dnn::{self, DocumentIndex, Documents, SumOrder};
-use scout_device::{DeviceError, Tensor};
+use scout_device::cuda::attention::{self as gpu_attention, Documents};
+use scout_device::cuda::dnn::{self, DocumentIndex, SumOrder};
 
-use super::rates::{median, runs};
-use crate::attention::{self, Attended, Segments};
+use super::meter::{median, runs};
+use crate::attention::{self, Segments};
 use crate::{Result, noise};
 
 const HEADS: dnn::Heads = dnn::Heads { query: 40, kv: 8, size: 128 };
@@ -24,7 +25,10 @@ pub struct PassRate {
     pub tflops: f64,
     /// What a call costs the host.
     pub host: Duration,
-    /// The time of cuDNN called directly; none where the op does not use it.
+    /// The time of our own kernels, and what it means. They are what the op uses where there is no cuDNN.
+    pub own: Duration,
+    pub own_tflops: f64,
+    /// The time of cuDNN called directly; none where there is none.
     pub cudnn: Option<Duration>,
 }
 
@@ -75,59 +79,60 @@ fn measure(device: &Arc<CudaDevice>, name: &str, lengths: &[u32]) -> Result<Atte
         scale: 1.0 / (HEADS.size as f32).sqrt(),
     };
     let Batch { q, k, v, dcontext, segments, scale } = &batch;
+    let qkv = [q, k, v];
     let attended = attention::forward(q, k, v, segments, *scale)?;
     let forward = || attention::forward(q, k, v, segments, *scale).map(drop);
     let backward = || attention::backward(dcontext, q, k, v, &attended, segments, *scale).map(drop);
-    let [alone_forward, alone_backward] = match device.attention() {
-        Some(cudnn) => alone(device, cudnn, &batch, (&index, &attended), [&forward, &backward])?.map(Some),
-        None => [None, None],
+    let own_forward = || attention::forward_by_own_kernels(device, qkv, segments, *scale).map(drop);
+    let own_backward = || {
+        let pass = (segments, *scale);
+        attention::backward_by_own_kernels(device, dcontext, qkv, &attended, pass).map(drop)
     };
+    let (mut forwards, mut backwards): (Vec<Pass>, Vec<Pass>) =
+        (vec![&forward, &own_forward], vec![&backward, &own_backward]);
+    let documents = Documents::send(&index, device)?;
+    let saved =
+        gpu_attention::Attended { context: attended.context.clone(), log_sum_exp: attended.log_sum_exp.clone() };
+    let cudnn = device.attention();
+    let cudnn_forward = cudnn.map(|cudnn| || cudnn.forward(qkv, &documents, *scale).map(drop));
+    let cudnn_backward = cudnn.map(|cudnn| || cudnn.backward(dcontext, qkv, &saved, &documents, *scale).map(drop));
+    forwards.extend(cudnn_forward.as_ref().map(|pass| pass as Pass));
+    backwards.extend(cudnn_backward.as_ref().map(|pass| pass as Pass));
     let pairs: f64 = lengths.iter().map(|&length| f64::from(length).powi(2) / 2.0).sum();
     let product = 2.0 * pairs * (HEADS.query * HEADS.size) as f64;
-    let rate = |products: f64, pass: &dyn Fn() -> Result<()>, alone: Option<[Duration; 2]>| -> Result<PassRate> {
-        let (time, cudnn) = match alone {
-            Some([time, alone]) => (time, Some(alone)),
-            None => (median(runs(device, CALLS, pass)?.1), None),
-        };
-        let tflops = products * product / time.as_secs_f64() / 1e12;
-        Ok(PassRate { time, tflops, host: host_cost(device, pass)?, cudnn })
-    };
-    let (forward, backward) = (rate(2.0, &forward, alone_forward)?, rate(5.0, &backward, alone_backward)?);
+    let forward = pass_rate(device, 2.0 * product, &forwards)?;
+    let backward = pass_rate(device, 5.0 * product, &backwards)?;
     Ok(AttentionRate { name: name.to_string(), num_tokens, forward, backward })
 }
 
-/// For each pass, the time of the op and of cuDNN alone, measured in turns so that both see the same clock.
-fn alone(
-    device: &Arc<CudaDevice>,
-    cudnn: &dnn::Attention,
-    batch: &Batch,
-    (index, attended): (&DocumentIndex, &Attended),
-    ops: [&dyn Fn() -> Result<()>; 2],
-) -> Result<[[Duration; 2]; 2]> {
+type Pass<'a> = &'a dyn Fn() -> Result<()>;
+
+/// Of the op, our own kernels, and cuDNN where there is one: measured in turns, so that all see the same clock.
+fn pass_rate(device: &Arc<CudaDevice>, flops: f64, passes: &[Pass]) -> Result<PassRate> {
     const TURNS: usize = 5;
-    let documents = Documents::send(index, device)?;
-    let qkv = [&batch.q, &batch.k, &batch.v];
-    let Attended { context, log_sum_exp } = attended.clone();
-    let attended = dnn::Attended { context, log_sum_exp };
-    let forward = || cudnn.forward(qkv, &documents, batch.scale).map(drop);
-    let backward = || cudnn.backward(&batch.dcontext, qkv, &attended, &documents, batch.scale).map(drop);
-    let alone: [&dyn Fn() -> std::result::Result<(), DeviceError>; 2] = [&forward, &backward];
-    let mut medians = [[Duration::ZERO; 2]; 2];
-    for ((op, alone), medians) in ops.into_iter().zip(alone).zip(&mut medians) {
-        let (mut of_op, mut of_cudnn) = (Vec::new(), Vec::new());
-        op()?;
-        alone()?;
-        for _ in 0..TURNS {
-            of_op.extend(runs(device, CALLS, op)?.1);
-            of_cudnn.extend(runs(device, CALLS, alone)?.1);
-        }
-        *medians = [median(of_op), median(of_cudnn)];
+    let mut times = vec![Vec::new(); passes.len()];
+    for pass in passes {
+        pass()?;
     }
-    Ok(medians)
+    for _ in 0..TURNS {
+        for (pass, times) in passes.iter().zip(&mut times) {
+            times.extend(runs(device, CALLS, pass)?.1);
+        }
+    }
+    let medians: Vec<Duration> = times.into_iter().map(median).collect();
+    let tflops = |time: Duration| flops / time.as_secs_f64() / 1e12;
+    Ok(PassRate {
+        time: medians[0],
+        tflops: tflops(medians[0]),
+        host: host_cost(device, passes[0])?,
+        own: medians[1],
+        own_tflops: tflops(medians[1]),
+        cudnn: medians.get(2).copied(),
+    })
 }
 
 /// The mean time until a call returns.
-fn host_cost(device: &Arc<CudaDevice>, pass: &dyn Fn() -> Result<()>) -> Result<Duration> {
+fn host_cost(device: &Arc<CudaDevice>, pass: Pass) -> Result<Duration> {
     device.finish()?;
     let begun = Instant::now();
     for _ in 0..CALLS {

@@ -8,7 +8,7 @@ use scout_device::{Device, DeviceError, Purpose, Tensor};
 
 use super::{Case, Check};
 use crate::cuda::sources;
-use crate::{Result, noise, rms_norm, rows};
+use crate::{Result, lora, matmul, noise, rms_norm, rows};
 
 pub(super) const CASES: &[Case] = &[
     ("device.kernels", every_kernel_loads),
@@ -105,9 +105,9 @@ fn streams_wait_for_events(check: &mut Check) -> Result<()> {
     unsafe { device.launch_on(&side, &kernel, Grid::new(64, 256), &mut arguments) }?;
     let end = side.record_time()?;
     device.compute().wait_for(&end)?;
-    let tensor = buffer.into_tensor();
-    let sum = rows::add(&tensor, &tensor)?;
-    let last = sum.rows((1 << 26) - 1, 1)?.to_host()?.f32s()?[0];
+    let tensor = buffer.into_tensor().reshape([1 << 16, 1 << 10])?;
+    let doubled = lora::add_delta(rows::copy(&tensor)?, &tensor, 1.0)?;
+    let last = doubled.rows((1 << 16) - 1, 1)?.to_host()?.f32s()?[(1 << 10) - 1];
     check.holds("what another stream wrote is read", last == 2.0 * noise::value_at(5, (1 << 26) - 1));
     check.holds("and took time", end.since(&start)? > Duration::from_micros(10));
     let late = device.compute().record()?;
@@ -121,8 +121,8 @@ fn a_steady_step_asks_for_no_memory(check: &mut Check) -> Result<()> {
         let x = noise::tensor_on(&device, DType::BF16, [333, 512], seed, 1.0)?;
         let weight = noise::tensor_on(&device, DType::BF16, [512], seed + 1, 1.0)?;
         let normed = rms_norm::forward(&x, &weight, 1e-5)?;
-        let projected = crate::matmul::nt(&normed.y, &x)?;
-        rows::add(&projected, &projected).map(|_| ())
+        let projected = matmul::nt(&normed.y, &x)?;
+        matmul::add_nt(Some(projected), &normed.y, &x).map(|_| ())
     };
     step(1)?;
     device.finish()?;
@@ -160,31 +160,32 @@ fn a_full_arena_says_where_the_bytes_are(check: &mut Check) -> Result<()> {
 
 fn wrong_arguments_are_refused(check: &mut Check) -> Result<()> {
     let device = check.device.clone();
-    let kernel = device.kernel(&sources::ROWS, "rows_add_f32")?;
-    let x = check.pair(DType::F32, [8], 1.0)?.gpu;
-    let mut y = device.buffer(DType::F32, [8])?;
+    let kernel = device.kernel(&sources::LORA, "lora_add_delta_f32")?;
+    let x = check.pair(DType::F32, [1, 8], 1.0)?.gpu;
+    let mut y = device.buffer(DType::F32, [1, 8])?;
     let grid = Grid::new(1, 32);
-    // SAFETY: refused before it runs: three arguments where four are taken.
-    let outcome =
-        unsafe { device.launch(&kernel, grid, &mut [Argument::In(&x), Argument::In(&x), Argument::Out(&mut y)]) };
+    // SAFETY: refused before it runs: two arguments where four are taken.
+    let outcome = unsafe { device.launch(&kernel, grid, &mut [Argument::Out(&mut y), Argument::In(&x)]) };
     check.refused("too few arguments", "found arguments of", outcome);
-    let mut arguments = [Argument::In(&x), Argument::In(&x), Argument::Out(&mut y), Argument::U32(8)];
-    // SAFETY: refused before it runs: 4 bytes where 8 are taken.
+    let mut arguments = [Argument::Out(&mut y), Argument::In(&x), Argument::U64(8), Argument::F32(1.0)];
+    // SAFETY: refused before it runs: 8 bytes where 4 are taken.
     let outcome = unsafe { device.launch(&kernel, grid, &mut arguments) };
-    check.refused("an argument that is too short", "found arguments of", outcome);
+    check.refused("an argument that is too long", "found arguments of", outcome);
     let look = y.view();
-    let mut arguments = [Argument::In(&x), Argument::In(&x), Argument::Out(&mut y), Argument::U64(8)];
+    let mut arguments = [Argument::Out(&mut y), Argument::In(&x), Argument::U32(8), Argument::F32(1.0)];
     // SAFETY: refused before it runs: a tensor looks at the memory to be written.
     let outcome = unsafe { device.launch(&kernel, grid, &mut arguments) };
     check.refused("writing under a tensor", "found 1 tensors", outcome);
     drop(look);
-    let mut arguments = [Argument::In(&x), Argument::In(&x), Argument::Out(&mut y), Argument::U64(8)];
+    let mut arguments = [Argument::Out(&mut y), Argument::In(&x), Argument::U32(8), Argument::F32(1.0)];
     // SAFETY: refused before it runs: more threads than a block has.
     let outcome = unsafe { device.launch(&kernel, Grid::new(1, 4096), &mut arguments) };
     check.refused("too many threads", "found blocks of 4096", outcome);
-    let host = Tensor::from_f32(vec![0.0; 8], [8])?;
-    check.refused("a sum of tensors that are apart", "found memory of", rows::add(&x, &host));
-    check.refused("a part as a buffer", "part of a larger", DeviceBuffer::from_tensor(x.rows(1, 7)?));
+    let host = Tensor::from_f32(vec![0.0; 8], [1, 8])?;
+    check.refused("factors that are apart", "found memory of", matmul::nt(&x, &host));
+    let elements = x.reshape([8])?;
+    check.refused("a part as a buffer", "part of a larger", DeviceBuffer::from_tensor(elements.rows(1, 7)?));
+    drop(elements);
     check.refused("a shared tensor as a buffer", "found 1 tensors", DeviceBuffer::from_tensor(x.clone()));
     check.holds("a tensor of its own as a buffer", DeviceBuffer::from_tensor(x).is_ok());
     Ok(())

@@ -4,10 +4,10 @@ use scout_core::DType;
 use scout_device::{Device, Tensor};
 
 use super::{Case, Check, tolerance};
-use crate::{Result, embedding, noise, rms_norm, rows, swiglu};
+use crate::{Result, embedding, lora, noise, rms_norm, rows, swiglu};
 
 pub(super) const CASES: &[Case] = &[
-    ("rows.add_large", rows_add),
+    ("lora.large", lora_large),
     ("rms_norm.large", rms_norm_large),
     ("swiglu.large", swiglu_large),
     ("rows.moved_large", rows_moved_large),
@@ -29,14 +29,20 @@ fn sampled(tensor: &Tensor) -> Result<Tensor> {
     Tensor::from_f32(values, [NUM_SAMPLES, tensor.dims()[1]])
 }
 
-fn rows_add(check: &mut Check) -> Result<()> {
-    let shape = [(1 << 21) + 3, 1025];
-    let (first, second) = (check.next_seed(), check.next_seed());
-    let a = noise::tensor_on(check.device, DType::BF16, shape, first, 1.0)?;
-    let b = noise::tensor_on(check.device, DType::BF16, shape, second, 1.0)?;
-    let expected = rows::add(&sampled(&a)?, &sampled(&b)?)?;
-    let found = sampled(&rows::add(&a, &b)?)?;
-    check.close(format!("bf16 {shape:?}"), &found, &expected, tolerance(DType::BF16))
+/// A thin product with a residual, and a sum in its memory.
+fn lora_large(check: &mut Check) -> Result<()> {
+    let (num_tokens, width) = ((1 << 21) + 3, 1025);
+    let (first, second, third) = (check.next_seed(), check.next_seed(), check.next_seed());
+    let narrow = noise::tensor_on(check.device, DType::BF16, [num_tokens, 8], first, 1.0)?;
+    let wide = noise::tensor_on(check.device, DType::BF16, [width, 8], second, 1.0)?;
+    let x = noise::tensor_on(check.device, DType::BF16, [num_tokens, width], third, 1.0)?;
+    let (narrow_sampled, x_sampled) = (sampled(&narrow)?, sampled(&x)?);
+    let expected = lora::product_nt(&narrow_sampled, &wide.to_host()?, 0.3, Some(&x_sampled))?;
+    let y = lora::product_nt(&narrow, &wide, 0.3, Some(&x))?;
+    check.close(format!("bf16 {num_tokens}x{width}"), &sampled(&y)?, &expected, tolerance(DType::BF16))?;
+    let expected = lora::add_delta(sampled(&y)?, &x_sampled, 0.5)?;
+    let found = sampled(&lora::add_delta(y, &x, 0.5)?)?;
+    check.close(format!("bf16 {num_tokens}x{width} added to"), &found, &expected, tolerance(DType::BF16))
 }
 
 /// To the other end and back.
@@ -68,8 +74,9 @@ fn rms_norm_large(check: &mut Check) -> Result<()> {
     check.close("bf16 forward", &sampled(&found.y)?, &expected.y, tolerance(DType::BF16))?;
     drop(found.y);
     let dy = noise::tensor_on(check.device, DType::BF16, [num_tokens, width], third, 1.0)?;
-    let found = rms_norm::backward(&dy, &x, &found.inverse_rms, &weight)?;
-    let expected = rms_norm::backward(&sampled(&dy)?, &x_sampled, &expected.inverse_rms, &weight.to_host()?)?;
+    let found = rms_norm::backward(&dy, &x, &found.inverse_rms, &weight, Some(&dy))?;
+    let (dy, weight) = (sampled(&dy)?, weight.to_host()?);
+    let expected = rms_norm::backward(&dy, &x_sampled, &expected.inverse_rms, &weight, Some(&dy))?;
     check.close("bf16 backward", &sampled(&found)?, &expected, tolerance(DType::BF16))
 }
 
@@ -81,6 +88,8 @@ fn swiglu_large(check: &mut Check) -> Result<()> {
     let found = sampled(&swiglu::forward(&gate_up)?)?;
     check.close("bf16 forward", &found, &swiglu::forward(&gate_up_sampled)?, tolerance(DType::BF16))?;
     let dh = noise::tensor_on(check.device, DType::BF16, [num_tokens, width], second, 1.0)?;
-    let expected = swiglu::backward(&sampled(&dh)?, &gate_up_sampled)?;
-    check.close("bf16 backward", &sampled(&swiglu::backward(&dh, &gate_up)?)?, &expected, tolerance(DType::BF16))
+    let expected = swiglu::back_and_forth(&sampled(&dh)?, &gate_up_sampled)?;
+    let found = swiglu::back_and_forth(&dh, &gate_up)?;
+    check.close("bf16 backward", &sampled(&found.d_gate_up)?, &expected.d_gate_up, tolerance(DType::BF16))?;
+    check.close("bf16 forward beside it", &sampled(&found.h)?, &expected.h, tolerance(DType::BF16))
 }

@@ -1,10 +1,15 @@
 //! Ops on a GPU against their host versions, on inputs that are fresh in every run and memory that begins as
 //! not-a-numbers. A library and not a test, because the machine that has a GPU is seldom the one that builds.
 
+mod adapter_rates;
+mod adapters;
+pub mod alone;
 mod attention;
 pub mod attention_rates;
 mod device;
+pub mod few_rows;
 mod large;
+pub mod meter;
 mod ops;
 pub mod rates;
 mod token_rates;
@@ -40,7 +45,13 @@ impl Outcome {
 type Case = (&'static str, fn(&mut Check) -> Result<()>);
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    let of_ops = ops::CASES.iter().chain(tokens::CASES).chain(attention::CASES).chain(training::CASES);
+    let of_ops = ops::CASES
+        .iter()
+        .chain(few_rows::CASES)
+        .chain(adapters::CASES)
+        .chain(tokens::CASES)
+        .chain(attention::CASES)
+        .chain(training::CASES);
     device::CASES.iter().chain(of_ops).chain(large::CASES)
 }
 

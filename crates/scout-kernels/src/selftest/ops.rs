@@ -5,13 +5,13 @@ use scout_device::Tensor;
 use scout_device::cuda::{DeviceBuffer, Factor, Scale, Window};
 
 use super::{Case, Check, DTYPES, tolerance};
-use crate::{Result, grouped_matmul, matmul, noise, rms_norm, rows, swiglu};
+use crate::{Result, grouped_matmul, matmul, noise, rms_norm, swiglu};
 
 pub(super) const CASES: &[Case] = &[
     ("noise.tensor", noise_tensor),
     ("rms_norm.both", rms_norm_both),
+    ("rms_norm.between", rms_norm_between),
     ("swiglu.both", swiglu_both),
-    ("rows.add", rows_add),
     ("matmul.all_forms", matmul_all_forms),
     ("matmul.windows", matmul_windows),
     ("matmul.classes", matmul_classes),
@@ -42,17 +42,39 @@ fn rms_norm_both(check: &mut Check) -> Result<()> {
             let found = rms_norm::forward(&x.gpu, &weight.gpu, EPSILON)?;
             check.close(format!("{what} forward"), &found.y, &expected.y, tolerance(dtype))?;
             check.close(format!("{what} inverse rms"), &found.inverse_rms, &expected.inverse_rms, 1e-6)?;
-            let expected = rms_norm::backward(&dy.host, &x.host, &expected.inverse_rms, &weight.host)?;
-            let found = rms_norm::backward(&dy.gpu, &x.gpu, &found.inverse_rms, &weight.gpu)?;
+            let (r, r_gpu) = (expected.inverse_rms, found.inverse_rms);
+            let expected = rms_norm::backward(&dy.host, &x.host, &r, &weight.host, None)?;
+            let found = rms_norm::backward(&dy.gpu, &x.gpu, &r_gpu, &weight.gpu, None)?;
             check.close(format!("{what} backward"), &found, &expected, tolerance(dtype))?;
+            let residual = check.pair(dtype, [num_tokens, width], 1.0)?;
+            let expected = rms_norm::backward(&dy.host, &x.host, &r, &weight.host, Some(&residual.host))?;
+            let found = rms_norm::backward(&dy.gpu, &x.gpu, &r_gpu, &weight.gpu, Some(&residual.gpu))?;
+            check.close(format!("{what} backward and residual"), &found, &expected, tolerance(dtype))?;
         }
-        // Rows that begin between multiples of 16 bytes.
+    }
+    Ok(())
+}
+
+/// Rows that begin between multiples of 16 bytes: all of them, or those of the residual alone.
+fn rms_norm_between(check: &mut Check) -> Result<()> {
+    for dtype in DTYPES {
         let (x, weight) = (check.pair(dtype, [9, 24], 1.0)?, check.pair(dtype, [4, 6], 1.0)?);
         let part = |tensor: &Tensor| tensor.reshape([36, 6])?.rows(1, 30);
         let weight = (weight.host.rows(1, 1)?.reshape([6])?, weight.gpu.rows(1, 1)?.reshape([6])?);
-        let expected = rms_norm::forward(&part(&x.host)?, &weight.0, EPSILON)?.y;
-        let found = rms_norm::forward(&part(&x.gpu)?, &weight.1, EPSILON)?.y;
+        let expected = rms_norm::forward(&part(&x.host)?, &weight.0, 1e-5)?.y;
+        let found = rms_norm::forward(&part(&x.gpu)?, &weight.1, 1e-5)?.y;
         check.close(format!("{dtype} rows of a larger tensor"), &found, &expected, tolerance(dtype))?;
+
+        let (x, weight) = (check.pair(dtype, [30, 8], 1.0)?, check.pair(dtype, [8], 1.0)?);
+        let residual = check.pair(dtype, [241], 1.0)?;
+        let between = |tensor: &Tensor| tensor.rows(1, 240)?.reshape([30, 8]);
+        let backward = |x: &Tensor, weight: &Tensor, residual: &Tensor| {
+            let inverse_rms = rms_norm::forward(x, weight, 1e-5)?.inverse_rms;
+            rms_norm::backward(x, x, &inverse_rms, weight, Some(&between(residual)?))
+        };
+        let expected = backward(&x.host, &weight.host, &residual.host)?;
+        let found = backward(&x.gpu, &weight.gpu, &residual.gpu)?;
+        check.close(format!("{dtype} a residual between"), &found, &expected, tolerance(dtype))?;
     }
     Ok(())
 }
@@ -69,27 +91,15 @@ fn swiglu_both(check: &mut Check) -> Result<()> {
             let expected = swiglu::backward(&dh.host, &gate_up.host)?;
             let found = swiglu::backward(&dh.gpu, &gate_up.gpu)?;
             check.close(format!("{what} backward"), &found, &expected, tolerance(dtype))?;
+            let both = swiglu::back_and_forth(&dh.gpu, &gate_up.gpu)?;
+            check.close(format!("{what} back and forth"), &both.d_gate_up, &found, 0.0)?;
+            check.close(format!("{what} forth with it"), &both.h, &swiglu::forward(&gate_up.gpu)?, 0.0)?;
         }
         let ends = Tensor::from_f32(vec![-1e4, 1e4, -200.0, 2.0, 3.0, 1.0], [1, 6])?;
         let device = scout_device::Device::Cuda(check.device.clone());
         let found = swiglu::forward(&ends.to_device_as(&device, dtype)?)?;
         let expected = swiglu::forward(&ends.to_device_as(&device, dtype)?.to_host()?)?;
         check.close(format!("{dtype} large gates"), &found, &expected, tolerance(dtype))?;
-    }
-    Ok(())
-}
-
-fn rows_add(check: &mut Check) -> Result<()> {
-    for dtype in DTYPES {
-        for dims in [vec![], vec![0, 3], vec![5], vec![3, 4, 5], vec![4099], vec![1_000_003], vec![777, 5120]] {
-            let (a, b) = (check.pair(dtype, &dims[..], 1.0)?, check.pair(dtype, &dims[..], 1.0)?);
-            let (found, expected) = (rows::add(&a.gpu, &b.gpu)?, rows::add(&a.host, &b.host)?);
-            check.close(format!("{dtype} {dims:?}"), &found, &expected, tolerance(dtype))?;
-        }
-        let (a, b) = (check.pair(dtype, [50, 3], 1.0)?, check.pair(dtype, [50, 3], 1.0)?);
-        let found = rows::add(&a.gpu.rows(1, 40)?, &b.gpu.rows(7, 40)?)?;
-        let expected = rows::add(&a.host.rows(1, 40)?, &b.host.rows(7, 40)?)?;
-        check.close(format!("{dtype} rows of larger tensors"), &found, &expected, tolerance(dtype))?;
     }
     Ok(())
 }

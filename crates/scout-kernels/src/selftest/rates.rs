@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use scout_core::DType;
 use scout_device::Tensor;
-use scout_device::cuda::{CudaDevice, Event, Factor, Reading, Scale, Window};
+use scout_device::cuda::{CudaDevice, Factor, Reading, Scale, Window};
 
-use crate::{Result, noise, rms_norm, rows, swiglu};
+use super::meter::{KernelRate, Meter, median, runs};
+use super::{adapter_rates, token_rates, training_rates};
+use crate::{Result, noise, rms_norm, swiglu};
 
 /// A measured product, or a loop of products over experts.
 #[derive(Debug, Clone)]
@@ -27,16 +29,6 @@ pub struct Rate {
     pub steady_tflops: f64,
     /// While the last runs were under way; none without NVML.
     pub reading: Option<Reading>,
-}
-
-/// A measured kernel.
-#[derive(Debug, Clone)]
-pub struct KernelRate {
-    pub name: &'static str,
-    /// Read once and written once.
-    pub bytes: u64,
-    pub time: Duration,
-    pub gigabytes_per_second: f64,
 }
 
 /// A product of the model: `x[m, k]` times a weight, stored `[n, k]` (as attention, shared expert and head are), or
@@ -124,53 +116,6 @@ fn measure(device: &Arc<CudaDevice>, shape: &Shape, at_least: Duration) -> Resul
     Ok(Rate { name: shape.name.to_string(), m, n, k, count, rested, rested_tflops, steady, steady_tflops, reading })
 }
 
-/// The time of each of `count` runs, queued one behind the other.
-pub(super) fn runs(
-    device: &Arc<CudaDevice>,
-    count: usize,
-    mut run: impl FnMut() -> Result<()>,
-) -> Result<(Vec<Event>, Vec<Duration>)> {
-    let mut marks = vec![device.compute().record_time()?];
-    for _ in 0..count {
-        run()?;
-        marks.push(device.compute().record_time()?);
-    }
-    marks[count].wait(device.patience())?;
-    let times = marks.windows(2).map(|pair| pair[1].since(&pair[0])).collect::<Result<_>>()?;
-    Ok((marks, times))
-}
-
-pub(super) fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times.get(times.len() / 2).copied().unwrap_or_default()
-}
-
-/// Measures kernels one after the other.
-pub(super) struct Meter {
-    pub(super) device: Arc<CudaDevice>,
-    pub(super) rates: Vec<KernelRate>,
-}
-
-impl Meter {
-    pub(super) fn new(device: &Arc<CudaDevice>) -> Meter {
-        Meter { device: device.clone(), rates: Vec::new() }
-    }
-
-    /// The median time of 20 runs, of which each moves at least `bytes`.
-    pub(super) fn measure(
-        &mut self,
-        name: &'static str,
-        bytes: u64,
-        run: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<()> {
-        run()?;
-        let time = median(runs(&self.device, 20, run)?.1);
-        let gigabytes_per_second = bytes as f64 / time.as_secs_f64() / 1e9;
-        self.rates.push(KernelRate { name, bytes, time, gigabytes_per_second });
-        Ok(())
-    }
-}
-
 /// Kernels whose time is that of moving bytes, at 16,384 tokens of the model's widths, in bf16.
 pub fn kernels(device: &Arc<CudaDevice>) -> Result<Vec<KernelRate>> {
     const TOKENS: usize = 16384;
@@ -178,6 +123,7 @@ pub fn kernels(device: &Arc<CudaDevice>) -> Result<Vec<KernelRate>> {
     const INNER: usize = 8192;
     let x = noise::tensor_on(device, DType::BF16, [TOKENS, WIDTH], 1, 1.0)?;
     let dy = noise::tensor_on(device, DType::BF16, [TOKENS, WIDTH], 2, 1.0)?;
+    let residual = noise::tensor_on(device, DType::BF16, [TOKENS, WIDTH], 6, 1.0)?;
     let weight = noise::tensor_on(device, DType::BF16, [WIDTH], 3, 1.0)?;
     let gate_up = noise::tensor_on(device, DType::BF16, [TOKENS, 2 * INNER], 4, 4.0)?;
     let dh = noise::tensor_on(device, DType::BF16, [TOKENS, INNER], 5, 1.0)?;
@@ -188,14 +134,19 @@ pub fn kernels(device: &Arc<CudaDevice>) -> Result<Vec<KernelRate>> {
     meter.measure("copy, for comparison", 4 * of_h, &mut || copy.copy_from(0, &gate_up))?;
     meter.measure("rms_norm forward", 2 * of_x, &mut || rms_norm::forward(&x, &weight, 1e-5).map(|_| ()))?;
     meter.measure("rms_norm backward", 3 * of_x, &mut || {
-        rms_norm::backward(&dy, &x, &inverse_rms, &weight).map(|_| ())
+        rms_norm::backward(&dy, &x, &inverse_rms, &weight, None).map(|_| ())
+    })?;
+    meter.measure("rms_norm backward and residual", 4 * of_x, &mut || {
+        rms_norm::backward(&dy, &x, &inverse_rms, &weight, Some(&residual)).map(|_| ())
     })?;
     meter.measure("swiglu forward", 3 * of_h, &mut || swiglu::forward(&gate_up).map(|_| ()))?;
     meter.measure("swiglu backward", 5 * of_h, &mut || swiglu::backward(&dh, &gate_up).map(|_| ()))?;
-    meter.measure("rows add", 3 * of_x, &mut || rows::add(&x, &dy).map(|_| ()))?;
+    let mut both = || swiglu::back_and_forth(&dh, &gate_up).map(|_| ());
+    meter.measure("swiglu back and forth", 6 * of_h, &mut both)?;
     let mut rates = meter.rates;
-    rates.append(&mut super::token_rates::kernels(device)?);
-    rates.append(&mut super::training_rates::kernels(device)?);
+    rates.append(&mut token_rates::kernels(device)?);
+    rates.append(&mut adapter_rates::kernels(device)?);
+    rates.append(&mut training_rates::kernels(device)?);
     Ok(rates)
 }
 
@@ -205,7 +156,7 @@ pub fn host_costs(device: &Arc<CudaDevice>) -> Result<Vec<(&'static str, Duratio
     let x = noise::tensor_on(device, DType::BF16, [64, 128], 1, 1.0)?;
     let mut costs = Vec::new();
     let calls: [(&str, &dyn Fn() -> Result<Tensor>); 2] =
-        [("kernel", &|| rows::add(&x, &x)), ("product", &|| crate::matmul::nt(&x, &x))];
+        [("kernel", &|| swiglu::forward(&x)), ("product", &|| crate::matmul::nt(&x, &x))];
     for (name, call) in calls {
         call()?;
         device.finish()?;

@@ -1,5 +1,5 @@
-//! How fast the ops are that work token by token, and what an adapter of rank 8 costs: at 16,384 tokens of the model's
-//! widths, in bf16. Bytes are those that must be moved at least.
+//! How fast the ops are that work token by token: at 16,384 tokens of the model's widths, in bf16. Bytes are those that
+//! must be moved at least.
 
 use std::sync::Arc;
 
@@ -7,22 +7,18 @@ use scout_core::DType;
 use scout_device::cuda::CudaDevice;
 use scout_device::{Device, Tensor};
 
-use super::rates::{KernelRate, Meter};
-use crate::lora::{DropoutKey, TokenKeys};
+use super::meter::{KernelRate, Meter};
 use crate::qk_position::Position;
-use crate::{Result, embedding, lora, matmul, noise, qk_position, router, rows};
+use crate::{Result, embedding, noise, qk_position, router, rows};
 
 const TOKENS: usize = 16384;
 const WIDTH: usize = 5120;
-const INNER: usize = 8192;
-const RANK: usize = 8;
 
 pub(super) fn kernels(device: &Arc<CudaDevice>) -> Result<Vec<KernelRate>> {
     let mut meter = Meter::new(device);
     positions(&mut meter)?;
     routing(&mut meter)?;
     by_index(&mut meter)?;
-    adapters(&mut meter)?;
     Ok(meter.rates)
 }
 
@@ -92,71 +88,3 @@ fn by_index(meter: &mut Meter) -> Result<()> {
     let mut gradient = || embedding::weight_gradient(&x, &ids, VOCABULARY).map(|_| ());
     meter.measure("embedding gradient", bytes + 4 * (VOCABULARY * WIDTH) as u64, &mut gradient)
 }
-
-/// Each product of an adapter beside the two ways to add it to what is there.
-fn adapters(meter: &mut Meter) -> Result<()> {
-    let device = meter.device.clone();
-    let x = bf16(&device, [TOKENS, WIDTH], 1)?;
-    let bytes = x.bytes().0;
-    let (tokens, positions): (Vec<u64>, Vec<u32>) = (0..TOKENS as u32).map(|t| (u64::from(t) / 99, t % 99)).unzip();
-    let keys = TokenKeys::new(&tokens, &positions)?.to_device(&Device::Cuda(device.clone()))?;
-    let key = DropoutKey { seed: 1, step: 2, module: 3 };
-    meter.measure("lora dropout", 2 * bytes, &mut || lora::dropout(&x, &keys, key, 0.05).map(|_| ()))?;
-    let both = bf16(&device, [TOKENS, 2 * INNER], 2)?;
-    meter.measure("lora columns", both.bytes().0, &mut || lora::columns(&both, INNER, INNER).map(|_| ()))?;
-    let mut y = Some(bf16(&device, [TOKENS, WIDTH], 3)?);
-    let mut add = || in_place(&mut y, |y| lora::add_delta(y, 0, &x, 0.5));
-    meter.measure("lora add", 3 * bytes, &mut add)?;
-    drop((both, y));
-    for (names, width) in [(&NARROW, WIDTH), (&WIDE, INNER)] {
-        let x = bf16(&device, [TOKENS, width], 4)?;
-        let (a, b) = (bf16(&device, [RANK, width], 5)?, bf16(&device, [width, RANK], 6)?);
-        let narrow = bf16(&device, [TOKENS, RANK], 7)?;
-        let bytes = x.bytes().0;
-        meter.measure(names[0], bytes, &mut || matmul::nt(&x, &a).map(|_| ()))?;
-        meter.measure(names[1], bytes, &mut || matmul::nt(&narrow, &b).map(|_| ()))?;
-        meter.measure(names[2], bytes, &mut || matmul::nn(&x, &b).map(|_| ()))?;
-        meter.measure(names[3], bytes, &mut || matmul::nn(&narrow, &a).map(|_| ()))?;
-        meter.measure(names[4], bytes, &mut || matmul::tn(&narrow, &x).map(|_| ()))?;
-        meter.measure(names[5], bytes, &mut || matmul::tn(&x, &narrow).map(|_| ()))?;
-        let mut y = Some(x);
-        let mut add_nt = || in_place(&mut y, |y| lora::add_nt(y, 0, &narrow, &b, 0.01));
-        meter.measure(names[6], 2 * bytes, &mut add_nt)?;
-        let mut add_nn = || in_place(&mut y, |y| lora::add_nn(y, 0, &narrow, &a, 0.01));
-        meter.measure(names[7], 2 * bytes, &mut add_nn)?;
-    }
-    let mut y = Some(x);
-    for (name, rank) in [("y += rank 16, 5120", 16), ("y += rank 32, 5120", 32)] {
-        let (narrow, b) = (bf16(&device, [TOKENS, rank], 8)?, bf16(&device, [WIDTH, rank], 9)?);
-        let mut add = || in_place(&mut y, |y| lora::add_nt(y, 0, &narrow, &b, 0.01));
-        meter.measure(name, 2 * bytes, &mut add)?;
-    }
-    Ok(())
-}
-
-/// Lets `change` have the tensor, and keeps what it hands back.
-fn in_place(y: &mut Option<Tensor>, change: impl FnOnce(Tensor) -> Result<Tensor>) -> Result<()> {
-    *y = Some(change(y.take().expect("the run before handed it back"))?);
-    Ok(())
-}
-
-const NARROW: [&str; 8] = [
-    "x·Aᵀ, 5120 to 8",
-    "narrow·Bᵀ, 8 to 5120",
-    "dy·B, 5120 to 8",
-    "dnarrow·A, 8 to 5120",
-    "dnarrowᵀ·x, 8x5120",
-    "dyᵀ·narrow, 5120x8",
-    "y += narrow·Bᵀ, 5120",
-    "y += dnarrow·A, 5120",
-];
-const WIDE: [&str; 8] = [
-    "x·Aᵀ, 8192 to 8",
-    "narrow·Bᵀ, 8 to 8192",
-    "dy·B, 8192 to 8",
-    "dnarrow·A, 8 to 8192",
-    "dnarrowᵀ·x, 8x8192",
-    "dyᵀ·narrow, 8192x8",
-    "y += narrow·Bᵀ, 8192",
-    "y += dnarrow·A, 8192",
-];

@@ -1,14 +1,13 @@
-//! Ops that work token by token: positions, routing, the embedding, rows by index, what adapters need beside products.
+//! Ops that work token by token: positions, routing, the embedding, rows by index.
 //! Whole numbers and moves must be equal to the host's, bit by bit.
 
 use scout_core::DType;
 use scout_device::{Device, Tensor};
 
 use super::{Case, Check, DTYPES, Pair, tolerance};
-use crate::lora::{DropoutKey, TokenKeys};
 use crate::qk_position::{Placed, Position};
 use crate::router::Routing;
-use crate::{Result, embedding, lora, noise, qk_position, router, rows};
+use crate::{Result, embedding, noise, qk_position, router, rows};
 
 pub(super) const CASES: &[Case] = &[
     ("qk_position.turned", qk_position_turned),
@@ -18,9 +17,6 @@ pub(super) const CASES: &[Case] = &[
     ("router.moves", router_moves),
     ("embedding.both", embedding_both),
     ("rows.by_index", rows_by_index),
-    ("lora.columns", lora_columns),
-    ("lora.products", lora_products),
-    ("lora.dropout", lora_dropout),
 ];
 
 /// Rows and columns that fill no vector, no warp and no block, then those of the model.
@@ -302,90 +298,6 @@ fn rows_by_index(check: &mut Check) -> Result<()> {
         );
         let zeros = [1, 3, 5].iter().all(|row| found[6 * row..][..6].iter().all(|&value| value == 0.0));
         check.holds(format!("{dtype} rows that nobody wants are zero"), zeros);
-    }
-    Ok(())
-}
-
-fn lora_columns(check: &mut Check) -> Result<()> {
-    for dtype in DTYPES {
-        for (num_tokens, width, start, count) in [
-            (0, 5, 1, 2),
-            (1, 1, 0, 1),
-            (3, 7, 2, 4),
-            (3, 7, 7, 0),
-            (500, 96, 32, 33),
-            (8193, 40, 8, 16),
-            (33, 16384, 8192, 8192),
-        ] {
-            let what = format!("{dtype} {num_tokens}x{width} from {start}, {count}");
-            let y = check.pair(dtype, [num_tokens, width], 1.0)?;
-            let delta = check.pair(dtype, [num_tokens, count], 1.0)?;
-            let (found, expected) = (lora::columns(&y.gpu, start, count)?, lora::columns(&y.host, start, count)?);
-            check.close(format!("{what} taken"), &found, &expected, 0.0)?;
-            let found = lora::add_delta(y.gpu, start, &delta.gpu, 0.3)?;
-            let expected = lora::add_delta(y.host, start, &delta.host, 0.3)?;
-            check.close(format!("{what} added"), &found, &expected, tolerance(dtype))?;
-        }
-        let y = check.pair(dtype, [4, 8], 1.0)?;
-        let delta = check.pair(dtype, [4, 8], 1.0)?;
-        let outcome = lora::add_delta(y.gpu.clone(), 0, &delta.gpu, 1.0);
-        check.refused("adding to memory that others read", "found 1 tensors", outcome);
-    }
-    Ok(())
-}
-
-/// Ranks for which there is a kernel, and those for which there are two passes.
-fn lora_products(check: &mut Check) -> Result<()> {
-    for dtype in DTYPES {
-        for (num_tokens, width, start, count, rank) in [
-            (0, 8, 0, 8, 8),
-            (1, 1, 0, 1, 1),
-            (3, 7, 2, 4, 3),
-            (5, 16, 8, 0, 8),
-            (129, 300, 3, 290, 5),
-            (257, 264, 8, 256, 16),
-            (300, 272, 16, 248, 32),
-            (131, 520, 8, 512, 33),
-            (50, 520, 8, 504, 64),
-            (40, 96, 0, 96, 65),
-            (8193, 24, 0, 24, 8),
-            (130, 5120, 0, 5120, 8),
-            (200, 16384, 8192, 8192, 0),
-        ] {
-            let what = format!("{dtype} {num_tokens}x{width} from {start}, {count}, rank {rank}");
-            let narrow = check.pair(dtype, [num_tokens, rank], 1.0)?;
-            let (y, wide) = (check.pair(dtype, [num_tokens, width], 1.0)?, check.pair(dtype, [count, rank], 1.0)?);
-            let found = lora::add_nt(y.gpu, start, &narrow.gpu, &wide.gpu, 0.3)?;
-            let expected = lora::add_nt(y.host, start, &narrow.host, &wide.host, 0.3)?;
-            check.close(format!("{what} nt"), &found, &expected, tolerance(dtype))?;
-            let (y, wide) = (check.pair(dtype, [num_tokens, width], 1.0)?, check.pair(dtype, [rank, count], 1.0)?);
-            let found = lora::add_nn(y.gpu, start, &narrow.gpu, &wide.gpu, 0.3)?;
-            let expected = lora::add_nn(y.host, start, &narrow.host, &wide.host, 0.3)?;
-            check.close(format!("{what} nn"), &found, &expected, tolerance(dtype))?;
-        }
-    }
-    Ok(())
-}
-
-fn lora_dropout(check: &mut Check) -> Result<()> {
-    let key = DropoutKey { seed: 42, step: 7, module: 3 };
-    for dtype in DTYPES {
-        for &(num_tokens, width) in ROWS {
-            let samples: Vec<u64> = (0..num_tokens as u64).map(|t| (t / 40) * 0x1_2345_6789_abcd).collect();
-            let positions: Vec<u32> = (0..num_tokens as u32).map(|t| t % 40).collect();
-            let keys = TokenKeys::new(&samples, &positions)?;
-            let there = keys.to_device(&Device::Cuda(check.device.clone()))?;
-            let x = check.pair(dtype, [num_tokens, width], 1.0)?;
-            for probability in [0.05, 0.5, 0.97] {
-                let what = format!("{dtype} {num_tokens}x{width} at {probability}");
-                let found = lora::dropout(&x.gpu, &there, key, probability)?;
-                let expected = lora::dropout(&x.host, &keys, key, probability)?;
-                let gpu = Device::Cuda(check.device.clone());
-                // The product is rounded once on both sides: the mask and every bit are the same.
-                let expected = expected.to_device_as(&gpu, dtype)?;
-                check.close(what, &found, &expected, 0.0)?;
-            }
-        }
     }
     Ok(())
 }

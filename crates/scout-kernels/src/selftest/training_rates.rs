@@ -6,7 +6,7 @@ use scout_core::DType;
 use scout_device::Tensor;
 use scout_device::cuda::{CudaDevice, DeviceBuffer};
 
-use super::rates::{KernelRate, Meter};
+use super::meter::{KernelRate, Meter};
 use crate::adamw::{self, GpuState, Hyper};
 use crate::{Result, cross_entropy, noise, norms};
 

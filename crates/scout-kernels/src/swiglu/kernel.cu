@@ -22,11 +22,15 @@ __device__ __forceinline__ f32 value(f32 gate, f32 up) {
     return gate * sigmoid<E>(gate) * up;
 }
 
+// What one element of the forward pass and of the backward pass are.
+struct Element {
+    f32 h, d_gate, d_up;
+};
+
 template <typename E>
-__device__ __forceinline__ void slopes(f32 dh, f32 gate, f32 up, f32& d_gate, f32& d_up) {
-    const f32 s = sigmoid<E>(gate);
-    d_gate = dh * up * (s * (1.0f + gate * (1.0f - s)));
-    d_up = dh * (gate * s);
+__device__ __forceinline__ Element element(f32 dh, f32 gate, f32 up) {
+    const f32 s = sigmoid<E>(gate), of_gate = gate * s;
+    return {of_gate * up, dh * up * (s * (1.0f + gate * (1.0f - s))), dh * of_gate};
 }
 
 template <typename E>
@@ -53,20 +57,26 @@ __device__ __forceinline__ void forward(const E* __restrict__ gate_up, E* __rest
     }
 }
 
+// `h` is null where only the gradient is wanted.
 template <typename E>
 __device__ __forceinline__ void backward(
-    const E* __restrict__ dh, const E* __restrict__ gate_up, E* __restrict__ d_gate_up, u32 width) {
+    const E* __restrict__ dh, const E* __restrict__ gate_up, E* __restrict__ d_gate_up, E* __restrict__ h, u32 width) {
     const E* gate = gate_up + u64(blockIdx.x) * 2 * width;
     const E* up = gate + width;
     E* d_gate = d_gate_up + u64(blockIdx.x) * 2 * width;
     E* d_up = d_gate + width;
+    const bool wants_h = h != nullptr;
+    h += wants_h ? u64(blockIdx.x) * width : 0;
     dh += u64(blockIdx.x) * width;
-    if (!is_aligned(gate, width) || !is_aligned(d_gate, width) || !is_aligned(dh, width)) {
+    // The null address is aligned.
+    if (!is_aligned(gate, width) || !is_aligned(d_gate, width) || !is_aligned(dh, width) || !is_aligned(h, 0)) {
         for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-            f32 dg, du;
-            slopes<E>(to_f32(dh[i]), to_f32(gate[i]), to_f32(up[i]), dg, du);
-            d_gate[i] = from_f32<E>(dg);
-            d_up[i] = from_f32<E>(du);
+            const Element found = element<E>(to_f32(dh[i]), to_f32(gate[i]), to_f32(up[i]));
+            d_gate[i] = from_f32<E>(found.d_gate);
+            d_up[i] = from_f32<E>(found.d_up);
+            if (wants_h) {
+                h[i] = from_f32<E>(found.h);
+            }
         }
         return;
     }
@@ -74,13 +84,19 @@ __device__ __forceinline__ void backward(
 #pragma unroll 2
     for (u32 at = threadIdx.x * COUNT; at < width; at += blockDim.x * COUNT) {
         const Lanes<E> d = load(dh + at), g = load(gate + at), u = load(up + at);
-        Lanes<E> dg, du;
+        Lanes<E> dg, du, y;
 #pragma unroll
         for (u32 i = 0; i < COUNT; ++i) {
-            slopes<E>(d.at[i], g.at[i], u.at[i], dg.at[i], du.at[i]);
+            const Element found = element<E>(d.at[i], g.at[i], u.at[i]);
+            dg.at[i] = found.d_gate;
+            du.at[i] = found.d_up;
+            y.at[i] = found.h;
         }
         store(d_gate + at, dg);
         store(d_up + at, du);
+        if (wants_h) {
+            store(h + at, y);
+        }
     }
 }
 
@@ -88,8 +104,9 @@ __device__ __forceinline__ void backward(
     extern "C" __global__ void swiglu_forward_##E(const E* gate_up, E* h, u32 width) {                                 \
         forward<E>(gate_up, h, width);                                                                                 \
     }                                                                                                                  \
-    extern "C" __global__ void swiglu_backward_##E(const E* dh, const E* gate_up, E* d_gate_up, u32 width) {           \
-        backward<E>(dh, gate_up, d_gate_up, width);                                                                    \
+    extern "C" __global__ void swiglu_backward_##E(                                                                    \
+        const E* dh, const E* gate_up, E* d_gate_up, E* h, u32 width) {                                                \
+        backward<E>(dh, gate_up, d_gate_up, h, width);                                                                 \
     }
 
 KERNELS(f32)

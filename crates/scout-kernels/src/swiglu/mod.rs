@@ -29,8 +29,29 @@ pub fn backward(dh_TF: &Tensor, gate_up_T2F: &Tensor) -> Result<Tensor> {
     dh_TF.expect_dims("swiglu backward: gradient", &[num_tokens, width])?;
     match check::place("swiglu backward", &[dh_TF, gate_up_T2F])? {
         None => host::backward(dh_TF, gate_up_T2F, num_tokens, width),
-        Some(device) => cuda::backward(device, dh_TF, gate_up_T2F, num_tokens, width),
+        Some(device) => cuda::backward(device, dh_TF, gate_up_T2F, None),
     }
+}
+
+/// Both directions at once, which read gate and up once.
+#[derive(Debug)]
+pub struct BackAndForth {
+    pub d_gate_up: Tensor,
+    pub h: Tensor,
+}
+
+/// [`backward`] and [`forward`]: for a backward pass that needs what the forward pass did not keep.
+pub fn back_and_forth(dh_TF: &Tensor, gate_up_T2F: &Tensor) -> Result<BackAndForth> {
+    const WHAT: &str = "swiglu back and forth";
+    let (num_tokens, width) = check(WHAT, gate_up_T2F)?;
+    dh_TF.expect_dims(WHAT, &[num_tokens, width])?;
+    let Some(device) = check::place(WHAT, &[dh_TF, gate_up_T2F])? else {
+        let d_gate_up = host::backward(dh_TF, gate_up_T2F, num_tokens, width)?;
+        return Ok(BackAndForth { d_gate_up, h: host::forward(gate_up_T2F, num_tokens, width)? });
+    };
+    let mut h = device.buffer(gate_up_T2F.dtype(), [num_tokens, width])?;
+    let d_gate_up = cuda::backward(device, dh_TF, gate_up_T2F, Some(&mut h))?;
+    Ok(BackAndForth { d_gate_up, h: h.into_tensor() })
 }
 
 fn check(what: &'static str, gate_up: &Tensor) -> Result<(usize, usize)> {

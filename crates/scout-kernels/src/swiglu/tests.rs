@@ -2,8 +2,8 @@
 
 use scout_device::Tensor;
 
-use super::{backward, forward, reference};
-use crate::test_inputs::{assert_close, assert_gradient, doubles, tensor, values};
+use super::{back_and_forth, backward, forward, reference};
+use crate::test_inputs::{assert_close, assert_gradient, bits, doubles, tensor, values};
 
 #[test]
 fn both_directions_agree_with_the_reference() {
@@ -17,6 +17,9 @@ fn both_directions_agree_with_the_reference() {
         let dh = tensor(2, [num_tokens, width]);
         let expected = reference::backward(&doubles(&dh), &doubles(&gate_up), width);
         assert_close(&what, &backward(&dh, &gate_up).unwrap(), &[num_tokens, 2 * width], &expected, 1e-6);
+        let both = back_and_forth(&dh, &gate_up).unwrap();
+        assert_eq!(bits(&both.d_gate_up), bits(&backward(&dh, &gate_up).unwrap()), "{what}");
+        assert_eq!(bits(&both.h), bits(&forward(&gate_up).unwrap()), "{what}");
     }
 }
 
@@ -41,4 +44,5 @@ fn shapes_that_do_not_fit_are_refused() {
     assert!(forward(&tensor(1, [6])).is_err());
     assert!(backward(&tensor(1, [3, 6]), &tensor(2, [3, 6])).is_err());
     assert!(backward(&tensor(1, [2, 3]), &tensor(2, [3, 6])).is_err());
+    assert!(back_and_forth(&tensor(1, [3, 6]), &tensor(2, [3, 6])).is_err());
 }

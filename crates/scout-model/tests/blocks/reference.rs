@@ -80,7 +80,12 @@ impl<'a> Reference<'a> {
     }
 
     fn found(&self, y: &Tensor, gradients: &GradStore) -> Found {
-        let of_factors = self.factors.iter().flatten().flat_map(|factor| gradient_of(gradients, factor)).collect();
+        let mut of_factors = vec![0.0; self.rig.layout.num_elements()];
+        for (index, [a, b]) in self.factors.iter().enumerate() {
+            for (factor, var) in [(Factor::A, a), (Factor::B, b)] {
+                of_factors[self.rig.layout.range(index, factor)].copy_from_slice(&gradient_of(gradients, var));
+            }
+        }
         let of_unit = |params: &Vec<Var>| params.iter().map(|param| gradient_of(gradients, param)).collect();
         let weights = self.params.iter().map(of_unit).collect();
         Found { y: vector(y), dx: gradient_of(gradients, &self.x), gradients: of_factors, weights }

@@ -1,0 +1,150 @@
+//! Experts with few rows: the kernel that has them all in one launch, against the host version, and beside the loop of
+//! products in turns.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use scout_core::DType;
+use scout_device::Tensor;
+use scout_device::cuda::CudaDevice;
+
+use super::meter::{median, runs};
+use super::{Case, Check, tolerance};
+use crate::grouped_matmul::{self, cuda, few_rows};
+use crate::{Result, noise};
+
+pub(super) const CASES: &[Case] = &[("grouped_matmul.small_rows", small_rows), ("grouped_matmul.any_way", any_way)];
+
+/// Tiles that rows and columns do not fill, experts without rows, all rows on one expert, and one row.
+const OFFSETS: &[&[u32]] = &[
+    &[0, 1],
+    &[0, 63, 63, 192, 193],
+    &[0, 0, 0, 300],
+    &[0, 129, 129, 129],
+    &[0, 100, 356, 357, 600, 985],
+    &[0, 64, 128, 129, 130, 131, 259, 260],
+];
+
+fn compare(check: &mut Check, offsets: &[u32], (k, n): (usize, usize)) -> Result<()> {
+    const DTYPE: DType = DType::BF16;
+    let num_experts = offsets.len() - 1;
+    let num_rows = *offsets.last().unwrap_or(&0) as usize;
+    let what = if num_experts > 8 { format!("{num_experts} experts") } else { format!("{offsets:?}") };
+    let what = format!("{what}, {k}x{n}");
+    let b = check.pair(DTYPE, [num_experts, k, n], 1.0)?;
+    let (wide, narrow) = (check.pair(DTYPE, [num_rows, k], 1.0)?, check.pair(DTYPE, [num_rows, n], 1.0)?);
+    let is_there = check.device.properties().architecture == 90;
+    let found = few_rows::is_faster(check.device, &wide.gpu, &b.gpu, offsets);
+    check.holds(format!("{what} in one launch: {found}"), found == is_there);
+    let expected = grouped_matmul::nn(&wide.host, &b.host, offsets)?;
+    let found = grouped_matmul::nn(&wide.gpu, &b.gpu, offsets)?;
+    check.close(format!("{what} nn"), &found, &expected, tolerance(DTYPE))?;
+    let expected = grouped_matmul::nt(&narrow.host, &b.host, offsets)?;
+    let found = grouped_matmul::nt(&narrow.gpu, &b.gpu, offsets)?;
+    check.close(format!("{what} nt"), &found, &expected, tolerance(DTYPE))
+}
+
+fn small_rows(check: &mut Check) -> Result<()> {
+    for offsets in OFFSETS {
+        for shape in [(128, 128), (256, 512), (512, 256), (136, 328), (1000, 1032)] {
+            compare(check, offsets, shape)?;
+        }
+    }
+    // More pairs of tiles than clusters, narrow and wide.
+    let many: Vec<u32> = (0..=24).map(|expert| expert * expert * 7 + expert * 5).collect();
+    for shape in [(128, 2048), (2048, 128), (192, 1032)] {
+        compare(check, &many, shape)?;
+    }
+    // Scout's.
+    compare(check, &[0, 1, 130], (5120, 16384))?;
+    compare(check, &[0, 257, 300], (8192, 5120))
+}
+
+/// Many rows, and rows that begin between multiples of 16 bytes, go to the library; so may all others.
+fn any_way(check: &mut Check) -> Result<()> {
+    let b = check.pair(DType::BF16, [2, 256, 136], 1.0)?;
+    let many = check.pair(DType::BF16, [1200, 256], 1.0)?;
+    let offsets = [0, 700, 1200];
+    let few = few_rows::is_faster(check.device, &many.gpu, &b.gpu, &offsets);
+    check.holds("many rows one by one", !few);
+    if few_rows::can(check.device, &many.gpu, &b.gpu, &offsets) {
+        let found = few_rows::by_expert(check.device, &many.gpu, &b.gpu, &offsets, false)?;
+        let expected = cuda::one_by_one(check.device, &many.gpu, &b.gpu, &offsets, false)?;
+        check.close("many rows in one launch", &found, &expected, tolerance(DType::BF16))?;
+    }
+    let whole = check.pair(DType::BF16, [80 * 256 + 1], 1.0)?;
+    let between = |tensor: &Tensor| tensor.rows(1, 80 * 256)?.reshape([80, 256]);
+    let (host, gpu) = (between(&whole.host)?, between(&whole.gpu)?);
+    let offsets = [0, 33, 80];
+    check.holds("rows between one by one", !few_rows::can(check.device, &gpu, &b.gpu, &offsets));
+    let expected = grouped_matmul::nn(&host, &b.host, &offsets)?;
+    check.close("rows between", &grouped_matmul::nn(&gpu, &b.gpu, &offsets)?, &expected, tolerance(DType::BF16))
+}
+
+/// Both ways with the same factors.
+#[derive(Debug, Clone)]
+pub struct FewRowsRate {
+    pub name: &'static str,
+    /// Of each of the 16 experts.
+    pub num_rows: usize,
+    pub in_one_launch: Duration,
+    pub one_by_one: Duration,
+    /// Of all experts together.
+    pub operations: f64,
+    /// Whether the op would take the first way.
+    pub is_taken: bool,
+}
+
+/// Scout's experts, forward and backward, where both ways are possible.
+pub fn rates(device: &Arc<CudaDevice>) -> Result<Vec<FewRowsRate>> {
+    const NUM_EXPERTS: usize = 16;
+    let products = [
+        ("gate and up, forward", [5120, 16384], false),
+        ("down, forward", [8192, 5120], false),
+        ("gate and up, backward", [5120, 16384], true),
+        ("down, backward", [8192, 5120], true),
+    ];
+    let mut rates = Vec::new();
+    for (name, [k, n], transposed) in products {
+        let b = noise::tensor_on(device, DType::BF16, [NUM_EXPERTS, k, n], 1, 0.02)?;
+        for num_rows in [64, 128, 192, 256, 384, 512, 768] {
+            let inner = if transposed { n } else { k };
+            let a = noise::tensor_on(device, DType::BF16, [NUM_EXPERTS * num_rows, inner], 2, 1.0)?;
+            let offsets: Vec<u32> = (0..=NUM_EXPERTS).map(|expert| (expert * num_rows) as u32).collect();
+            if !few_rows::can(device, &a, &b, &offsets) {
+                continue;
+            }
+            let [in_one_launch, one_by_one] = in_turns(
+                device,
+                [&|| few_rows::by_expert(device, &a, &b, &offsets, transposed).map(drop), &|| {
+                    cuda::one_by_one(device, &a, &b, &offsets, transposed).map(drop)
+                }],
+            )?;
+            rates.push(FewRowsRate {
+                name,
+                num_rows,
+                in_one_launch,
+                one_by_one,
+                operations: 2.0 * (NUM_EXPERTS * num_rows * k * n) as f64,
+                is_taken: few_rows::is_faster(device, &a, &b, &offsets),
+            });
+        }
+    }
+    Ok(rates)
+}
+
+/// The median time of each, measured in turns so that both see the same clock.
+fn in_turns(device: &Arc<CudaDevice>, ways: [&dyn Fn() -> Result<()>; 2]) -> Result<[Duration; 2]> {
+    const TURNS: usize = 5;
+    const CALLS: usize = 6;
+    let mut times = [Vec::new(), Vec::new()];
+    for way in ways {
+        way()?;
+    }
+    for _ in 0..TURNS {
+        for (way, times) in ways.into_iter().zip(&mut times) {
+            times.extend(runs(device, CALLS, way)?.1);
+        }
+    }
+    Ok(times.map(median))
+}
