@@ -3,6 +3,7 @@
 
 mod damage;
 mod mutations;
+mod natural;
 mod recorded;
 mod reference;
 mod symptoms;

@@ -20,7 +20,11 @@ fn every_shipped_configuration_is_planned_for_eight_ranks() {
         let said = folder.succeed(&["plan", name, "--world", "8"]).stdout;
         assert!(said.contains("ranks      8\n"), "{name}\n{said}");
         let json = folder.succeed(&["plan", name, "--world", "8", "--json"]).stdout;
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["world"], 8, "{name}");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["world"], 8, "{name}");
+        // Those that name GPUs are planned for them, in their memory, wherever they are read.
+        let names_gpus = name.contains("8xh");
+        assert_eq!((json["device"] == "cuda", json["memory"]["budget"].is_u64()), (names_gpus, names_gpus), "{name}");
         planned += 1;
     }
     assert!(planned > 0, "configs/ is empty");

@@ -38,7 +38,7 @@ fn a_plan_as_json_holds_the_same_numbers() {
         assert_eq!(kept, parameters.div_ceil(4), "{unit}");
     }
     let memory = &plan["memory"];
-    let parts = ["shard", "gathered", "trained", "activations", "head"].map(|key| memory[key].as_u64().unwrap());
+    let parts = ["shard", "gathered", "trained", "activations", "workspace"].map(|key| memory[key].as_u64().unwrap());
     assert_eq!(memory["total"], parts.iter().sum::<u64>());
 }
 
@@ -65,6 +65,38 @@ fn scout_is_planned_by_its_name_alone() {
     assert!(said.contains("steps      unknown: "), "{said}");
     // What trains must be there.
     assert_eq!(folder.run(&["train", "scout.yaml"]).code, Some(66));
+}
+
+#[test]
+fn a_gpu_is_planned_where_there_is_none() {
+    let folder = Folder::with_toy();
+    let gpu = ["plan", "run.yaml", "device=cuda"];
+    let in_memory = |memory: &str, more: &[&str]| {
+        let memory = format!("device_memory={memory}");
+        json(&folder, &[&gpu[..], &["--json", memory.as_str()], more].concat())
+    };
+    let plan = in_memory("1GiB", &[]);
+    assert_eq!(
+        (&plan["device"], &plan["dtype"], &plan["deterministic"]),
+        (&"cuda".into(), &"bf16".into(), &false.into())
+    );
+    assert_eq!(plan["memory"]["shard"], 2 * 155_072);
+    let ways = plan["ways"].as_array().unwrap();
+    let totals: Vec<u64> = ways.iter().map(|way| way["total"].as_u64().unwrap()).collect();
+    assert!(totals.is_sorted_by(|more, less| more > less), "{totals:?}");
+    // In a byte less than the first way takes, the second is chosen, and the first said not to fit.
+    let tight = in_memory(&(totals[0] - 1).to_string(), &[]);
+    let chosen: Vec<&Value> = tight["ways"].as_array().unwrap().iter().map(|way| &way["chosen"]).collect();
+    assert_eq!(chosen, [false, true, false]);
+    assert_eq!((&tight["ways"][0]["fits"], &tight["keeps"]), (&false.into(), &ways[1]["keeps"]));
+    let exact = in_memory("1GiB", &["bf16=false", "deterministic=true"]);
+    assert_eq!((&exact["dtype"], &exact["deterministic"]), (&"f32".into(), &true.into()));
+    assert_eq!(exact["memory"]["shard"], 4 * 155_072);
+    // Whatever is here, and in words.
+    let said = folder.succeed(&gpu).stdout;
+    for phrase in ["computing  on a GPU, in bf16", "all kept ", "gate and up computed again ", "  chosen"] {
+        assert!(said.contains(phrase), "{phrase}\n{said}");
+    }
 }
 
 #[test]

@@ -59,8 +59,8 @@ fn without_a_file_the_one_of_the_working_folder_is_taken() {
 fn keys_without_effect_are_told_once_each() {
     let folder = Folder::with_toy();
     let ended =
-        folder.succeed(&["train", "run.yaml", "stage=sft", "bf16=true", "trust_remote_code=true", "max_steps=1"]);
-    for key in ["`stage`", "`bf16`", "`trust_remote_code`"] {
+        folder.succeed(&["train", "run.yaml", "stage=sft", "do_train=true", "trust_remote_code=true", "max_steps=1"]);
+    for key in ["`stage`", "`do_train`", "`trust_remote_code`"] {
         let lines = ended.stderr.lines().filter(|line| line.starts_with("note: ") && line.contains(key)).count();
         assert_eq!(lines, 1, "{key}\n{}", ended.stderr);
     }

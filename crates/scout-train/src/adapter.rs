@@ -13,9 +13,9 @@ use scout_kernels::norms;
 use scout_model::lora::Factor;
 use scout_model::{LoraGradients, LoraLayout, LoraWeights};
 
-use crate::Result;
 use crate::adapter_on_gpu::AdapterOnGpu;
-use crate::machine::Machine;
+use crate::error::Result;
+use crate::machine::{ComputeType, Hardware, Machine};
 use crate::optimizer::Update;
 
 pub struct AdapterState {
@@ -46,7 +46,7 @@ impl AdapterState {
         let part_len = values.len().div_ceil(mesh.size());
         values.resize(part_len * mesh.size(), 0.0);
         let flat = Buffer::from_f32(values);
-        let lease = account.lease(Purpose::Trained, AdapterState::bytes(&layout, mesh.size()))?;
+        let lease = account.lease(Purpose::Trained, AdapterState::bytes(&layout, &mesh.size().into()))?;
         let moments = vec![0.0; part_len];
         let numbers = Numbers::Host(OnHost { flat, first_moment: moments.clone(), second_moment: moments });
         Ok(AdapterState { layout, mesh, numbers, _lease: Some(lease) })
@@ -56,14 +56,22 @@ impl AdapterState {
     pub fn to_machine(self, machine: &Machine) -> Result<AdapterState> {
         let Device::Cuda(device) = &machine.device else { return Ok(self) };
         let values = self.values()?[..self.layout.num_elements()].to_vec();
+        // The GPU's account is not to show both at one time: what the host held was never there.
+        let AdapterState { layout, mesh, numbers, _lease } = self;
+        drop((numbers, _lease));
         let numbers = Numbers::Gpu(Box::new(AdapterOnGpu::new(device, machine.compute, &values)?));
-        Ok(AdapterState { numbers, _lease: None, ..self })
+        Ok(AdapterState { layout, mesh, numbers, _lease: None })
     }
 
-    /// Bytes on each rank: the adapter and its gradient whole, two moments of one part.
-    pub fn bytes(layout: &LoraLayout, world_size: usize) -> ByteCount {
-        let part = DType::F32.size() * layout.num_elements().div_ceil(world_size) as u64;
-        part * world_size as u64 * 2 + part * 2
+    /// Bytes on each rank: the adapter and its gradient whole, two moments of one part; and on a GPU the adapter once more in
+    /// the element type that it computes with, where that is another one.
+    pub fn bytes(layout: &LoraLayout, hardware: &Hardware) -> ByteCount {
+        let part_len = layout.num_elements().div_ceil(hardware.world_size) as u64;
+        let in_f32 = DType::F32.size() * part_len * (2 * hardware.world_size as u64 + 2);
+        match hardware.compute {
+            ComputeType::F32 => in_f32,
+            ComputeType::Bf16 => in_f32 + DType::BF16.size() * layout.num_elements() as u64,
+        }
     }
 
     pub fn layout(&self) -> &Arc<LoraLayout> {

@@ -4,6 +4,8 @@ use scout_comm::CommError;
 use scout_core::{ByteCount, ExitCode};
 use scout_shard::ShardError;
 
+pub type Result<T> = std::result::Result<T, TrainError>;
+
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     #[error("the {what} of step {step} is not a number")]

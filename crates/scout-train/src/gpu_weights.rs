@@ -12,14 +12,13 @@ use scout_device::{DeviceError, Purpose};
 use scout_kernels::noise;
 use scout_shard::{Placement, ShardPlan, ShardStore};
 
-use crate::{Result, load, synth};
+use crate::error::Result;
+use crate::{load, synth};
 
 /// Elements on their way at a time.
 const CHUNK: usize = 16 << 20;
 /// One is read from disk while the other is copied.
 const MOST_UNDER_WAY: usize = 2;
-/// Made-up numbers that are made at a time, in working memory.
-const NOISE_CHUNK: usize = 64 << 20;
 /// What an arena adds to a unit at most.
 const GRAIN: u64 = 512;
 
@@ -39,7 +38,7 @@ pub fn read(files: &ModelFolder, plan: &ShardPlan, device: &Arc<CudaDevice>) -> 
     .and_then(|store| loader.finish().map(|()| store))
 }
 
-/// Numbers spread as [`synth::fill`] spreads them, but other ones: they are made on the GPU.
+/// The numbers of [`synth::fill`], made on the GPU: 22 GB of them on the host would take minutes.
 pub fn random(plan: &ShardPlan, seed: u64, device: &Arc<CudaDevice>) -> Result<ShardStore> {
     let mut loader = Loader { device, under_way: VecDeque::new() };
     fill(plan, device, |unit, buffer| {
@@ -53,8 +52,8 @@ pub fn random(plan: &ShardPlan, seed: u64, device: &Arc<CudaDevice>) -> Result<S
                 loader.send(&values, buffer, start..start + len)?;
             } else {
                 let (stream, half_width) = (synth::stream(seed, param), synth::half_width(param));
-                for (index, range) in chunks(len, NOISE_CHUNK).enumerate() {
-                    let seed = stream.wrapping_add(index as u64);
+                for (index, range) in chunks(len, synth::PIECE).enumerate() {
+                    let seed = stream.of_piece(index);
                     let noise = noise::tensor_on(device, buffer.dtype(), [range.len()], seed, half_width)?;
                     buffer.copy_from(start + range.start, &noise)?;
                 }

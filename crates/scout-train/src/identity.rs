@@ -5,7 +5,7 @@ use blake3::Hasher;
 use scout_checkpoint::ModelFolder;
 use scout_config::RunConfig;
 
-use crate::Result;
+use crate::error::Result;
 use crate::plan::ModelSource;
 
 /// Equal for equal values of all keys, wherever they were set.

@@ -5,11 +5,14 @@
 
 pub mod adapter;
 mod adapter_on_gpu;
+pub mod attention_plans;
 pub mod error;
 pub mod gpu_weights;
+pub mod gradients;
 pub mod identity;
 pub mod load;
 pub mod machine;
+pub mod memory;
 pub mod optimizer;
 pub mod plan;
 pub mod prepare;
@@ -19,13 +22,12 @@ pub mod run;
 pub mod save;
 pub mod schedule;
 pub mod step_bench;
+pub mod sums;
 pub mod synth;
 pub mod trained_weights;
 pub mod trainer;
 pub mod verify;
 pub mod weight_set;
 
-pub use error::TrainError;
+pub use error::{Result, TrainError};
 pub use trainer::{StepReport, StepSettings, Trainer};
-
-pub type Result<T> = std::result::Result<T, TrainError>;

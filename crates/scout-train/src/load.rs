@@ -15,9 +15,9 @@ use scout_model::lora::{Factor, modules};
 use scout_model::{LoraLayout, LoraSettings, ModelConfig};
 use scout_shard::{ShardPlan, ShardStore};
 
-use crate::Result;
 use crate::adapter::AdapterState;
-use crate::optimizer::sum_over_ranks;
+use crate::error::Result;
+use crate::sums::sum_over_ranks;
 
 /// Reads what `rank` keeps, and nothing else.
 pub fn weights(files: &ModelFolder, plan: &ShardPlan, rank: Rank, account: &Account) -> Result<ShardStore> {

@@ -1,8 +1,11 @@
 //! On what a run computes: how many ranks, on which device, in which element type. Everything else of the plan is the same
 //! on all machines.
 
+use scout_config::RunConfig;
 use scout_core::{ByteCount, DType};
 use scout_device::Device;
+
+use crate::error::{Result, TrainError};
 
 /// Element type of weights and activations. What is trained, its optimizer, norms, softmax and losses are f32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,12 +15,26 @@ pub enum ComputeType {
 }
 
 impl ComputeType {
+    /// The one that a configuration means on this kind of device: the host knows f32 alone.
+    pub fn wanted(config: &RunConfig, kind: Kind) -> ComputeType {
+        match kind {
+            Kind::Gpu if config.train.bf16 => ComputeType::Bf16,
+            Kind::Gpu | Kind::Host => ComputeType::F32,
+        }
+    }
+
     pub fn dtype(self) -> DType {
         match self {
             ComputeType::F32 => DType::F32,
             ComputeType::Bf16 => DType::BF16,
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Host,
+    Gpu,
 }
 
 #[derive(Debug, Clone)]
@@ -35,12 +52,61 @@ impl From<usize> for Machine {
 }
 
 impl Machine {
-    /// What weights, trained numbers, activations and scratch may take together; unknown on the host. `shard` is what the
-    /// weights take, beside the working memory.
-    pub fn memory(&self, shard: ByteCount) -> Option<ByteCount> {
-        match &self.device {
-            Device::Cpu => None,
-            Device::Cuda(gpu) => Some(gpu.working_memory().capacity() + shard),
+    /// Fails where a plan can be made for such a machine, and nothing runs on it yet.
+    pub fn must_be_built(&self) -> Result<()> {
+        match self.device {
+            Device::Cuda(_) if self.world_size > 1 => {
+                let problem = "training on several GPUs is not built yet: start one rank, or use `device: cpu`";
+                Err(TrainError::Config { key: "device", problem: problem.to_string() })
+            }
+            _ => Ok(()),
         }
+    }
+}
+
+/// What a plan must know of the machine that it is made for. The machine need not be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hardware {
+    pub world_size: usize,
+    pub kind: Kind,
+    pub compute: ComputeType,
+    pub room: Room,
+}
+
+/// The memory of one device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    Unknown,
+    /// For weights and for all that a step needs.
+    ForAll(ByteCount),
+    /// For all that a step needs; room for the weights was left beside it.
+    BesideWeights(ByteCount),
+}
+
+impl Hardware {
+    /// What weights, trained numbers, activations and scratch may take together, where the weights take `shard`.
+    pub fn memory(&self, shard: ByteCount) -> Option<ByteCount> {
+        match self.room {
+            Room::Unknown => None,
+            Room::ForAll(bytes) => Some(bytes),
+            Room::BesideWeights(bytes) => Some(bytes + shard),
+        }
+    }
+}
+
+/// That many ranks on the host.
+impl From<usize> for Hardware {
+    fn from(world_size: usize) -> Hardware {
+        Hardware { world_size, kind: Kind::Host, compute: ComputeType::F32, room: Room::Unknown }
+    }
+}
+
+impl From<&Machine> for Hardware {
+    fn from(machine: &Machine) -> Hardware {
+        let (kind, room) = match &machine.device {
+            Device::Cpu => (Kind::Host, Room::Unknown),
+            Device::Cuda(gpu) => (Kind::Gpu, Room::BesideWeights(gpu.working_memory().capacity())),
+        };
+        Hardware { world_size: machine.world_size, kind, compute: machine.compute, room }
     }
 }

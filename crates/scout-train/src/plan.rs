@@ -7,29 +7,25 @@ use std::sync::Arc;
 
 use scout_checkpoint::{AdapterLayout, CheckpointError, LoadedAdapter, ModelFolder, read_model_json};
 use scout_config::{self as written, RunConfig};
-use scout_core::{ByteCount, DType, ExitCode, ParamSpec, Projection, UnitId};
-use scout_device::Device;
+use scout_core::{ExitCode, ParamSpec, Projection, UnitId};
+use scout_device::cuda::Choice;
 use scout_model::{Keep, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
 use scout_shard::{ShardPlan, WeightsMode};
 
 use crate::adapter::AdapterState;
-use crate::machine::Machine;
+use crate::error::{Result, TrainError};
+use crate::load;
+use crate::machine::{Hardware, Kind};
+use crate::memory::{self, LargestBatch, MemoryPlan, WAYS};
 use crate::optimizer::OptimizerSettings;
 use crate::reducer::most_in_flight;
 use crate::schedule::{Decay, LearningRate};
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, StepSettings};
 use crate::weight_set::WeightSet;
-use crate::{Result, TrainError, load};
 
 /// Units gathered ahead of the block in use.
 pub(crate) const LOOKAHEAD: usize = 2;
-/// The head computes its logits in chunks of at most this many bytes, twice: logits and their gradient.
-const HEAD_CHUNK: ByteCount = ByteCount::mib(128);
-
-/// On a GPU logits and their gradient share memory.
-const GPU_HEAD_CHUNK: ByteCount = ByteCount(1 << 30);
-
 /// Where the model comes from.
 #[derive(Debug, Clone)]
 pub struct ModelSource {
@@ -42,7 +38,7 @@ pub struct ModelSource {
 #[derive(Debug)]
 pub struct RunPlan {
     pub source: ModelSource,
-    pub world_size: usize,
+    pub hardware: Hardware,
     pub units: UnitPlan,
     pub shards: ShardPlan,
     pub schedules: Schedules,
@@ -51,7 +47,12 @@ pub struct RunPlan {
     /// Empty where adapters are trained.
     pub weights: Arc<WeightSet>,
     pub adapter_layout: AdapterLayout,
+    /// That of the way of keeping that was chosen.
     pub memory: MemoryPlan,
+    /// All ways of keeping, from the one that keeps the most, each with the memory it takes.
+    pub ways: [(Keep, MemoryPlan); WAYS.len()],
+    /// How algorithms of a GPU are chosen: the same in every run, or by their speed.
+    pub choice: Choice,
     pub steps: Option<StepsPlan>,
     pub settings: StepSettings,
 }
@@ -63,25 +64,6 @@ pub struct StepsPlan {
     pub updates_per_epoch: usize,
     pub total_steps: usize,
     pub warmup_steps: usize,
-}
-
-/// Predicted bytes on each rank.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryPlan {
-    pub shard: ByteCount,
-    pub gathered: ByteCount,
-    /// Adapter, its gradient and moments; or moments and gradients of the parts of trained weights, and the whole
-    /// gradients that are being made or under way.
-    pub trained: ByteCount,
-    pub activations: ByteCount,
-    pub head: ByteCount,
-    pub budget: Option<ByteCount>,
-}
-
-impl MemoryPlan {
-    pub fn total(&self) -> ByteCount {
-        [self.shard, self.gathered, self.trained, self.activations, self.head].into_iter().sum()
-    }
 }
 
 impl ModelSource {
@@ -129,20 +111,19 @@ impl RunPlan {
     pub fn resolve(
         config: &RunConfig,
         source: ModelSource,
-        machine: impl Into<Machine>,
+        hardware: impl Into<Hardware>,
         data: Option<DataCounts>,
         start: Option<&LoadedAdapter>,
     ) -> Result<RunPlan> {
-        let machine: Machine = machine.into();
-        let (world_size, compute) = (machine.world_size, machine.compute);
+        let hardware: Hardware = hardware.into();
         let units = UnitPlan::new(&source.config, source.style);
-        let mode = match config.device.weights {
-            written::Weights::Resident => WeightsMode::Resident,
-            written::Weights::Auto | written::Weights::Zero3 => WeightsMode::Zero3,
-        };
-        let shards = ShardPlan::new(units.units(), world_size, mode, LOOKAHEAD).stored_as(compute.dtype());
         let weights = WeightSet::of(&config.lora, &units, source.config.num_layers)?;
-        check_machine(&machine, &weights)?;
+        check_hardware(&hardware, &weights)?;
+        if !weights.is_empty() {
+            check_output(config, &source)?;
+        }
+        let shards = ShardPlan::new(units.units(), hardware.world_size, weights_mode(config), LOOKAHEAD);
+        let shards = shards.stored_as(hardware.compute.dtype());
         let model = Model::new(&source.config, &units)?;
         let schedules = match weights.is_empty() {
             true => Schedules::of(&model),
@@ -153,39 +134,38 @@ impl RunPlan {
             None if weights.is_empty() => lora_settings(&config.lora),
             None => LoraSettings { projections: BTreeSet::new(), ..lora_settings(&config.lora) },
         };
-        if !weights.is_empty() {
-            check_output(config, &source)?;
-        }
-        let layout = LoraLayout::new(&source.config, &lora);
-        let tokens = config.train.per_device_train_batch_size * config.data.cutoff_len;
-        let tokens = data.map_or(tokens, |data| data.most_tokens.max(1));
-        let fixed = MemoryPlan {
+        let dropout = start.map_or(config.lora.lora_dropout, |start| start.settings.dropout);
+        let pass = memory::Pass {
+            config: &source.config,
+            lora: &lora,
+            drops: dropout > 0.0,
+            // A layer is two blocks; one that is walked back by half keeps all that a layer keeps.
+            kept_layers: (model.blocks.len() - schedules.first_backward).div_ceil(2),
+            batch: largest_batch(config, data),
+            kind: hardware.kind,
+            compute: hardware.compute,
+            choice: if config.device.deterministic { Choice::First } else { Choice::Timed },
+        };
+        let most = MemoryPlan {
             shard: shards.kept_bytes(),
             gathered: shards.gathered_peak(&schedules.train),
-            trained: AdapterState::bytes(&layout, world_size)
+            trained: AdapterState::bytes(&LoraLayout::new(&source.config, &lora), &hardware)
                 + TrainedWeights::bytes(&weights, &shards)
                 + most_in_flight(&weights, &shards, &schedules.send),
-            activations: ByteCount(0),
-            head: if matches!(machine.device, Device::Cpu) { HEAD_CHUNK } else { GPU_HEAD_CHUNK },
-            budget: config.device.device_memory.or(machine.memory(shards.kept_bytes())),
+            activations: pass.activations(Keep::Everything),
+            workspace: pass.workspace(),
+            budget: config.device.device_memory.or(hardware.memory(shards.kept_bytes())),
         };
-        // A layer is two blocks; one that is walked back by half keeps all that a layer keeps.
-        let kept_layers = (model.blocks.len() - schedules.first_backward).div_ceil(2);
-        let (keep, memory) = choose_keep(&source.config, (kept_layers, tokens, compute.dtype()), fixed)?;
+        let ways = WAYS.map(|keep| (keep, MemoryPlan { activations: pass.activations(keep), ..most }));
+        let (keep, memory) = choose(&ways, pass.batch)?;
+        let choice = pass.choice;
         let steps = data.map(|data| steps(config, data));
-        let settings = step_settings(config, keep, steps, start.map(|start| start.settings.dropout));
-        let adapter_layout = match config.output.adapter_layout {
-            written::AdapterLayout::Text => AdapterLayout::Text,
-            written::AdapterLayout::Conditional => AdapterLayout::Conditional,
-            written::AdapterLayout::Auto => match source.style {
-                NameStyle::Text => AdapterLayout::Text,
-                NameStyle::Conditional => AdapterLayout::Conditional,
-            },
-        };
+        let settings = step_settings(config, keep, steps, dropout);
+        let adapter_layout = adapter_layout(config, source.style);
         let weights = Arc::new(weights);
         Ok(RunPlan {
             source,
-            world_size,
+            hardware,
             units,
             shards,
             schedules,
@@ -193,9 +173,15 @@ impl RunPlan {
             weights,
             adapter_layout,
             memory,
+            ways,
+            choice,
             steps,
             settings,
         })
+    }
+
+    pub fn world_size(&self) -> usize {
+        self.hardware.world_size
     }
 
     pub fn num_trained(&self) -> usize {
@@ -241,36 +227,53 @@ pub struct DataCounts {
     pub updates_per_epoch: usize,
     /// Tokens of the largest micro-batch.
     pub most_tokens: usize,
+    pub longest_row: usize,
+    /// Rows of a micro-batch, at most.
+    pub most_rows: usize,
 }
 
-/// Keeps as much as the budget allows; what is not kept is computed again.
-fn choose_keep(
-    config: &ModelConfig,
-    (kept_layers, tokens, dtype): (usize, usize, DType),
-    fixed: MemoryPlan,
-) -> Result<(Keep, MemoryPlan)> {
-    let activations = |keep| dtype.size() * activation_elements(config, kept_layers, tokens, keep) as u64;
-    let with = |keep| MemoryPlan { activations: activations(keep), ..fixed };
-    for keep in [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly] {
-        let memory = with(keep);
-        if fixed.budget.is_none_or(|budget| memory.total() <= budget) {
-            return Ok((keep, memory));
+fn weights_mode(config: &RunConfig) -> WeightsMode {
+    match config.device.weights {
+        written::Weights::Resident => WeightsMode::Resident,
+        written::Weights::Auto | written::Weights::Zero3 => WeightsMode::Zero3,
+    }
+}
+
+fn adapter_layout(config: &RunConfig, style: NameStyle) -> AdapterLayout {
+    match (config.output.adapter_layout, style) {
+        (written::AdapterLayout::Text, _) | (written::AdapterLayout::Auto, NameStyle::Text) => AdapterLayout::Text,
+        (written::AdapterLayout::Conditional, _) | (written::AdapterLayout::Auto, NameStyle::Conditional) => {
+            AdapterLayout::Conditional
         }
     }
-    let least = with(Keep::InputOnly);
-    Err(TrainError::DoesNotFit { needed: least.total(), budget: fixed.budget.unwrap_or_default(), tokens })
+}
+
+/// As much is kept as the budget allows; what is not kept is computed again.
+fn choose(ways: &[(Keep, MemoryPlan)], batch: LargestBatch) -> Result<(Keep, MemoryPlan)> {
+    if let Some(way) = ways.iter().find(|(_, memory)| memory.fits()) {
+        return Ok(*way);
+    }
+    let (_, least) = ways[ways.len() - 1];
+    let (needed, budget) = (least.total(), least.budget.unwrap_or_default());
+    Err(TrainError::DoesNotFit { needed, budget, tokens: batch.num_tokens })
+}
+
+/// Without data every row may be as long as the configuration lets it be.
+fn largest_batch(config: &RunConfig, data: Option<DataCounts>) -> LargestBatch {
+    let (num_rows, longest_row) = (config.train.per_device_train_batch_size, config.data.cutoff_len);
+    match data {
+        None => LargestBatch { num_rows, num_tokens: num_rows * longest_row, longest_row },
+        Some(data) => LargestBatch {
+            num_rows: data.most_rows,
+            num_tokens: data.most_tokens.max(1),
+            longest_row: data.longest_row,
+        },
+    }
 }
 
 /// What is not built yet for GPUs is refused before anything is read.
-fn check_machine(machine: &Machine, weights: &WeightSet) -> Result<()> {
-    if matches!(machine.device, Device::Cpu) {
-        return Ok(());
-    }
-    if machine.world_size > 1 {
-        let problem = "training on several GPUs is not built yet: start one rank, or use `device: cpu`".to_string();
-        return Err(TrainError::Config { key: "device", problem });
-    }
-    if !weights.is_empty() {
+fn check_hardware(hardware: &Hardware, weights: &WeightSet) -> Result<()> {
+    if hardware.kind == Kind::Gpu && !weights.is_empty() {
         let problem = "only `lora` is built on a GPU so far; `full` and `freeze` need `device: cpu`".to_string();
         return Err(TrainError::Config { key: "finetuning_type", problem });
     }
@@ -286,24 +289,6 @@ fn check_output(config: &RunConfig, source: &ModelSource) -> Result<()> {
         return Err(TrainError::Config { key: "output_dir", problem });
     }
     Ok(())
-}
-
-/// Elements that the blocks of `kept_layers` layers keep for the backward pass, and what one block needs beside them while
-/// it computes.
-pub fn activation_elements(config: &ModelConfig, kept_layers: usize, tokens: usize, keep: Keep) -> usize {
-    let hidden = config.hidden_size;
-    let q_width = config.num_heads * config.head_dim;
-    let kv_width = 2 * config.num_kv_heads * config.head_dim;
-    let attention_inner = 2 * q_width + kv_width + 2 * config.num_heads + config.num_kv_heads;
-    let wide = 2 * 2 * config.intermediate_size;
-    let kept_per_layer = match keep {
-        Keep::Everything => 2 * hidden + attention_inner + wide,
-        Keep::AllButGateUp => 2 * hidden + attention_inner,
-        Keep::InputOnly => 2 * hidden,
-    };
-    // One block at work: its wide halves, their gradients, the hidden product and a few rows of the model's width.
-    let at_work = 2 * wide + 2 * config.intermediate_size + 6 * hidden;
-    tokens * (kept_layers * kept_per_layer + at_work)
 }
 
 fn lora_settings(lora: &written::LoraConfig) -> LoraSettings {
@@ -336,11 +321,11 @@ fn steps(config: &RunConfig, data: DataCounts) -> StepsPlan {
     StepsPlan { num_rows: data.num_rows, updates_per_epoch: data.updates_per_epoch, total_steps, warmup_steps }
 }
 
-fn step_settings(config: &RunConfig, keep: Keep, steps: Option<StepsPlan>, dropout: Option<f64>) -> StepSettings {
+fn step_settings(config: &RunConfig, keep: Keep, steps: Option<StepsPlan>, dropout: f64) -> StepSettings {
     let train = &config.train;
     StepSettings {
         keep,
-        lora_dropout: dropout.unwrap_or(config.lora.lora_dropout) as f32,
+        lora_dropout: dropout as f32,
         seed: train.seed,
         optimizer: OptimizerSettings {
             beta1: train.adam_beta1,

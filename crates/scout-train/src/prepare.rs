@@ -13,9 +13,10 @@ use scout_data::{
 };
 use scout_model::{Batch, Document, Target};
 
-use crate::machine::Machine;
+use crate::error::{Result, TrainError};
+use crate::load;
+use crate::machine::{Hardware, Machine};
 use crate::plan::{DataCounts, ModelSource, RunPlan};
-use crate::{Result, TrainError, load};
 
 /// The rows of a run as tokens, and the order in which updates take them.
 pub struct RunData {
@@ -35,6 +36,14 @@ pub struct Prepared {
     pub machine: Machine,
 }
 
+/// What can be known of a run without the machine that it will run on.
+pub struct Planned {
+    pub plan: RunPlan,
+    pub data: RunData,
+    pub start: Option<LoadedAdapter>,
+    pub notes: Vec<String>,
+}
+
 /// Reads and checks everything but weights, for a number of ranks on the host or for another machine.
 pub fn prepare(config: &RunConfig, machine: impl Into<Machine>) -> Result<Prepared> {
     prepare_model(config, ModelSource::find(config, false)?, machine)
@@ -43,6 +52,14 @@ pub fn prepare(config: &RunConfig, machine: impl Into<Machine>) -> Result<Prepar
 /// The same for a model that was found already.
 pub fn prepare_model(config: &RunConfig, source: ModelSource, machine: impl Into<Machine>) -> Result<Prepared> {
     let machine: Machine = machine.into();
+    machine.must_be_built()?;
+    let Planned { plan, data, start, notes } = plan_model(config, source, &machine)?;
+    Ok(Prepared { plan, data, start, notes, machine })
+}
+
+/// Reads and checks all that [`prepare_model`] does, for a machine that need not be here.
+pub fn plan_model(config: &RunConfig, source: ModelSource, hardware: impl Into<Hardware>) -> Result<Planned> {
+    let hardware: Hardware = hardware.into();
     let folder = source.folder.clone().ok_or_else(|| TrainError::Config {
         key: "model_name_or_path",
         problem: "is not given; training needs a folder with config.json and a tokenizer".to_string(),
@@ -63,8 +80,8 @@ pub fn prepare_model(config: &RunConfig, source: ModelSource, machine: impl Into
             settings.rank, settings.alpha
         ));
     }
-    let data = read_data(config, &folder, source.config.vocab_size, machine.world_size)?;
-    let plan = RunPlan::resolve(config, source, machine.clone(), Some(data.counts(config)), start.as_ref())?;
+    let data = read_data(config, &folder, source.config.vocab_size, hardware.world_size)?;
+    let plan = RunPlan::resolve(config, source, hardware, Some(data.counts(config)), start.as_ref())?;
     let steps = plan.steps.expect("data is known");
     if steps.total_steps == 0 {
         return Err(TrainError::Config { key: "num_train_epochs", problem: "leaves no step to train".to_string() });
@@ -78,7 +95,7 @@ pub fn prepare_model(config: &RunConfig, source: ModelSource, machine: impl Into
             100.0 * statistics.share_of_targets_cut()
         ));
     }
-    Ok(Prepared { plan, data, start, notes, machine })
+    Ok(Planned { plan, data, start, notes })
 }
 
 /// The template that a configuration means, over the tokenizer of `folder`.
@@ -166,15 +183,22 @@ impl RunData {
     }
 
     fn counts(&self, config: &RunConfig) -> DataCounts {
+        let rows_per_batch = config.train.per_device_train_batch_size;
+        let budget = rows_per_batch * config.data.cutoff_len;
         let mut lengths = self.examples.lengths();
-        let budget = config.train.per_device_train_batch_size * config.data.cutoff_len;
         lengths.sort_unstable_by(|a, b| b.cmp(a));
-        let longest: usize = lengths.iter().take(config.train.per_device_train_batch_size).sum();
+        let longest: usize = lengths.iter().take(rows_per_batch).sum();
         let packs = config.data.packing || config.data.neat_packing;
+        let fitting = lengths.iter().rev().scan(0, |sum, length| {
+            *sum += length;
+            Some(*sum)
+        });
         DataCounts {
             num_rows: self.examples.len(),
             updates_per_epoch: self.order.updates_per_epoch() as usize,
             most_tokens: if packs { budget } else { longest },
+            longest_row: lengths.first().copied().unwrap_or(0),
+            most_rows: if packs { fitting.take_while(|sum| *sum <= budget).count().max(1) } else { rows_per_batch },
         }
     }
 }

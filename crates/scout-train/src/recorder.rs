@@ -8,7 +8,7 @@ use scout_telemetry::{
     write_loss_picture, write_results, write_trainer_state,
 };
 
-use crate::{Result, TrainError};
+use crate::error::{Result, TrainError};
 
 /// The numbers a run ends with.
 #[derive(Debug, Clone, Copy, PartialEq)]

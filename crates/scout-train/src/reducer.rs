@@ -10,7 +10,7 @@ use scout_device::{Account, Buffer, Lease, Purpose, Tensor};
 use scout_model::WeightGradients;
 use scout_shard::{Schedule, ShardError, ShardPlan};
 
-use crate::Result;
+use crate::error::Result;
 use crate::weight_set::WeightSet;
 
 /// Units under way while the next block is computed. One would do on the wire; two never let it run dry.

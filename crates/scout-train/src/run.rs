@@ -15,14 +15,16 @@ use scout_shard::ShardStore;
 use scout_telemetry::{EvalResults, Progress, StepRecord, TrainResults};
 
 use crate::adapter::{AdapterState, initial_values};
+use crate::attention_plans::{Made, Sizes};
+use crate::error::{Result, TrainError};
 use crate::load::Reading;
 use crate::machine::Machine;
 use crate::plan::{RunPlan, StepsPlan};
-use crate::prepare::{Prepared, evaluation_interval};
+use crate::prepare::{Prepared, RunData, evaluation_interval};
 use crate::recorder::{Recorder, Summary};
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{StepReport, Trainer};
-use crate::{Result, TrainError, gpu_weights, load, save, synth};
+use crate::{attention_plans, gpu_weights, load, save, synth};
 
 /// Operations in bf16 a second of an H100 or H200 on paper, of which `mfu` is the share that was useful.
 const PEAK_FLOPS: f64 = 989.5e12;
@@ -84,10 +86,7 @@ fn run_on_this_rank(config: &RunConfig, prepared: Prepared, job: &Job, progress:
     job.whereabouts.enter(Phase::Load);
     let parts = Parts::of(config, &prepared);
     let account = parts.account();
-    let (store, reading) = read_weights(parts, job, &account)?;
-    if let Some(reading) = reading {
-        progress.say(&reading.on_all_ranks(&*job.comm)?)?;
-    }
+    let store = read_and_prepare(parts, &prepared.data, job, &account, progress)?;
     let mut trainer = assemble(parts, job, account, store)?;
     let steps = prepared.plan.steps.expect("a prepared run knows its steps");
     let mut session = Session::begin(config, &prepared, steps, &trainer)?;
@@ -118,6 +117,32 @@ fn run_on_this_rank(config: &RunConfig, prepared: Prepared, job: &Job, progress:
     }
     job.comm.barrier()?; // nobody leaves before the result is on disk
     Ok(outcome)
+}
+
+/// Reads this rank's weights while attention's plans are made: one waits for the disk, the other for a compiler.
+fn read_and_prepare(
+    parts: Parts,
+    data: &RunData,
+    job: &Job,
+    account: &Account,
+    progress: &mut Progress,
+) -> Result<ShardStore> {
+    let Parts { config, plan, machine, .. } = parts;
+    let (read, made) = std::thread::scope(|scope| {
+        let sizes = || Sizes::of_run(config, plan, data, job.mesh().rank().0);
+        let making = scope.spawn(move || attention_plans::prepare(machine, &plan.source.config, sizes));
+        (read_weights(parts, job, account), making.join().expect("a panic is on its way out already"))
+    });
+    let (store, reading) = read?;
+    if let Some(reading) = reading {
+        progress.say(&reading.on_all_ranks(&*job.comm)?)?;
+    }
+    if let Some(Made { num_shapes, took, scratch }) = made? {
+        let seconds = took.as_secs_f64();
+        let sizes = format!("{num_shapes} sizes of batches, which need at most {scratch} of scratch memory");
+        progress.say(&format!("made attention's plans in {seconds:.1} s: for {sizes}"))?;
+    }
+    Ok(store)
 }
 
 /// Reads this rank's weights and puts the trainer together.

@@ -12,11 +12,11 @@ use scout_device::{UnitSource, UnitWeights};
 use scout_model::lora::Factor;
 use scout_shard::{Schedule, Walk};
 
+use crate::error::{Result, TrainError};
 use crate::plan::RunPlan;
 use crate::prepare::Prepared;
 use crate::synth::MAX_SHARD_BYTES;
 use crate::trainer::Trainer;
-use crate::{Result, TrainError};
 
 /// Whoever serves the result wants the tokenizer it was trained with beside it.
 const TOKENIZER_FILES: [&str; 4] =

@@ -7,10 +7,12 @@ use scout_config::RunConfig;
 use scout_device::{Device, Tensor};
 use scout_model::{Batch, Document, ModelConfig, Routes, Target};
 
+use crate::attention_plans::{self, Sizes};
+use crate::error::Result;
 use crate::machine::Machine;
 use crate::plan::{DataCounts, ModelSource, RunPlan};
+use crate::run;
 use crate::trainer::{StepReport, Trainer};
-use crate::{Result, run};
 
 /// One made-up row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,11 +61,12 @@ impl StepBench {
         steps: &[Vec<Row>],
         routing: Routing,
     ) -> Result<StepBench> {
-        let most_tokens = steps.iter().map(|rows| rows.iter().map(|row| row.num_tokens).sum()).max().unwrap_or(0);
-        let counts =
-            DataCounts { num_rows: steps.iter().map(Vec::len).sum(), updates_per_epoch: steps.len(), most_tokens };
-        let plan = RunPlan::resolve(config, source, machine.clone(), Some(counts), None)?;
-        let batches = steps.iter().map(|rows| batch(&plan.source.config, rows, routing)).collect::<Result<_>>()?;
+        machine.must_be_built()?;
+        let plan = RunPlan::resolve(config, source, machine, Some(counts(steps)), None)?;
+        let batches: Vec<Batch> =
+            steps.iter().map(|rows| batch(&plan.source.config, rows, routing)).collect::<Result<_>>()?;
+        let sizes = || Sizes::of_batches(&batches, plan.source.config.attention_chunk_size);
+        attention_plans::prepare(machine, &plan.source.config, sizes)?;
         let trainer = run::build_random(config, &plan, machine, &Job::alone(Duration::from_secs(600)))?;
         Ok(StepBench { plan, trainer, batches, next_step: 0 })
     }
@@ -87,6 +90,17 @@ impl StepBench {
 
     pub fn useful_flops(&self, report: &StepReport) -> f64 {
         self.plan.useful_flops(report.num_tokens, report.num_attended_pairs)
+    }
+}
+
+fn counts(steps: &[Vec<Row>]) -> DataCounts {
+    let most = |of: fn(&[Row]) -> usize| steps.iter().map(|rows| of(rows)).max().unwrap_or(0);
+    DataCounts {
+        num_rows: steps.iter().map(Vec::len).sum(),
+        updates_per_epoch: steps.len(),
+        most_tokens: most(|rows| rows.iter().map(|row| row.num_tokens).sum()),
+        longest_row: most(|rows| rows.iter().map(|row| row.num_tokens).max().unwrap_or(0)),
+        most_rows: most(<[Row]>::len),
     }
 }
 

@@ -7,11 +7,12 @@ use std::path::Path;
 use scout_checkpoint::{CheckpointError, write_model};
 use scout_core::{ByteCount, DType, ExitCode, ParamSpec};
 use scout_data::{Tokenizer, alpaca_json, openai_jsonl, toy_conversations, toy_tokenizer_json};
+use scout_kernels::noise;
 use scout_model::config::{RopeBands, RopeConfig, Temperature};
 use scout_model::{ModelConfig, NameStyle, UnitPlan};
 use serde_json::{Value, json};
 
-use crate::{Result, TrainError};
+use crate::error::{Result, TrainError};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SynthShape {
@@ -129,7 +130,7 @@ pub fn write_folder(folder: &Path, request: &SynthRequest) -> Result<()> {
     Ok(())
 }
 
-/// Elements `range` of a random tensor.
+/// Elements `range` of a random tensor, the same on the host and on a GPU.
 ///
 /// Small equal deviations would hide mistakes (flat attention, coin-flip routing, unit norms), so the scales keep
 /// activations near 1, make routing decisive and give the norms weights of their own.
@@ -137,8 +138,21 @@ pub fn fill(seed: u64, param: &ParamSpec, range: Range<usize>, out: &mut [f32]) 
     let middle = if param.name.contains("norm") { 1.0 } else { 0.0 };
     let (stream, half_width) = (stream(seed, param), half_width(param));
     for (index, value) in range.zip(out) {
-        let unit = (mix(stream ^ index as u64) >> 40) as f32 / (1u64 << 24) as f32;
-        *value = middle + half_width * (2.0 * unit - 1.0);
+        *value = middle + half_width * noise::value_at(stream.of_piece(index / PIECE), index % PIECE);
+    }
+}
+
+/// Elements that share a stream of noise: what a GPU makes at a time.
+pub(crate) const PIECE: usize = 64 << 20;
+
+/// Names the noise of one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stream(u64);
+
+impl Stream {
+    /// The seed of one piece after the other.
+    pub fn of_piece(self, index: usize) -> u64 {
+        self.0.wrapping_add(index as u64)
     }
 }
 
@@ -158,8 +172,8 @@ pub(crate) fn half_width(param: &ParamSpec) -> f32 {
 }
 
 /// A number of its own for each tensor.
-pub(crate) fn stream(seed: u64, param: &ParamSpec) -> u64 {
-    param.name.bytes().fold(mix(seed), |state, byte| mix(state ^ u64::from(byte)))
+pub(crate) fn stream(seed: u64, param: &ParamSpec) -> Stream {
+    Stream(param.name.bytes().fold(mix(seed), |state, byte| mix(state ^ u64::from(byte))))
 }
 
 /// One round of splitmix64: every bit of the input changes every bit of the output with even odds.

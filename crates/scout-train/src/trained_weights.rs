@@ -9,9 +9,9 @@ use scout_core::{ByteCount, DType, UnitId};
 use scout_device::{Account, Buffer, Lease, Purpose};
 use scout_shard::{ShardPlan, ShardStore};
 
+use crate::error::{Result, TrainError};
 use crate::optimizer::Update;
 use crate::weight_set::WeightSet;
-use crate::{Result, TrainError};
 
 #[derive(Debug)]
 pub struct TrainedWeights {

@@ -10,12 +10,14 @@ use scout_model::{Batch, Block, Keep, LoraWeights, Model, NoTrace, Pass, Trace};
 use scout_shard::{Schedule, ShardPlan, ShardStore, Walk};
 
 use crate::adapter::AdapterState;
-use crate::optimizer::{self, OptimizerSettings, StepGradients, Update, sum_over_ranks};
+use crate::error::{Result, TrainError};
+use crate::gradients::{self, StepGradients};
+use crate::optimizer::{OptimizerSettings, Update};
 use crate::reducer::Reducer;
 use crate::schedule::LearningRate;
+use crate::sums::sum_over_ranks;
 use crate::trained_weights::TrainedWeights;
 use crate::weight_set::WeightSet;
-use crate::{Result, TrainError};
 
 /// How a step computes, apart from what it computes on.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -117,7 +119,7 @@ impl Trainer {
         if !loss.is_finite() {
             return Err(TrainError::NotANumber { what: "loss", step });
         }
-        let gradient = optimizer::reduce(gradients, &self.adapter, comm)?;
+        let gradient = gradients::reduce(gradients, &self.adapter, comm)?;
         self.job.whereabouts.enter(Phase::Update);
         let learning_rate = self.settings.learning_rate.at(step);
         let update = Update::new(&self.settings.optimizer, gradient.norm, learning_rate, step)?;
@@ -185,16 +187,16 @@ impl Trainer {
         let mut losses = Vec::with_capacity(batches.len());
         for batch in batches {
             let batch = batch.to_device(&self.device)?;
-            losses.push(self.losses(&self.pass(&batch, &lora, None))?);
+            losses.push(self.losses(&self.pass(&batch, &lora, None), &mut NoTrace)?);
         }
         let [loss] = sum_over_ranks(&*self.job.comm, [weighted_sum(&losses)?])?;
         Ok(loss)
     }
 
     /// The losses of one batch on this rank.
-    pub fn losses(&self, pass: &Pass) -> Result<Loss> {
+    pub fn losses(&self, pass: &Pass, trace: &mut dyn Trace) -> Result<Loss> {
         let mut walk = self.walk(&self.schedules.evaluate);
-        let x = self.forward(&mut walk, pass, &mut NoTrace)?;
+        let x = self.forward(&mut walk, pass, trace)?;
         let head = &self.model.head;
         Ok(head.loss(&mut walk.gather(&[head.unit])?, &x, pass.batch)?)
     }

@@ -7,7 +7,7 @@ use scout_config::{FinetuningType, FreezeConfig, LoraConfig};
 use scout_core::{ParamSpec, UnitId, UnitSpec};
 use scout_model::UnitPlan;
 
-use crate::{Result, TrainError};
+use crate::error::{Result, TrainError};
 
 /// The trained parameters of every unit. Empty where adapters are trained.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -44,6 +44,10 @@ pub enum Rule {
     Relative(f64),
     /// The norm of the difference, relative to that of the recorded values; both must also point in one direction.
     OfNorm(f64),
+    /// One less the cosine between the two; their lengths may differ by a tenth.
+    Direction(f64),
+    /// Share of entries that differ, of those that are not blank on both sides.
+    Share(f64),
     Equal,
 }
 
@@ -55,6 +59,8 @@ pub enum Precision {
     GpuF32,
     /// bf16 weights and activations, with the recorded routing where there is one.
     GpuBf16,
+    /// The recorded side computed in bf16 too, and each side routes for itself: both are off, and not in the same places.
+    Natural,
 }
 
 /// What a quantity is, and with it how near it must come.
@@ -66,8 +72,10 @@ pub enum Kind {
     Loss,
     GradNorm,
     Frequency,
-    /// Counts, and which expert a token chose.
+    /// Counts.
     Whole,
+    /// Which expert a token chose.
+    Routing,
     TrainingLoss,
     TrainingGradNorm,
     TrainedAdapter,
@@ -82,37 +90,44 @@ impl Kind {
             "loss" | "token_loss" | "accum_loss" | "mean_of_row_means" => Kind::Loss,
             "grad_norm" => Kind::GradNorm,
             "rope_inv_freq" => Kind::Frequency,
-            "router_expert" | "num_target_tokens" => Kind::Whole,
+            "router_expert" => Kind::Routing,
+            "num_target_tokens" => Kind::Whole,
             _ if name.starts_with("grad.") || name.starts_with("grad_of.") => Kind::Gradient,
             _ => Kind::Hidden,
         }
     }
 
     /// The one table of tolerances. On the host the noise of an independent implementation is about ten times below each
-    /// of them. What follows from many losses or gradients is held to their tolerance.
+    /// of them. What follows from many losses or gradients is held to their tolerance. Natural folders hold losses,
+    /// gradients and routing; what else there is in the last column is never asked for.
     pub fn rule(self, precision: Precision) -> Rule {
-        let [host, gpu_f32, gpu_bf16] = match self {
-            Kind::Hidden => [Rule::OfLargest(2e-5), Rule::OfLargest(1e-4), Rule::OfNorm(3e-2)],
-            Kind::Gradient => [Rule::OfLargest(1e-4), Rule::OfLargest(1e-3), Rule::OfNorm(1e-1)],
-            Kind::Loss => [Rule::Absolute(2e-5), Rule::Absolute(1e-4), Rule::OfNorm(3e-2)],
-            Kind::GradNorm => [Rule::Relative(1e-5), Rule::Relative(1e-3), Rule::OfNorm(1e-1)],
-            Kind::Frequency => [Rule::Relative(1e-6); 3],
-            Kind::Whole => [Rule::Equal; 3],
-            Kind::TrainingLoss => [Rule::Absolute(1e-4), Rule::Absolute(5e-4), Rule::OfNorm(3e-2)],
-            Kind::TrainingGradNorm => [Rule::Relative(1e-4), Rule::Relative(1e-3), Rule::OfNorm(1e-1)],
-            Kind::TrainedAdapter => [Rule::Absolute(2e-5), Rule::Absolute(2e-4), Rule::OfNorm(1e-1)],
-            Kind::LearningRate => [Rule::Absolute(1e-9); 3],
+        use Rule::{Absolute, Direction, Equal, OfLargest, OfNorm, Relative, Share};
+        let [host, gpu_f32, gpu_bf16, natural] = match self {
+            Kind::Hidden => [OfLargest(2e-5), OfLargest(1e-4), OfNorm(3e-2), OfNorm(3e-2)],
+            Kind::Gradient => [OfLargest(1e-4), OfLargest(1e-3), OfNorm(1e-1), Direction(1e-2)],
+            Kind::Loss => [Absolute(2e-5), Absolute(1e-4), OfNorm(3e-2), Absolute(2e-3)],
+            Kind::GradNorm => [Relative(1e-5), Relative(1e-3), OfNorm(1e-1), Relative(2e-2)],
+            Kind::Frequency => [Relative(1e-6); 4],
+            Kind::Whole => [Equal; 4],
+            Kind::Routing => [Equal, Equal, Equal, Share(5e-2)],
+            Kind::TrainingLoss => [Absolute(1e-4), Absolute(5e-4), OfNorm(3e-2), OfNorm(3e-2)],
+            Kind::TrainingGradNorm => [Relative(1e-4), Relative(1e-3), OfNorm(1e-1), OfNorm(1e-1)],
+            Kind::TrainedAdapter => [Absolute(2e-5), Absolute(2e-4), OfNorm(1e-1), OfNorm(1e-1)],
+            Kind::LearningRate => [Absolute(1e-9); 4],
         };
         match precision {
             Precision::Host => host,
             Precision::GpuF32 => gpu_f32,
             Precision::GpuBf16 => gpu_bf16,
+            Precision::Natural => natural,
         }
     }
 }
 
 /// Less than this is another direction, however near the norms are.
 const LEAST_COSINE: f64 = 0.995;
+/// Gradients that point in one direction are this near in length, or one of them was scaled by mistake.
+const MOST_STRETCHED: f64 = 1.1;
 
 impl Rule {
     /// The rule for a tensor of the recorded files that was computed on the host, by its name.
@@ -125,7 +140,9 @@ impl Rule {
             Rule::OfLargest(tolerance)
             | Rule::Absolute(tolerance)
             | Rule::Relative(tolerance)
-            | Rule::OfNorm(tolerance) => tolerance,
+            | Rule::OfNorm(tolerance)
+            | Rule::Direction(tolerance)
+            | Rule::Share(tolerance) => tolerance,
             Rule::Equal => 0.0,
         }
     }
@@ -194,23 +211,29 @@ pub fn compare_all(
 }
 
 pub fn compare(group: &str, name: &str, rule: Rule, recorded: &Numbers, computed: &Numbers) -> Row {
-    if recorded.shape != computed.shape {
-        return Row::fail(group, name, format!("recorded shape {:?}, computed {:?}", recorded.shape, computed.shape));
-    }
-    let error = match (&recorded.values, &computed.values) {
-        (Values::Floats(recorded), Values::Floats(computed)) => float_error(rule, recorded, computed),
-        (Values::Integers(recorded), Values::Integers(computed)) => {
-            Ok(recorded.iter().zip(computed).filter(|(a, b)| a != b).count() as f64)
-        }
-        _ => Err("one side holds whole numbers, the other fractions".to_string()),
-    };
-    match error {
+    match distance(rule, recorded, computed) {
         Err(detail) => Row::fail(group, name, detail),
         Ok(error) => {
             // Written so that an error that is not a number fails.
             let status = if error <= rule.tolerance() { Status::Ok } else { Status::Fail };
             Row { error, tolerance: rule.tolerance(), ..Row::new(group, name, status, String::new()) }
         }
+    }
+}
+
+/// How far apart the two are, in the measure of `rule`; an error where that cannot be told.
+pub fn distance(rule: Rule, recorded: &Numbers, computed: &Numbers) -> Result<f64, String> {
+    if recorded.shape != computed.shape {
+        return Err(format!("recorded shape {:?}, computed {:?}", recorded.shape, computed.shape));
+    }
+    match (&recorded.values, &computed.values) {
+        (Values::Floats(recorded), Values::Floats(computed)) => float_error(rule, recorded, computed),
+        (Values::Integers(recorded), Values::Integers(computed)) => {
+            let entries = || recorded.iter().zip(computed).filter(|(a, b)| **a >= 0 || **b >= 0);
+            let different = recorded.iter().zip(computed).filter(|(a, b)| a != b).count() as f64;
+            Ok(if let Rule::Share(_) = rule { different / entries().count().max(1) as f64 } else { different })
+        }
+        _ => Err("one side holds whole numbers, the other fractions".to_string()),
     }
 }
 
@@ -224,6 +247,7 @@ fn float_error(rule: Rule, recorded: &[f32], computed: &[f32]) -> Result<f64, St
     let pairs = || recorded.iter().zip(computed).map(|(&a, &b)| (f64::from(a), f64::from(b)));
     let largest = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
     let difference = largest(&mut pairs().map(|(a, b)| (a - b).abs()));
+    let num_different = || pairs().filter(|(a, b)| a != b).count() as f64;
     Ok(match rule {
         Rule::Absolute(_) => difference,
         Rule::OfLargest(_) => {
@@ -232,19 +256,34 @@ fn float_error(rule: Rule, recorded: &[f32], computed: &[f32]) -> Result<f64, St
         }
         Rule::Relative(_) => largest(&mut pairs().map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() / a.abs() })),
         Rule::OfNorm(_) => {
-            let sum = |of: fn(f64, f64) -> f64| pairs().map(|(a, b)| of(a, b)).sum::<f64>();
-            let (recorded, computed) = (sum(|a, _| a * a).sqrt(), sum(|_, b| b * b).sqrt());
-            if recorded == 0.0 {
-                return Ok(computed);
+            let ([recorded_norm, computed_norm], cosine) = norms_and_cosine(recorded, computed);
+            if recorded_norm == 0.0 {
+                return Ok(computed_norm);
             }
-            let cosine = sum(|a, b| a * b) / (recorded * computed);
             if cosine.is_nan() || cosine < LEAST_COSINE {
                 return Err(format!("points elsewhere than recorded: cosine {cosine:.4}, expected {LEAST_COSINE}"));
             }
-            sum(|a, b| (a - b) * (a - b)).sqrt() / recorded
+            pairs().map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt() / recorded_norm
         }
-        Rule::Equal => pairs().filter(|(a, b)| a != b).count() as f64,
+        Rule::Direction(_) if difference == 0.0 => 0.0, // what is zero on both sides has no direction
+        Rule::Direction(_) => {
+            let ([recorded_norm, computed_norm], cosine) = norms_and_cosine(recorded, computed);
+            let stretch = computed_norm / recorded_norm;
+            if stretch.max(1.0 / stretch) > MOST_STRETCHED {
+                return Err(format!("is {stretch:.3} times as long as recorded, cosine {cosine:.4}"));
+            }
+            1.0 - cosine
+        }
+        Rule::Equal => num_different(),
+        Rule::Share(_) => num_different() / recorded.len().max(1) as f64,
     })
+}
+
+/// Lengths of both, and the cosine of the angle between them: not a number where one of them is zero.
+fn norms_and_cosine(recorded: &[f32], computed: &[f32]) -> ([f64; 2], f64) {
+    let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    let norms = [recorded, computed].map(|values| product(values, values).sqrt());
+    (norms, product(recorded, computed) / (norms[0] * norms[1]))
 }
 
 #[cfg(test)]
@@ -285,6 +324,37 @@ mod tests {
         ] {
             assert_eq!(status(rule, &recorded, &computed), expected, "{rule:?} {recorded:?} {computed:?}");
         }
+    }
+
+    #[test]
+    fn natural_folders_are_held_to_directions_losses_and_shares() {
+        let [gradient, loss, norm] = [Kind::Gradient, Kind::Loss, Kind::GradNorm].map(|k| k.rule(Precision::Natural));
+        for (rule, recorded, computed, expected) in [
+            (gradient, [1.0, 0.0], [1.0, 0.14], Status::Ok),
+            (gradient, [1.0, 0.0], [1.0, 0.15], Status::Fail),
+            (gradient, [1.0, 0.0], [-1.0, 0.0], Status::Fail),
+            (gradient, [1.0, 2.0], [1.09, 2.18], Status::Ok),
+            (gradient, [1.0, 2.0], [1.2, 2.4], Status::Fail),
+            (gradient, [1.0, 2.0], [0.9, 1.8], Status::Fail),
+            (gradient, [0.0, 0.0], [0.0, 0.0], Status::Ok),
+            (gradient, [0.0, 0.0], [1.0, 0.0], Status::Fail),
+            (gradient, [1.0, 0.0], [0.0, 0.0], Status::Fail),
+            (loss, [13.0, 13.0], [13.0, 13.0019], Status::Ok),
+            (loss, [13.0, 13.0], [13.0, 13.0021], Status::Fail),
+            (norm, [1.0, 1.0], [1.0, 1.03], Status::Fail),
+        ] {
+            assert_eq!(status(rule, &recorded, &computed), expected, "{rule:?} {recorded:?} {computed:?}");
+        }
+        // Padding is blank on both sides and counts for nothing.
+        let routed = |num_elsewhere: usize| {
+            let experts = |num| [vec![1; num], vec![2; 40 - num], vec![-1; 60]].concat();
+            let [recorded, computed] = [0, num_elsewhere].map(|num| Numbers::integers(&[2, 50], experts(num)));
+            let rule = Kind::of_name("layer.3.router_expert").rule(Precision::Natural);
+            compare("group", "name", rule, &recorded, &computed)
+        };
+        assert_eq!((routed(2).status, routed(2).error), (Status::Ok, 0.05));
+        assert_eq!(routed(3).status, Status::Fail);
+        assert_eq!(Kind::of_name("layer.3.router_expert").rule(Precision::GpuBf16), Rule::Equal);
     }
 
     #[test]

@@ -9,23 +9,28 @@ use scout_checkpoint::{AdapterLayout, LoadedAdapter, ModelFolder, adapter};
 use scout_comm::Job;
 use scout_core::{ByteCount, Mesh};
 use scout_device::{Account, Device, Purpose, Tensor};
+use scout_model::head::Loss;
 use scout_model::lora::Factor;
-use scout_model::{Batch, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, Routes, Trace, UnitPlan, rope};
+use scout_model::{
+    Batch, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, NoTrace, Routes, Trace, UnitPlan, rope,
+};
 use scout_shard::{ShardPlan, WeightsMode};
 
 use super::compare::{Numbered, Numbers, Precision};
 use super::held::Held;
 use super::padded::Padded;
+use super::recording::{Recording, integers};
 use super::together::merge_rows;
 use super::training::Recipe;
-use super::{Recording, integers};
 use crate::adapter::AdapterState;
+use crate::error::Result;
+use crate::gradients;
 use crate::machine::{ComputeType, Machine};
-use crate::optimizer::{self, sum_over_ranks};
 use crate::plan::LOOKAHEAD;
+use crate::sums::sum_over_ranks;
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, Trainer};
-use crate::{Result, gpu_weights, load};
+use crate::{gpu_weights, load};
 
 /// A trainer over a recorded folder's model, with whichever adapter is being checked, on one of the ranks. What it
 /// computes is whole on every rank.
@@ -114,30 +119,31 @@ impl Bench {
 
     /// The tensors of `adapter_X.expected.safetensors`: the same batch with the adapter, forward and backward.
     pub fn with_adapter(&self, probe: &Padded) -> Result<Numbered> {
-        let (mut rows, mut computed) = self.logits_and_losses(probe, &Seen::default())?;
-        let comm = &*self.trainer.job.comm;
-        let batch = self.batch(probe)?.to_device(&self.trainer.device)?;
-        let seen = Seen::default();
-        let lora = self.trainer.adapter.weights()?;
-        let mut gradients = self.trainer.gradients()?;
-        let pass = self.trainer.pass(&batch, &lora, Some(0));
-        let own = self.trainer.forward_backward(&pass, &mut gradients, &mut &seen)?;
-        let [loss] = sum_over_ranks(comm, [own.weighted_sum()?])?;
-        computed.insert("loss".to_string(), Numbers::scalar(loss));
-        rows.extend(self.spread(probe, &seen)?);
+        let (rows, mut computed) = self.logits_and_losses(probe, &Seen::default())?;
         computed.extend(self.merged(probe, rows)?);
-
-        let reduced = optimizer::reduce(gradients, &self.trainer.adapter, comm)?;
-        let whole = reduced.adapter_part.of_all_ranks(comm)?;
-        computed.extend(self.file_tensors(&whole)?.into_iter().map(|(name, x)| (format!("grad.{name}"), x)));
-        computed.insert("grad_norm".to_string(), Numbers::scalar(reduced.norm));
-
+        computed.extend(self.forward_backward(probe, &Seen::default())?);
         let num_targets = probe.num_targets();
         let accumulated = self.row_by_row(probe, |_| 1.0 / num_targets as f64)?;
         let of_means = self.row_by_row(probe, |row| 1.0 / (probe.num_targets_of(row) * probe.num_rows) as f64)?;
         computed.insert("accum_loss".to_string(), Numbers::scalar(accumulated));
         computed.insert("mean_of_row_means".to_string(), Numbers::scalar(of_means));
         Ok(computed)
+    }
+
+    /// Loss and routing of the probe batch with whatever adapter is worn; nothing as wide as the vocabulary is kept.
+    pub fn losses_and_routes(&self, probe: &Padded) -> Result<Numbered> {
+        let batch = self.batch(probe)?.to_device(&self.trainer.device)?;
+        let seen = Seen::routes();
+        let lora = self.trainer.adapter.weights()?;
+        let loss = self.trainer.losses(&self.trainer.pass(&batch, &lora, None), &mut &seen)?;
+        let mut computed = self.loss_of_all_ranks(&loss, &batch)?;
+        computed.extend(self.merged(probe, self.spread(probe, &seen)?)?);
+        Ok(computed)
+    }
+
+    /// The same and the gradients of the adapter: a training step without its update.
+    pub fn losses_routes_and_gradients(&self, probe: &Padded) -> Result<Numbered> {
+        self.forward_backward(probe, &Seen::routes())
     }
 
     /// The adapter's present factors under the names and in the shapes of its file.
@@ -186,6 +192,24 @@ impl Bench {
         Ok(Some(routes.iter().map(|of_layer| probe.flat(rows, of_layer)).collect::<Result<_>>()?))
     }
 
+    /// One pass and back over the probe batch: loss, gradients, and whatever is seen on the way.
+    fn forward_backward(&self, probe: &Padded, seen: &Seen) -> Result<Numbered> {
+        let comm = &*self.trainer.job.comm;
+        let batch = self.batch(probe)?.to_device(&self.trainer.device)?;
+        let lora = self.trainer.adapter.weights()?;
+        let mut gradients = self.trainer.gradients()?;
+        let pass = self.trainer.pass(&batch, &lora, Some(0));
+        let loss = self.trainer.forward_backward(&pass, &mut gradients, &mut &*seen)?;
+        let mut computed = self.loss_of_all_ranks(&loss, &batch)?;
+        computed.extend(self.merged(probe, self.spread(probe, seen)?)?);
+
+        let reduced = gradients::reduce(gradients, &self.trainer.adapter, comm)?;
+        let whole = reduced.adapter_part.of_all_ranks(comm)?;
+        computed.extend(self.file_tensors(&whole)?.into_iter().map(|(name, x)| (format!("grad.{name}"), x)));
+        computed.insert("grad_norm".to_string(), Numbers::scalar(reduced.norm));
+        Ok(computed)
+    }
+
     /// The loss of each row as a micro-batch of its own, added up.
     fn row_by_row(&self, probe: &Padded, weight: impl Fn(usize) -> f64) -> Result<f64> {
         let own = probe.rows_of(self.mesh());
@@ -206,23 +230,28 @@ impl Bench {
         let lora = self.trainer.adapter.weights()?;
         let pass = self.trainer.pass(&batch, &lora, None);
         let logits = self.trainer.logits(&pass, &mut &*seen)?;
-        let loss = self.trainer.losses(&pass)?;
-        let sums = [loss.weighted_sum()?, batch.num_targets() as f64];
-        let [weighted_sum, num_targets] = sum_over_ranks(&*self.trainer.job.comm, sums)?;
+        let loss = self.trainer.losses(&pass, &mut NoTrace)?;
         let rows = [
             ("logits".to_string(), probe.spread(&own, &logits)?),
             ("token_loss".to_string(), probe.spread_losses(&own, &loss.token_loss)?),
         ];
+        Ok((rows.into(), self.loss_of_all_ranks(&loss, &batch)?))
+    }
+
+    /// From each rank's part of a batch to the loss over all of it.
+    fn loss_of_all_ranks(&self, own: &Loss, batch: &Batch) -> Result<Numbered> {
+        let sums = [own.weighted_sum()?, batch.num_targets() as f64];
+        let [weighted_sum, num_targets] = sum_over_ranks(&*self.trainer.job.comm, sums)?;
         let whole = [
             ("loss".to_string(), Numbers::scalar(weighted_sum)),
             ("num_target_tokens".to_string(), Numbers::integers(&[1], vec![num_targets as i64])),
         ];
-        Ok((rows.into(), whole.into()))
+        Ok(whole.into())
     }
 
     fn spread(&self, probe: &Padded, seen: &Seen) -> Result<Numbered> {
         let own = probe.rows_of(self.mesh());
-        seen.0.borrow().iter().map(|(name, tensor)| Ok((name.clone(), probe.spread(&own, tensor)?))).collect()
+        seen.kept.borrow().iter().map(|(name, tensor)| Ok((name.clone(), probe.spread(&own, tensor)?))).collect()
     }
 
     fn merged(&self, probe: &Padded, rows: Numbered) -> Result<Numbered> {
@@ -253,9 +282,19 @@ fn without_adapter(config: &ModelConfig, mesh: Mesh, account: &Account) -> Resul
     AdapterState::new(Arc::new(LoraLayout::new(config, &none)), Vec::new(), mesh, account)
 }
 
-/// Keeps every tensor it is shown.
+/// Keeps the tensors it is shown: all of them, or those of which a layer has one by this name.
 #[derive(Default)]
-struct Seen(RefCell<Vec<(String, Tensor)>>);
+struct Seen {
+    only: Option<&'static str>,
+    kept: RefCell<Vec<(String, Tensor)>>,
+}
+
+impl Seen {
+    /// Which expert each layer sent each token to.
+    fn routes() -> Seen {
+        Seen { only: Some(".router_expert"), kept: RefCell::default() }
+    }
+}
 
 impl Trace for &Seen {
     fn is_on(&self) -> bool {
@@ -263,7 +302,9 @@ impl Trace for &Seen {
     }
 
     fn record(&mut self, name: &str, tensor: &Tensor) {
-        self.0.borrow_mut().push((name.to_string(), tensor.clone()));
+        if self.only.is_none_or(|ending| name.ends_with(ending)) {
+            self.kept.borrow_mut().push((name.to_string(), tensor.clone()));
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use scout_core::{ByteCount, Rank};
 
 use super::compare::Row;
 use super::together::gather_bytes;
-use crate::Result;
+use crate::error::Result;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held {

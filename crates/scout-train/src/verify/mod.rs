@@ -2,40 +2,43 @@
 //! a row, and a file or tensor that cannot be read is a failed row. Where the model or the probe batch itself cannot be
 //! read, that row stands alone: there is nothing to compare with.
 
+mod checks;
 pub mod compare;
 mod compute;
 mod held;
+mod natural;
 mod padded;
 mod promise;
+mod recording;
 mod texts;
 mod threads;
 mod together;
 mod training;
+mod verdict;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use scout_checkpoint::TensorFile;
 use scout_comm::Job;
-use scout_core::{DType, Phase, Rank};
+use scout_core::{Phase, Rank};
 use scout_model::{ModelConfig, NameStyle};
 
+use checks::Checks;
 use compare::{Kind, Precision};
 pub use compare::{Numbered, Numbers, Row, Rule, Status, Values, compare, compare_all};
 use compute::Bench;
 pub use held::Held;
 use padded::Padded;
 use promise::{ADAPTERS, Manifest};
+pub use recording::Recording;
+use recording::{read_batches, read_probe, read_promised};
 pub use threads::on_threads;
 use together::agree;
 use training::Recorded;
+pub use verdict::{Group, Verdict};
 
+use crate::error::{Result, TrainError};
 use crate::machine::Machine;
-use crate::{Result, TrainError};
-
-/// What was recorded under a name, or why it cannot be read.
-pub type Recording = BTreeMap<String, std::result::Result<Numbers, String>>;
 
 /// Why 4-bit rows wait.
 const NO_FOUR_BIT: &str = "4-bit weights are not built yet";
@@ -43,45 +46,6 @@ const NO_PICTURES: &str = "pictures are not built yet";
 
 /// Longer than any step of a comparison takes; ranks that fail end the others at once.
 const DEADLINE: Duration = Duration::from_secs(600);
-
-/// One recorded file beside what was computed for it: enough to compare again with other numbers.
-#[derive(Debug, Clone)]
-pub struct Group {
-    pub name: String,
-    pub promised: Vec<String>,
-    pub recorded: Recording,
-    pub computed: Numbered,
-    /// Rules that the names alone do not tell.
-    pub rules: BTreeMap<String, Rule>,
-}
-
-impl Group {
-    pub fn compare(&self) -> Vec<Row> {
-        compare_all(&self.name, &self.promised, &self.recorded, &self.computed, &self.rules)
-    }
-}
-
-/// Everything there is to say about a folder.
-#[derive(Debug, Default)]
-pub struct Verdict {
-    /// Numbers against numbers.
-    pub groups: Vec<Group>,
-    /// Rows that are settled without a comparison of tensors.
-    pub rows: Vec<Row>,
-    /// What each rank held and read; empty where nothing could be computed.
-    pub ranks: Vec<Held>,
-}
-
-impl Verdict {
-    pub fn all_rows(&self) -> Vec<Row> {
-        self.groups.iter().flat_map(Group::compare).chain(self.rows.iter().cloned()).collect()
-    }
-
-    fn fail(mut self, group: &str, quantity: &str, detail: impl Into<String>) -> Verdict {
-        self.rows.push(Row::fail(group, quantity, detail));
-        self
-    }
-}
 
 /// Compares everything in `folder`. An error means that there is nothing to compare with; everything else is a row.
 pub fn verify(folder: &Path) -> Result<Verdict> {
@@ -137,9 +101,10 @@ fn verdict_on(folder: &Path, job: &Job, machine: &Machine) -> Result<Verdict> {
     };
     let verdict = Verdict { rows: vec![spelling], ..verdict };
     let mut checks = Checks { folder, manifest: &manifest, job, bench, verdict };
-    match manifest.vision_config {
-        Some(_) => checks.text_rows()?,
-        None => checks.text_folder()?,
+    match (&manifest.vision_config, manifest.is_natural()) {
+        (Some(_), _) => checks.text_rows()?,
+        (None, true) => checks.natural_folder()?,
+        (None, false) => checks.text_folder()?,
     }
     let Checks { bench, mut verdict, .. } = checks;
     if bench.precision() != Precision::Host {
@@ -151,47 +116,7 @@ fn verdict_on(folder: &Path, job: &Job, machine: &Machine) -> Result<Verdict> {
     Ok(verdict)
 }
 
-/// The comparison while it goes on, on one rank. Everything that may fail on one rank alone is agreed upon before the
-/// next collective.
-struct Checks<'a> {
-    folder: &'a Path,
-    manifest: &'a Manifest,
-    job: &'a Job,
-    bench: Bench,
-    verdict: Verdict,
-}
-
 impl Checks<'_> {
-    /// Adds the group that `compute` makes of what `prepare` returns, or the row that says why there is none. `prepare`
-    /// reads files and waits for nobody; `compute` fails on all ranks at the same point, or ends the comparison.
-    fn attempt<P>(
-        &mut self,
-        name: &str,
-        prepare: impl FnOnce(&mut Bench) -> Result<P>,
-        compute: impl FnOnce(&mut Bench, P) -> Result<Group>,
-    ) -> Result<()> {
-        let prepared = prepare(&mut self.bench);
-        let failed = match agree(&*self.job.comm, prepared)? {
-            Err(reason) => reason,
-            Ok(prepared) => match compute(&mut self.bench, prepared) {
-                Ok(group) => {
-                    self.verdict.groups.push(group);
-                    return Ok(());
-                }
-                // All ranks see the same sums. Other failures may be of one rank, which the others then wait for.
-                Err(error @ TrainError::NotANumber { .. }) => error.with_causes(),
-                Err(error) if self.job.mesh().size() == 1 => error.with_causes(),
-                Err(error) => return Err(error),
-            },
-        };
-        self.fail(name, "all", failed);
-        Ok(())
-    }
-
-    fn fail(&mut self, group: &str, quantity: &str, detail: impl Into<String>) {
-        self.verdict.rows.push(Row::fail(group, quantity, detail));
-    }
-
     fn text_folder(&mut self) -> Result<()> {
         let (folder, manifest, comm) = (self.folder, self.manifest, &*self.job.comm);
         let config = self.bench.config.clone();
@@ -340,113 +265,6 @@ fn hub_spelling(folder: &Path, config: &ModelConfig) -> Row {
         }
         Err(error) => Row::fail("config_hub_style.json", quantity, TrainError::from(error).with_causes()),
     }
-}
-
-impl Group {
-    fn new(name: &str, promised: Vec<String>, recorded: Recording, computed: Numbered) -> Group {
-        Group { name: name.to_string(), promised, recorded, computed, rules: BTreeMap::new() }
-    }
-
-    /// The same group, computed in this arithmetic.
-    fn under(mut self, precision: Precision) -> Group {
-        if precision != Precision::Host {
-            let rule = |name: &String| (name.clone(), Kind::of_name(name).rule(precision));
-            self.rules = self.promised.iter().map(rule).collect();
-        }
-        self
-    }
-
-    fn add(&mut self, name: &str, rule: Rule, recorded: std::result::Result<Numbers, String>, computed: Numbers) {
-        self.promised.push(name.to_string());
-        self.recorded.insert(name.to_string(), recorded);
-        self.computed.insert(name.to_string(), computed);
-        self.rules.insert(name.to_string(), rule);
-    }
-}
-
-/// Every tensor of a file, each with its own reason if it cannot be read; an error when the file itself cannot.
-fn read(path: &Path) -> Result<Recording> {
-    let file = TensorFile::open(path)?;
-    let read_one = |name: &str, dtype| -> scout_checkpoint::Result<Numbers> {
-        Ok(match dtype {
-            Some(DType::I64) => {
-                let (shape, values) = file.read_i64(name)?;
-                Numbers::integers(shape.dims(), values)
-            }
-            Some(DType::U8) => {
-                let (shape, values) = file.read_u8(name)?;
-                Numbers::integers(shape.dims(), values.into_iter().map(i64::from).collect())
-            }
-            _ => {
-                let (shape, values) = file.read_f32_all(name)?;
-                Numbers::floats(shape.dims(), values)
-            }
-        })
-    };
-    let entries = file.entries().iter();
-    let read = entries.map(|entry| {
-        let read =
-            read_one(&entry.name, entry.element_type.dtype()).map_err(|error| TrainError::from(error).with_causes());
-        (entry.name.clone(), read)
-    });
-    Ok(read.collect())
-}
-
-/// The same for a file whose tensors are `promised`: one that cannot be opened fails each of them with its reason.
-fn read_promised(path: &Path, promised: &[String]) -> Recording {
-    read(path).unwrap_or_else(|error| {
-        let reason = error.with_causes();
-        promised.iter().map(|name| (name.clone(), Err(reason.clone()))).collect()
-    })
-}
-
-/// `expected.safetensors` and the batch it was made with.
-fn read_probe(folder: &Path, prefix: &str, vocab_size: usize) -> Result<(Padded, Recording)> {
-    let recorded = read(&folder.join("expected.safetensors"))?;
-    Ok((padded(&recorded, prefix)?.inside_vocabulary(vocab_size)?, recorded))
-}
-
-/// The batch that a recording was made with; its ids may stand under a prefix, the rest is shared.
-fn padded(recorded: &Recording, prefix: &str) -> Result<Padded> {
-    let (shape, ids) = integers(recorded, &format!("{prefix}input_ids"))?;
-    let (_, labels) = integers(recorded, "labels")?;
-    let (_, mask) = integers(recorded, "attention_mask")?;
-    Padded::new(&shape, ids, labels, mask)
-}
-
-fn integers(recorded: &Recording, name: &str) -> Result<(Vec<usize>, Vec<i64>)> {
-    let problem = match recorded.get(name) {
-        Some(Ok(Numbers { shape, values: Values::Integers(values) })) => return Ok((shape.clone(), values.clone())),
-        Some(Ok(_)) => "does not hold whole numbers".to_string(),
-        Some(Err(detail)) => detail.clone(),
-        None => "is missing".to_string(),
-    };
-    Err(TrainError::Input { path: name.to_string(), problem, code: scout_core::ExitCode::BadData })
-}
-
-fn read_batches(folder: &Path, manifest: &Manifest, vocab_size: usize) -> Result<Vec<Padded>> {
-    let recorded = read(&folder.join("train_batches.safetensors"))?;
-    let [(shape, ids), (_, labels), (_, mask)] = ["input_ids", "labels", "attention_mask"]
-        .map(|name| integers(&recorded, name))
-        .into_iter()
-        .collect::<Result<Vec<_>>>()?
-        .try_into()
-        .expect("three names give three tensors");
-    let args = &manifest.args;
-    if shape != [args.steps, args.batch, args.seq] || [ids.len(), labels.len()] != [mask.len(); 2] {
-        return Err(TrainError::Input {
-            path: "train_batches.safetensors".to_string(),
-            problem: format!("has shape {shape:?}, expected [{}, {}, {}]", args.steps, args.batch, args.seq),
-            code: scout_core::ExitCode::BadData,
-        });
-    }
-    let step_len = args.batch * args.seq;
-    (0..args.steps)
-        .map(|step| {
-            let part = |values: &[i64]| values[step * step_len..(step + 1) * step_len].to_vec();
-            Padded::new(&shape[1..], part(&ids), part(&labels), part(&mask))?.inside_vocabulary(vocab_size)
-        })
-        .collect()
 }
 
 fn as_numbers(values: &[f64]) -> Numbers {

@@ -6,7 +6,7 @@ use scout_device::Tensor;
 use scout_model::{Batch, Document, Target};
 
 use super::compare::Numbers;
-use crate::{Result, TrainError};
+use crate::error::{Result, TrainError};
 
 const IGNORED: i64 = -100;
 

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::compare::Row;
 use super::padded::Padded;
-use crate::{Result, TrainError};
+use crate::error::{Result, TrainError};
 
 #[derive(Deserialize)]
 struct TokenizerCase {

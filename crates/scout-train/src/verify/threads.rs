@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use scout_comm::{Job, local_group};
 
-use crate::{Result, TrainError};
+use crate::error::{Result, TrainError};
 
 /// Runs `body` on every rank and returns what the first one returned. Fails with the cause when any rank failed; ranks
 /// that only report the loss of another are no cause.

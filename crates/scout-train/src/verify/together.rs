@@ -1,12 +1,12 @@
 //! What the ranks of a comparison say to each other beside what training says: whether all of them can go on, and the
 //! rows that each has computed. Nothing is computed here.
 
-use scout_comm::{CommError, Communicator, error::Op};
+use scout_comm::{CommError, Communicator, Op};
 use scout_core::DType;
 use scout_device::Buffer;
 
 use super::compare::{Numbered, Numbers, Values};
-use crate::{Result, TrainError};
+use crate::error::{Result, TrainError};
 
 /// `own` where every rank succeeded; otherwise, on all ranks, the reason of the first that did not. A rank that went on
 /// while another cannot would wait for it.

@@ -7,10 +7,10 @@ use scout_core::ExitCode;
 use scout_model::Keep;
 use serde::Deserialize;
 
+use crate::error::{Result, TrainError};
 use crate::optimizer::OptimizerSettings;
 use crate::schedule::{Decay, LearningRate};
 use crate::trainer::StepSettings;
-use crate::{Result, TrainError};
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Recorded {

@@ -1,7 +1,7 @@
 //! Held-out rows: their loss is the mean over their targets, whatever the batches and ranks, and an adapter on disk is
 //! the adapter that was trained.
 
-use scout_model::{Batch, Document, Target};
+use scout_model::{Batch, Document, NoTrace, Target};
 use scout_train::prepare::prepare;
 use scout_train::run;
 
@@ -30,7 +30,8 @@ fn the_evaluation_loss_is_the_mean_over_all_held_out_targets() {
             (1..tokens.len()).map(|at| Target { row: at as u32 - 1, token: tokens[at], weight: 1.0 }).collect();
         let document = Document { sample_id: held_out.sample_id(row), tokens };
         let batch = Batch::new(&[document], &targets, chunk_size).unwrap();
-        let losses = trainer.losses(&trainer.pass(&batch, &lora, None)).unwrap().token_loss.to_f32_vec().unwrap();
+        let losses =
+            trainer.losses(&trainer.pass(&batch, &lora, None), &mut NoTrace).unwrap().token_loss.to_f32_vec().unwrap();
         for (loss, label) in losses.iter().zip(held_out.labels(row).skip(1)) {
             if label.is_some() {
                 (sum, count) = (sum + f64::from(*loss), count + 1);

@@ -1,10 +1,12 @@
 //! Numbers of the plan against numbers worked out by hand: steps, warm-up, what is kept in a given memory.
 
 use scout_config::RunConfig;
-use scout_core::{ByteCount, DType, ExitCode};
+use scout_core::{ByteCount, ExitCode};
 use scout_data::{Dealing, SampleOrder, Shuffle, UpdateOrder};
+use scout_device::cuda::Choice;
 use scout_model::{Keep, ModelConfig, NameStyle};
-use scout_train::plan::{DataCounts, MemoryPlan, ModelSource, RunPlan, activation_elements};
+use scout_train::machine::{ComputeType, Hardware, Kind, Room};
+use scout_train::plan::{DataCounts, ModelSource, RunPlan};
 use scout_train::prepare::prepare;
 use scout_train::schedule::{Decay, LearningRate};
 use scout_train::synth::{self, SynthShape};
@@ -21,8 +23,13 @@ fn source() -> ModelSource {
     ModelSource { config: synth::config(SynthShape::Tiny, None), style: NameStyle::Text, folder: None }
 }
 
-fn resolve(config: &RunConfig, world_size: usize, data: Option<DataCounts>) -> Result<RunPlan> {
-    RunPlan::resolve(config, source(), world_size, data, None)
+fn resolve(config: &RunConfig, hardware: impl Into<Hardware>, data: Option<DataCounts>) -> Result<RunPlan> {
+    RunPlan::resolve(config, source(), hardware, data, None)
+}
+
+/// Rows of equal length.
+fn counts(num_rows: usize, updates_per_epoch: usize, most_tokens: usize) -> DataCounts {
+    DataCounts { num_rows, updates_per_epoch, most_tokens, longest_row: most_tokens, most_rows: 1 }
 }
 
 /// Rows, ranks, overrides → updates an epoch, updates in all, warm-up.
@@ -67,7 +74,7 @@ fn updates_and_warm_up_follow_from_rows_ranks_and_keys() {
         };
         let order = SampleOrder::new(rows, dealing, Shuffle::Seeded(1)).unwrap();
         let updates_per_epoch = order.updates_per_epoch() as usize;
-        let data = DataCounts { num_rows: rows, updates_per_epoch, most_tokens: 64 };
+        let data = counts(rows, updates_per_epoch, 64);
         let steps = resolve(&config, ranks, Some(data)).unwrap().steps.unwrap();
         let found = (steps.updates_per_epoch, steps.total_steps, steps.warmup_steps);
         assert_eq!(found, expected, "{rows} rows, {ranks} ranks, {overrides:?}");
@@ -92,7 +99,7 @@ fn real_data_gives_the_same_count_and_no_data_gives_none() {
 
 #[test]
 fn the_recipe_reaches_the_optimizer_as_written() {
-    let data = Some(DataCounts { num_rows: 40, updates_per_epoch: 10, most_tokens: 64 });
+    let data = Some(counts(40, 10, 64));
     let plan = |overrides: &[&str]| resolve(&config(overrides), 1, data).unwrap().settings;
     let common = ["learning_rate=3.0e-4", "num_train_epochs=2", "warmup_ratio=0.2"];
     for (name, decay) in
@@ -110,15 +117,10 @@ fn the_recipe_reaches_the_optimizer_as_written() {
     assert_eq!((found.lora_dropout, found.seed), (0.25, 99));
 }
 
-/// Of all layers, on the host.
-fn activations(config: &ModelConfig, tokens: usize, keep: Keep) -> ByteCount {
-    DType::F32.size() * activation_elements(config, config.num_layers, tokens, keep) as u64
-}
-
 #[test]
 fn less_memory_keeps_less_and_too_little_is_refused() {
     const TOKENS: usize = 5000;
-    let data = Some(DataCounts { num_rows: 40, updates_per_epoch: 10, most_tokens: TOKENS });
+    let data = Some(counts(40, 10, TOKENS));
     for world_size in [1, 4] {
         let with_memory = |memory: Option<ByteCount>| {
             let mut config = config(&[]);
@@ -127,9 +129,8 @@ fn less_memory_keeps_less_and_too_little_is_refused() {
         };
         let free = with_memory(None).unwrap();
         assert_eq!(free.settings.keep, Keep::Everything);
-        let total =
-            |keep| MemoryPlan { activations: activations(&source().config, TOKENS, keep), ..free.memory }.total();
-        let [most, some, least] = [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly].map(total);
+        assert_eq!(free.ways.map(|(keep, _)| keep), [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly]);
+        let [most, some, least] = free.ways.map(|(_, memory)| memory.total());
         assert!(most > some && some > least, "{most} {some} {least}");
         for (memory, expected) in [
             (most, Keep::Everything),
@@ -158,12 +159,8 @@ fn a_plan_in_little_memory_trains_to_the_same_bits() {
         let mut config = bench.config(&["max_steps=3"]);
         let free = prepare(&config, 1).unwrap();
         if let Some(keep) = keep {
-            let tokens = free.data.examples.lengths();
-            let mut longest = tokens.clone();
-            longest.sort_unstable_by(|a, b| b.cmp(a));
-            let tokens: usize = longest.iter().take(4).sum();
-            let activations = activations(&free.plan.source.config, tokens, keep);
-            config.device.device_memory = Some(MemoryPlan { activations, ..free.plan.memory }.total());
+            let way = free.plan.ways.into_iter().find(|(way, _)| *way == keep).unwrap();
+            config.device.device_memory = Some(way.1.total());
             assert_eq!(prepare(&config, 1).unwrap().plan.settings.keep, keep);
         }
         crate::bench::train(&config, 3)
@@ -174,6 +171,71 @@ fn a_plan_in_little_memory_trains_to_the_same_bits() {
         assert_eq!(found.reports, free.reports, "{keep:?}");
         assert!(crate::bench::bits(&found.adapter) == crate::bench::bits(&free.adapter), "{keep:?}");
     }
+}
+
+/// A GPU that is not here, of so much memory.
+fn gpu(world_size: usize, compute: ComputeType, room: Room) -> Hardware {
+    Hardware { world_size, kind: Kind::Gpu, compute, room }
+}
+
+#[test]
+fn a_gpu_is_planned_in_its_own_element_type_and_memory() {
+    let data = Some(counts(40, 10, 5000));
+    let on_host = resolve(&config(&[]), 1, data).unwrap().memory;
+    let unknown = resolve(&config(&[]), gpu(1, ComputeType::Bf16, Room::Unknown), data).unwrap();
+    assert_eq!((unknown.settings.keep, unknown.memory.budget), (Keep::Everything, None));
+    assert_eq!(2 * unknown.memory.shard.0, on_host.shard.0, "two bytes a weight");
+    // Adapter, gradient, two moments, and the adapter rounded.
+    assert_eq!(unknown.memory.trained.0, 18 * unknown.num_trained() as u64);
+    assert!(unknown.memory.workspace > on_host.workspace && unknown.memory.activations.kept < on_host.activations.kept);
+    let in_f32 = resolve(&config(&[]), gpu(1, ComputeType::F32, Room::Unknown), data).unwrap().memory;
+    assert_eq!((in_f32.shard, in_f32.trained), (on_host.shard, on_host.trained));
+    assert_eq!(in_f32.activations.kept, on_host.activations.kept);
+
+    // The same algorithms in every run need no memory for trials; a fixed order of sums needs some.
+    assert_eq!(unknown.choice, Choice::Timed);
+    let fixed = resolve(&config(&["deterministic=true"]), gpu(1, ComputeType::Bf16, Room::Unknown), data).unwrap();
+    assert_eq!((fixed.choice, fixed.memory.activations), (Choice::First, unknown.memory.activations));
+    assert_ne!(fixed.memory.workspace, unknown.memory.workspace);
+
+    // What is beside the weights and what is for all are the same budget; what is written wins over both.
+    let (shard, all) = (unknown.memory.shard, unknown.memory.total());
+    let short = ByteCount(all.0 - 1);
+    let beside = Room::BesideWeights(ByteCount(short.0 - shard.0));
+    for room in [beside, Room::ForAll(short)] {
+        let plan = resolve(&config(&[]), gpu(1, ComputeType::Bf16, room), data).unwrap();
+        assert_eq!((plan.memory.budget, plan.settings.keep), (Some(short), Keep::AllButGateUp), "{room:?}");
+    }
+    let written = config(&[&format!("device_memory={}", all.0)]);
+    let plan = resolve(&written, gpu(1, ComputeType::Bf16, beside), data).unwrap();
+    assert_eq!((plan.memory.budget, plan.settings.keep), (Some(all), Keep::Everything));
+}
+
+#[test]
+fn several_gpus_are_planned_with_shards_and_gathered_units() {
+    let plan = |world_size| resolve(&config(&[]), gpu(world_size, ComputeType::Bf16, Room::Unknown), None).unwrap();
+    let (one, eight) = (plan(1).memory, plan(8).memory);
+    assert!(eight.shard.0 >= one.shard.0 / 8 && eight.shard.0 < one.shard.0 / 7, "{eight:?}");
+    assert_eq!((one.gathered, eight.activations), (ByteCount(0), one.activations));
+    assert!(eight.gathered.0 > 0 && eight.gathered < one.shard);
+    let full = resolve(&config(&["finetuning_type=full"]), gpu(1, ComputeType::Bf16, Room::Unknown), None).unwrap_err();
+    assert!(matches!(full, TrainError::Config { key: "finetuning_type", .. }), "{full}");
+}
+
+#[test]
+fn scout_on_eight_gpus_keeps_what_their_memory_allows() {
+    let scout = || ModelSource { config: ModelConfig::scout(), style: NameStyle::Conditional, folder: None };
+    let keep = |gib: u64, rows: &str| {
+        let config = config(&["lora_target=all", "cutoff_len=2048", rows, &format!("device_memory={gib}GiB")]);
+        let plan = RunPlan::resolve(&config, scout(), gpu(8, ComputeType::Bf16, Room::Unknown), None, None);
+        plan.map(|plan| plan.settings.keep).map_err(|error| error.exit_code())
+    };
+    // A token keeps 5.3 MB, 1.8 MB or 1.0 MB in 48 layers, beside 25 GiB of shards and 9 GiB of gathered units.
+    assert_eq!(keep(137, "per_device_train_batch_size=8"), Ok(Keep::Everything));
+    assert_eq!(keep(137, "per_device_train_batch_size=16"), Ok(Keep::AllButGateUp));
+    assert_eq!(keep(76, "per_device_train_batch_size=8"), Ok(Keep::AllButGateUp));
+    assert_eq!(keep(60, "per_device_train_batch_size=8"), Ok(Keep::InputOnly));
+    assert_eq!(keep(40, "per_device_train_batch_size=8"), Err(ExitCode::DeviceUnavailable));
 }
 
 #[test]

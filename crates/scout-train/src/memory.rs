@@ -1,0 +1,361 @@
+//! What a rank holds in memory during a step, worked out from shapes: what is kept between the passes, and the most that
+//! lives beside it while something computes.
+//!
+//! The sums name the tensors of the model's `attention.rs`, `experts.rs` and `head.rs` that live at one time. Whoever changes
+//! how long one of them lives there, changes its sum here. On an H200 such a sum and the account of the device agreed to a
+//! few parts in a thousand.
+
+use scout_core::{ByteCount, Projection};
+use scout_device::cuda::Choice;
+use scout_device::cuda::dnn::{self, AttentionShape, SumOrder};
+use scout_kernels::cross_entropy;
+use scout_model::{Keep, LoraSettings, ModelConfig};
+
+use crate::machine::{ComputeType, Kind};
+
+/// From the one that keeps the most.
+pub const WAYS: [Keep; 3] = [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly];
+
+/// Predicted bytes on each rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    pub shard: ByteCount,
+    pub gathered: ByteCount,
+    /// Adapter, its gradient and moments; or moments and gradients of the parts of trained weights, and the whole
+    /// gradients that are being made or under way.
+    pub trained: ByteCount,
+    pub activations: Activations,
+    /// Scratch memory of libraries.
+    pub workspace: ByteCount,
+    pub budget: Option<ByteCount>,
+}
+
+/// Of the largest micro-batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Activations {
+    /// From the forward pass to the backward pass.
+    pub kept: ByteCount,
+    /// Beside that while a block or the head computes, at most.
+    pub at_work: ByteCount,
+}
+
+impl Activations {
+    pub fn most(self) -> ByteCount {
+        self.kept + self.at_work
+    }
+}
+
+impl MemoryPlan {
+    /// As if everything were at its most at one time. It is not quite: what that leaves over, fills the gaps between blocks
+    /// of different sizes.
+    pub fn total(&self) -> ByteCount {
+        [self.shard, self.gathered, self.trained, self.activations.most(), self.workspace].into_iter().sum()
+    }
+
+    pub fn fits(&self) -> bool {
+        self.budget.is_none_or(|budget| self.total() <= budget)
+    }
+}
+
+/// The largest micro-batch of a run, as far as memory is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LargestBatch {
+    pub num_rows: usize,
+    pub num_tokens: usize,
+    pub longest_row: usize,
+}
+
+/// A pass forward and back.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass<'a> {
+    pub config: &'a ModelConfig,
+    pub lora: &'a LoraSettings,
+    pub drops: bool,
+    /// Layers that are walked back, the last ones.
+    pub kept_layers: usize,
+    pub batch: LargestBatch,
+    pub kind: Kind,
+    pub compute: ComputeType,
+    pub choice: Choice,
+}
+
+/// Bytes of one token in tensors of these widths: the model's, all query heads, all key heads, an expert's.
+#[derive(Debug, Clone, Copy)]
+struct Widths {
+    d: u64,
+    q: u64,
+    k: u64,
+    f: u64,
+}
+
+/// An f32 or a u32 for each token.
+const NUMBER: u64 = 4;
+/// Of a batch itself: ids, positions and three names, and of every scored position its row, token and weight.
+const OF_BATCH: u64 = 8 * NUMBER;
+
+impl Pass<'_> {
+    /// Every position may be scored.
+    pub fn activations(&self, keep: Keep) -> Activations {
+        let tokens = self.batch.num_tokens as u64;
+        let kept: u64 = self.kept_layers().map(|layer| self.kept_of_layer(layer, keep)).sum::<u64>() + OF_BATCH;
+        // When the last layer has done its experts' way back, what they kept is gone.
+        let last = match keep {
+            Keep::Everything => self.kept_of_experts() + self.kept_of_wide(),
+            Keep::AllButGateUp | Keep::InputOnly => self.kept_of_experts(),
+        };
+        let of_attention = self.attention_backward(keep).saturating_sub(last);
+        let of_blocks = self.forward(keep).max(self.experts_backward(keep)).max(of_attention);
+        let at_work = (of_blocks * tokens).max(self.head().0);
+        Activations { kept: ByteCount(kept * tokens), at_work: ByteCount(at_work) }
+    }
+
+    /// On the host everything comes out of tensors.
+    pub fn workspace(&self) -> ByteCount {
+        if self.kind == Kind::Host {
+            return ByteCount(0);
+        }
+        let largest = ByteCount(2 * self.widths().f * self.batch.num_tokens as u64).max(self.logits());
+        let of_products = self.choice.scratch(largest);
+        // The library's own stays where it is while attention works.
+        let beside_attention = Choice::First.scratch(ByteCount(0)) + self.of_attention_by_cudnn();
+        of_products.max(beside_attention)
+    }
+
+    fn of_attention_by_cudnn(&self) -> ByteCount {
+        let ModelConfig { num_heads: query, num_kv_heads: kv, head_dim: size, .. } = *self.config;
+        let order = if self.choice == Choice::First { SumOrder::Fixed } else { SumOrder::Any };
+        let LargestBatch { num_rows, num_tokens, longest_row } = self.batch;
+        let shape = AttentionShape::new(dnn::Heads { query, kv, size }, num_rows, longest_row, order);
+        match (self.compute, shape) {
+            // Where it would take more, our own kernels take its place, which need none.
+            (ComputeType::Bf16, Ok(shape)) => dnn::backward_scratch(&shape, num_tokens).min(dnn::most_scratch(order)),
+            (ComputeType::F32, _) | (_, Err(_)) => ByteCount(0),
+        }
+    }
+
+    fn kept_layers(&self) -> impl Iterator<Item = usize> {
+        self.config.num_layers - self.kept_layers..self.config.num_layers
+    }
+
+    fn kept_of_layer(&self, layer_index: usize, keep: Keep) -> u64 {
+        let input = self.widths().d;
+        let attention = if keep == Keep::InputOnly { 0 } else { self.inside_of_attention(layer_index) };
+        let wide = if keep == Keep::Everything { self.kept_of_wide() } else { 0 };
+        input + attention + self.kept_of_experts() + wide
+    }
+
+    /// q, k, v, the context and what their way back needs of norms and softmax.
+    fn inside_of_attention(&self, layer_index: usize) -> u64 {
+        let Widths { q, k, .. } = self.widths();
+        let (num_heads, num_kv_heads) = (self.config.num_heads as u64, self.config.num_kv_heads as u64);
+        let is_normalised = self.config.rope_layers[layer_index] && self.config.use_qk_norm;
+        let of_norms = if is_normalised { NUMBER * (num_heads + num_kv_heads) } else { 0 };
+        let narrow = self.narrow(&[Projection::Q, Projection::K, Projection::V, Projection::O]);
+        NUMBER + 2 * q + 2 * k + of_norms + NUMBER * num_heads + narrow
+    }
+
+    /// The input, which expert with which score and at which place, the norm, and products of the down adapters.
+    fn kept_of_experts(&self) -> u64 {
+        let narrow = self.narrow(&[Projection::SharedDown, Projection::ExpertsDown]);
+        self.widths().d + 5 * NUMBER + narrow
+    }
+
+    /// Gate and up of the shared and of the routed expert.
+    fn kept_of_wide(&self) -> u64 {
+        let narrow = self.narrow(&[Projection::SharedGate, Projection::SharedUp, Projection::ExpertsGateUp]);
+        4 * self.widths().f + narrow
+    }
+
+    fn narrow(&self, projections: &[Projection]) -> u64 {
+        let adapted = projections.iter().filter(|projection| self.adapts(**projection)).count() as u64;
+        adapted * self.compute.dtype().size().0 * self.lora.rank as u64
+    }
+
+    /// The experts' forward pass, which holds more than attention's: both kinds of gate and up are alive to its end.
+    fn forward(&self, keep: Keep) -> u64 {
+        let Widths { d, f, .. } = self.widths();
+        // Of layers that are not walked back nothing is kept, and this is there only while they compute.
+        let is_kept = keep == Keep::Everything && self.kept_layers > 0;
+        let wide = if is_kept { 0 } else { self.kept_of_wide() };
+        let logits = NUMBER * self.config.num_experts as u64;
+        // The normed input, both hidden products, the scaled rows, both results and their sum.
+        let at_end = 5 * d + 2 * f;
+        // The first of them, and what the adapter adds to gate and up.
+        let at_gate_up = if self.adapts(Projection::ExpertsGateUp) { 3 * d + 3 * f } else { 0 };
+        wide + logits + at_end.max(at_gate_up)
+    }
+
+    fn experts_backward(&self, keep: Keep) -> u64 {
+        let Widths { d, f, .. } = self.widths();
+        let made_again = if keep == Keep::Everything { 0 } else { 2 * f };
+        // Made again where somebody is trained on it: an adapter, or the weights of a run without adapters.
+        let trains_weights = self.lora.projections.is_empty();
+        let hidden_again = |projection| if trains_weights || self.adapts(projection) { f } else { 0 };
+        // Dropout drops from the hidden product, and from what goes through gate and up: a sum, its next part, that dropped.
+        let (dropped_hidden, of_input) = if self.drops { (f, 3 * d) } else { (0, d) };
+        // The gradients of the hidden product and of gate and up; then the product again, or the gradient of the input.
+        let at_shared = f + 2 * f + (hidden_again(Projection::SharedDown) + dropped_hidden).max(of_input);
+        // The shared gradient, scaled and gathered rows, the same two gradients; then as above.
+        let through = if self.adapts(Projection::ExpertsGateUp) { d } else { 0 };
+        let at_routed = 3 * d + f + 2 * f + hidden_again(Projection::ExpertsDown).max(d + through);
+        // Both gradients, the router's, the norm's.
+        let at_end = 4 * d;
+        let (gradient, normed) = (d, d);
+        gradient + normed + (made_again + at_shared.max(at_routed)).max(at_end)
+    }
+
+    /// Beside what attention kept, when it kept something.
+    fn attention_backward(&self, keep: Keep) -> u64 {
+        let Widths { d, q, k, .. } = self.widths();
+        let of_input = if self.drops { 3 * d } else { d };
+        let (inside, again) = match keep {
+            Keep::Everything | Keep::AllButGateUp => (0, 0),
+            // The norm, and what is dropped of it; q and k before they are placed.
+            Keep::InputOnly => {
+                (self.inside_of_attention(self.config.num_layers.saturating_sub(1)), of_input + d + q + k)
+            }
+        };
+        // Of the context: what goes through the adapter, that dropped, and what is dropped of the context.
+        let dropped = if self.drops { 3 * q } else { 0 };
+        // Gradients of the context, of q and k twice and of v, the norm, the gradient of its result and its own.
+        let at_end = q + 2 * (q + k) + k + d + of_input + d;
+        let sums_of_rows = if self.compute == ComputeType::F32 { NUMBER * self.config.num_heads as u64 } else { 0 };
+        d + inside + again.max(dropped).max(at_end + sums_of_rows)
+    }
+
+    /// The last output, its scored rows, their norm and its gradient, with the logits; or with the gradients that come of it.
+    fn head(&self) -> ByteCount {
+        let (d, tokens) = (self.widths().d, self.batch.num_tokens as u64);
+        let rows = (4 * d + 2 * NUMBER) * tokens;
+        ByteCount(rows) + self.logits().max(ByteCount(2 * d * tokens))
+    }
+
+    fn logits(&self) -> ByteCount {
+        let (num_rows, vocabulary) = (self.batch.num_tokens, self.config.vocab_size);
+        match self.kind {
+            Kind::Host => cross_entropy::logits_on_host(num_rows, vocabulary),
+            Kind::Gpu => cross_entropy::logits_on_gpu(num_rows, vocabulary, self.compute.dtype()),
+        }
+    }
+
+    fn adapts(&self, projection: Projection) -> bool {
+        self.lora.projections.contains(&projection)
+    }
+
+    fn widths(&self) -> Widths {
+        let ModelConfig { hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, .. } = *self.config;
+        let bytes = |width: usize| self.compute.dtype().size().0 * width as u64;
+        Widths {
+            d: bytes(hidden_size),
+            q: bytes(num_heads * head_dim),
+            k: bytes(num_kv_heads * head_dim),
+            f: bytes(intermediate_size),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scout_core::Projection::{K, O, Q, SharedDown, SharedGate, SharedUp, V};
+
+    fn lora(projections: &[Projection]) -> LoraSettings {
+        LoraSettings { rank: 8, alpha: 16.0, use_rslora: false, projections: projections.iter().copied().collect() }
+    }
+
+    fn scout(num_layers: usize) -> ModelConfig {
+        let rope_layers = ModelConfig::scout().rope_layers[..num_layers].to_vec();
+        ModelConfig { num_layers, rope_layers, ..ModelConfig::scout() }
+    }
+
+    /// Whose head needs less than its blocks.
+    fn of_few_words(num_layers: usize) -> ModelConfig {
+        ModelConfig { vocab_size: 1000, ..scout(num_layers) }
+    }
+
+    fn pass<'a>(config: &'a ModelConfig, lora: &'a LoraSettings, num_rows: usize, longest_row: usize) -> Pass<'a> {
+        let batch = LargestBatch { num_rows, num_tokens: num_rows * longest_row, longest_row };
+        let (kind, compute, choice) = (Kind::Gpu, ComputeType::Bf16, Choice::Timed);
+        Pass { config, lora, drops: false, kept_layers: config.num_layers, batch, kind, compute, choice }
+    }
+
+    fn near(found: ByteCount, gib: f64, tolerance: f64) {
+        let found = found.as_f64() / 2f64.powi(30);
+        assert!((found - gib).abs() <= tolerance * gib, "{found} GiB, expected {gib}");
+    }
+
+    #[test]
+    fn four_layers_need_what_their_tensors_add_up_to() {
+        // 8 x 2048 tokens, attention and shared expert adapted, everything kept.
+        let (config, lora) = (scout(4), lora(&[Q, K, V, O, SharedGate, SharedUp, SharedDown]));
+        let pass = pass(&config, &lora, 8, 2048);
+        let activations = pass.activations(Keep::Everything);
+        near(activations.kept, 6.777, 0.001);
+        // Six tensors of the model's width and three of an expert's, in the last layer's experts on the way back.
+        assert_eq!(activations.at_work.0, 16_384 * 2 * (6 * 5120 + 3 * 8192));
+        // What an H200 held: the trial of the head's product.
+        near(pass.workspace(), 1.13, 0.005);
+    }
+
+    #[test]
+    fn what_a_layer_keeps_is_the_sum_of_its_tensors() {
+        // A token of Scout in bf16: inputs, q, k, v and context; gate and up of two experts; f32 for norms, softmax, routing.
+        let config = scout(1);
+        let (bare, adapted) = (lora(&[]), lora(&[Q, SharedUp, SharedDown]));
+        let inputs = 2 * 2 * 5120;
+        let attention = 2 * (5120 + 1024 + 1024 + 5120) + 4 * (1 + 40 + 40 + 8);
+        let (experts, wide) = (4 * 5, 2 * 4 * 8192);
+        for (keep, expected, narrow) in [
+            (Keep::Everything, inputs + attention + experts + wide, 3),
+            (Keep::AllButGateUp, inputs + attention + experts, 2),
+            (Keep::InputOnly, inputs + experts, 1),
+        ] {
+            let kept = |lora| pass(&config, lora, 1, 1000).activations(keep).kept.0;
+            assert_eq!(kept(&bare), 1000 * (expected + OF_BATCH), "{keep:?}");
+            assert_eq!(kept(&adapted) - kept(&bare), 1000 * narrow * 2 * 8, "{keep:?}");
+        }
+        // A layer without rotation has no norms of q and k.
+        let config = scout(4);
+        let four = pass(&config, &bare, 1, 1000).activations(Keep::AllButGateUp).kept.0;
+        assert_eq!(four, 1000 * (4 * (inputs + attention + experts) - 4 * 48 + OF_BATCH));
+    }
+
+    #[test]
+    fn less_kept_is_less_in_all_and_grows_with_layers_alone() {
+        for num_layers in [1, 4, 48] {
+            let (config, lora) = (of_few_words(num_layers), lora(&[Q, SharedGate]));
+            let pass = pass(&config, &lora, 4, 1024);
+            let [most, some, least] = WAYS.map(|keep| pass.activations(keep));
+            assert!(most.most() > some.most() && some.most() > least.most(), "{most:?} {some:?} {least:?}");
+            assert!(most.at_work < some.at_work, "gate and up are made again beside the rest");
+            let half = Pass { kept_layers: num_layers / 2, ..pass };
+            assert!(half.activations(Keep::Everything).kept < most.kept);
+        }
+    }
+
+    #[test]
+    fn dropout_adapted_experts_and_f32_need_more_at_work() {
+        // Experts that are wide for their model.
+        let config = ModelConfig { intermediate_size: 5 * 8192, ..of_few_words(2) };
+        let (shared, all) = (lora(&[SharedDown]), lora(&Projection::ALL));
+        let plain = pass(&config, &shared, 4, 1024);
+        let at_work = |pass: &Pass| pass.activations(Keep::Everything).at_work;
+        assert!(at_work(&Pass { drops: true, ..plain }) > at_work(&plain));
+        assert!(at_work(&Pass { lora: &all, ..plain }) > at_work(&plain));
+        let in_f32 = Pass { compute: ComputeType::F32, ..plain };
+        assert!(at_work(&in_f32).0 > 19 * at_work(&plain).0 / 10);
+        assert_eq!(Pass { kind: Kind::Host, ..in_f32 }.workspace(), ByteCount(0));
+    }
+
+    #[test]
+    fn sums_in_a_fixed_order_cost_the_square_of_the_longest_row_and_spare_trials() {
+        let (config, lora) = (scout(2), lora(&[]));
+        let plain = pass(&config, &lora, 8, 2048);
+        let fixed = Pass { choice: Choice::First, ..plain };
+        let scores = 8 * 40 * 2048 * 2048 * 2;
+        assert!(fixed.workspace().0 > scores && fixed.workspace().0 < scores + (1 << 30), "{}", fixed.workspace());
+        let short = pass(&config, &lora, 1, 128);
+        let fixed = Pass { choice: Choice::First, ..short };
+        assert!(fixed.workspace() < short.workspace());
+    }
+}
