@@ -10,7 +10,7 @@ use std::time::Duration;
 use scout_core::{ByteCount, ExitCode};
 use scout_device::cuda::{CudaDevice, CudaOptions};
 use scout_kernels::selftest::attention_rates::{self, PassRate};
-use scout_kernels::selftest::few_rows;
+use scout_kernels::selftest::experts;
 use scout_kernels::selftest::rates::{self, Rate};
 use scout_train::TrainError;
 use serde_json::json;
@@ -126,16 +126,16 @@ fn attention(device: &Arc<CudaDevice>) -> anyhow::Result<ExitCode> {
 
 fn experts(device: &Arc<CudaDevice>) -> anyhow::Result<ExitCode> {
     print(&format!(
-        "{:<24} {:>5} {:>23} {:>23}  {}",
+        "{:<30} {:>5} {:>23} {:>23}  {}",
         "16 experts", "rows", "in one launch: TFLOP/s", "one by one: TFLOP/s", "taken"
     ))?;
-    for rate in few_rows::rates(device).map_err(TrainError::from)? {
+    for rate in experts::rates(device).map_err(TrainError::from)? {
         let way = |time: Duration| {
             let seconds = time.as_secs_f64();
             format!("{:>10.3} ms {:>9.0}", seconds * 1e3, rate.operations / seconds / 1e12)
         };
         print(&format!(
-            "{:<24} {:>5} {:>23} {:>23}  {}",
+            "{:<30} {:>5} {:>23} {:>23}  {}",
             rate.name,
             rate.num_rows,
             way(rate.in_one_launch),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::device::CudaDevice;
 use super::kernels::{Grid, Kernel, refusal};
 use super::memory::DeviceBuffer;
-use super::profile::Effort;
+use super::profile::{Effort, Product};
 use super::stream::Stream;
 use super::tensor_map::TensorMap;
 use crate::Result;
@@ -70,6 +70,27 @@ impl CudaDevice {
     pub unsafe fn launch(&self, kernel: &Kernel, grid: Grid, arguments: &mut [Argument]) -> Result<()> {
         let bytes = arguments.iter().map(Argument::bytes).sum();
         let what = || (kernel.name().to_string(), Effort::Bytes(bytes));
+        // SAFETY: the caller's promise.
+        let work = || unsafe { self.launch_on(self.compute(), kernel, grid, arguments) };
+        self.profiler().time(self.compute(), what, work)
+    }
+
+    /// As [`CudaDevice::launch`], for a kernel that computes matrix products: a profile shows them, under a name.
+    ///
+    /// # Safety
+    ///
+    /// As for [`CudaDevice::launch`].
+    pub unsafe fn launch_products(
+        &self,
+        kernel: &Kernel,
+        grid: Grid,
+        arguments: &mut [Argument],
+        products: impl FnOnce() -> (String, Vec<Product>),
+    ) -> Result<()> {
+        let what = || {
+            let (name, products) = products();
+            (name, Effort::Products(products))
+        };
         // SAFETY: the caller's promise.
         let work = || unsafe { self.launch_on(self.compute(), kernel, grid, arguments) };
         self.profiler().time(self.compute(), what, work)

@@ -73,7 +73,7 @@ impl CudaDevice {
         let (problem, _) = describe(factors, result.0, result.1)?;
         let what = || {
             let product = Product { problem, adds: scale.beta != 0.0 };
-            (class_of(&product), Effort::Product(product))
+            (class_of(&product), Effort::Products(vec![product]))
         };
         self.profiler().time(self.compute(), what, || self.multiply_on(self.compute(), factors, result, scale))
     }

@@ -21,10 +21,10 @@ struct Span {
 }
 
 /// What a piece of work asks of the GPU, to hold its time against.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effort {
-    /// A matrix product.
-    Product(Product),
+    /// Matrix products.
+    Products(Vec<Product>),
     /// So many bytes to be read or written.
     Bytes(u64),
     /// Something that neither describes.
@@ -59,7 +59,7 @@ impl Share {
         self.calls += 1;
         self.time += time;
         match effort {
-            Effort::Product(product) => self.products.push(product),
+            Effort::Products(products) => self.products.extend(products),
             Effort::Bytes(bytes) => self.bytes += bytes,
             Effort::Other => {}
         }

@@ -1,5 +1,6 @@
 //! Where the device keeps the pinned memory of small tensors on their way to it.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,33 +12,48 @@ use crate::Result;
 
 /// The least that one piece of pinned memory holds: the index of 65,536 documents, or 262,144 tokens.
 const ROOM: ByteCount = ByteCount(1 << 20);
+/// Pieces of one size, all made when the first is wanted: how far the host runs ahead differs from step to step, and
+/// none of them may ask the driver for memory.
+const PIECES: usize = 4;
 
-/// Pinned memory of copies that are done, or soon will be. A steady step that sends no more at a time than an earlier
-/// one did finds all it needs here.
+/// Pinned memory by size.
 #[derive(Default)]
-pub(super) struct Uploads(Mutex<Vec<Upload>>);
+pub(super) struct Uploads(Mutex<HashMap<usize, Pieces>>);
 
-struct Upload {
-    copying: Copying,
-    room: usize,
+struct Pieces {
+    spare: Vec<Pinned>,
+    /// The oldest first. They are queued on one stream, so that is the first to be done.
+    under_way: VecDeque<Copying>,
 }
 
 impl Uploads {
-    /// Pinned memory of at least `bytes`, from a copy that is done, or fresh; and how much it is.
+    /// Pinned memory of at least `bytes`, and how much it is. With all pieces under way, waits for the oldest, but no
+    /// longer than `patience`.
     pub(super) fn take(&self, context: &Arc<Context>, patience: Duration, bytes: usize) -> Result<(Pinned, usize)> {
-        let mut uploads = self.0.lock().expect("no holder of this lock panics");
-        for index in 0..uploads.len() {
-            if uploads[index].room >= bytes && uploads[index].copying.done().is_past()? {
-                let Upload { copying, room } = uploads.swap_remove(index);
-                return Ok((copying.wait(patience)?, room));
-            }
-        }
         let room = bytes.next_power_of_two().max(ROOM.0 as usize);
-        Ok((Pinned::zeros(context, room)?, room))
+        let mut uploads = self.0.lock().expect("no holder of this lock panics");
+        if !uploads.contains_key(&room) {
+            let spare = (0..PIECES).map(|_| Pinned::zeros(context, room)).collect::<Result<_>>()?;
+            uploads.insert(room, Pieces { spare, under_way: VecDeque::new() });
+        }
+        let pieces = uploads.get_mut(&room).expect("made above");
+        if let Some(pinned) = pieces.spare.pop() {
+            return Ok((pinned, room));
+        }
+        let oldest = pieces.under_way.pop_front();
+        drop(uploads);
+        match oldest {
+            Some(oldest) => Ok((oldest.wait(patience)?, room)),
+            // Other threads are about to send them all.
+            None => Ok((Pinned::zeros(context, room)?, room)),
+        }
     }
 
     /// Keeps the memory of `copying`, which has `room` bytes, for a later copy.
     pub(super) fn put(&self, copying: Copying, room: usize) {
-        self.0.lock().expect("no holder of this lock panics").push(Upload { copying, room });
+        let mut uploads = self.0.lock().expect("no holder of this lock panics");
+        if let Some(pieces) = uploads.get_mut(&room) {
+            pieces.under_way.push_back(copying);
+        }
     }
 }

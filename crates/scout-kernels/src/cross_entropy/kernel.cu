@@ -1,7 +1,8 @@
-// From the logits of a row to its loss and, in place, to the gradient of its weighted loss. Where there are clusters
+// From the logits of rows to their losses and, in place, to the gradient of the weighted losses. Where there are clusters
 // (9.0 and later) eight blocks share a row: together their shared memory holds all of it, so that it is read once and
 // written once, and they tell each other their sums. Elsewhere one block has the row and reads what does not fit
-// again.
+// again. Blocks work on several rows, one after the other: as soon as a logit of one has been used for the last time, one
+// of the next is on its way to its place, so that memory is busy while numbers are worked out.
 #include "prelude.cuh"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -14,6 +15,9 @@ constexpr u32 PARTS = 8;
 
 constexpr u32 THREADS = 256;
 constexpr u32 WARPS = THREADS / 32;
+// Vectors that a thread works on at a time, and those of a block.
+constexpr u32 AT_ONCE = 4;
+constexpr u32 CHUNK = THREADS * AT_ONCE;
 
 extern __shared__ uint4 shared_memory[];
 
@@ -46,16 +50,39 @@ __device__ __forceinline__ void store_in_part(f32* to, u32 part, f32 value) {
     }
 }
 
-// Sixteen bytes from global to shared memory; the thread waits for all of its copies at once.
-__device__ __forceinline__ void begin_copy(uint4* to, const void* from) {
-    asm volatile(
-        "{\n\t.reg .u64 address;\n\t.reg .u32 here;\n\tcvta.to.shared.u64 address, %0;\n\t"
-        "cvt.u32.u64 here, address;\n\tcp.async.cg.shared.global [here], [%1], 16;\n\t}" ::"l"(to),
-        "l"(from)
-        : "memory");
+// Where the dynamic shared memory begins, as instructions that copy to it count.
+__device__ __forceinline__ u32 address_of_shared() {
+    u32 address;
+    asm("{\n\t.reg .u64 address;\n\tcvta.to.shared.u64 address, %1;\n\tcvt.u32.u64 %0, address;\n\t}"
+        : "=r"(address)
+        : "l"(shared_memory));
+    return address;
 }
 
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Sixteen bytes from global to shared memory.
+__device__ __forceinline__ void begin_copy(u32 to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+// What this thread began to copy since the last call is a group.
+__device__ __forceinline__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for this thread's groups but for the last `count`, or for more.
+__device__ __forceinline__ void wait_for_all_but(u32 count) {
+    switch (count) {
+        case 0:
+            asm volatile("cp.async.wait_group 0;" ::: "memory");
+            break;
+        case 1:
+            asm volatile("cp.async.wait_group 1;" ::: "memory");
+            break;
+        case 2:
+            asm volatile("cp.async.wait_group 2;" ::: "memory");
+            break;
+        default:
+            asm volatile("cp.async.wait_group 3;" ::: "memory");
+    }
+}
 
 // Where the search for the largest logit begins: so far down that its power counts for nothing, and finite.
 constexpr u32 LOWEST = 0xf149f149u;
@@ -116,19 +143,12 @@ struct Powers {
     f32 largest, sum;
 };
 
-__device__ __forceinline__ Powers together(Powers a, Powers b) {
-    const f32 largest = fmaxf(a.largest, b.largest);
-    return {largest, a.sum * expf(a.largest - largest) + b.sum * expf(b.largest - largest)};
-}
-
-// Those of all threads of a warp, which all get.
-__device__ __forceinline__ Powers of_warp(Powers powers) {
+__device__ __forceinline__ f32 largest_of_warp(f32 value) {
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) {
-        const f32 largest = __shfl_xor_sync(0xffffffffu, powers.largest, distance);
-        powers = together(powers, {largest, __shfl_xor_sync(0xffffffffu, powers.sum, distance)});
+        value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, distance));
     }
-    return powers;
+    return value;
 }
 
 // What is behind the vocabulary becomes minus infinity, which counts for nothing.
@@ -157,115 +177,205 @@ __device__ __forceinline__ Packed<bf16> without_rest(Packed<bf16> packed, u32 ve
     return packed;
 }
 
-// This block's part of a row, in vectors: `kept` of them are in shared memory, where a thread finds those that it
-// copied.
+template <typename E, u32 COUNT>
+struct Some {
+    Packed<E> at[COUNT];
+};
+
+// This block's part of each row, in vectors: `kept` of them are in shared memory, where a thread finds those that it
+// copied. They are worked on in chunks, and each chunk is a group of copies.
 template <typename E>
 struct Share {
-    const E* row;
-    u32 first, end, kept, vocabulary;
+    static constexpr u32 COUNT = Lanes<E>::COUNT;
+    u32 first, kept, end, vocabulary, num_chunks, here;
 
-    __device__ __forceinline__ u32 end_of_kept() const { return first + kept < end ? first + kept : end; }
+    __device__ __forceinline__ Share(u32 place, u32 vocabulary, u32 most) : vocabulary(vocabulary) {
+        const u32 num_vectors = (vocabulary + COUNT - 1) / COUNT, share = (num_vectors + PARTS - 1) / PARTS;
+        first = min(place * share, num_vectors);
+        end = min(first + share, num_vectors);
+        kept = min(most, end - first);
+        num_chunks = (kept + CHUNK - 1) / CHUNK;
+        here = address_of_shared() + threadIdx.x * sizeof(uint4);
+    }
 
-    __device__ __forceinline__ bool is_last(u32 at) const { return (at + 1) * Lanes<E>::COUNT > vocabulary; }
+    // Whether this thread works on `vector`, which is one of `first..end`.
+    __device__ __forceinline__ bool is_of_thread(u32 vector) const {
+        return (vector - first - (vector - first < kept ? 0 : kept)) % THREADS == threadIdx.x;
+    }
 
-    // Copies this thread's vectors.
-    __device__ __forceinline__ void keep() const {
-        for (u32 at = first + threadIdx.x; at < end_of_kept(); at += THREADS) {
-            begin_copy(shared_memory + (at - first), row + u64(at) * Lanes<E>::COUNT);
-        }
-        wait_for_copies();
-        for (u32 at = first + threadIdx.x; at < end_of_kept(); at += THREADS) {
-            if (is_last(at)) {
-                const Packed<E> packed = {shared_memory[at - first]};
-                shared_memory[at - first] = without_rest<E>(packed, at, vocabulary).raw;
+    // Copies this thread's vectors of `chunk`.
+    __device__ __forceinline__ void begin(const E* row, u32 chunk) const {
+        const u32 begin = chunk * CHUNK + threadIdx.x;
+        const E* from = row + u64(first + begin) * COUNT;
+        const u32 to = here + chunk * CHUNK * u32(sizeof(uint4));
+        if ((chunk + 1) * CHUNK <= kept) {
+#pragma unroll
+            for (u32 i = 0; i < CHUNK; i += THREADS) {
+                begin_copy(to + i * u32(sizeof(uint4)), from + i * COUNT);
             }
+        } else {
+#pragma unroll 1
+            for (u32 i = 0; begin + i < kept; i += THREADS) {
+                begin_copy(to + i * u32(sizeof(uint4)), from + i * COUNT);
+            }
+        }
+        end_group();
+    }
+
+    // Calls `each(some vectors, the first of them)` for this thread's vectors of a chunk, `THREADS` apart.
+    template <typename F>
+    __device__ __forceinline__ void for_each(u32 chunk, F each) const {
+        const u32 begin = chunk * CHUNK + threadIdx.x;
+        if ((chunk + 1) * CHUNK <= kept && (first + (chunk + 1) * CHUNK) * COUNT <= vocabulary) {
+            Some<E, AT_ONCE> some;
+#pragma unroll
+            for (u32 i = 0; i < AT_ONCE; ++i) {
+                some.at[i] = {shared_memory[begin + i * THREADS]};
+            }
+            each(some, first + begin);
+            return;
+        }
+#pragma unroll 1
+        for (u32 i = begin; i < min((chunk + 1) * CHUNK, kept); i += THREADS) {
+            each(Some<E, 1>{{without_rest<E>({shared_memory[i]}, first + i, vocabulary)}}, first + i);
         }
     }
 
-    // Calls `each(packed, vector)` for this thread's vectors.
+    // The same for its vectors that are not kept.
     template <typename F>
-    __device__ __forceinline__ void for_each(F each) const {
-#pragma unroll 4
-        for (u32 at = first + threadIdx.x; at < end_of_kept(); at += THREADS) {
-            each(Packed<E>{shared_memory[at - first]}, at);
-        }
+    __device__ __forceinline__ void for_each_of_others(const E* row, F each) const {
         for (u32 at = first + kept + threadIdx.x; at < end; at += THREADS) {
-            each(without_rest<E>(load_packed(row + u64(at) * Lanes<E>::COUNT), at, vocabulary), at);
+            each(Some<E, 1>{{without_rest<E>(load_packed(row + u64(at) * COUNT), at, vocabulary)}}, at);
         }
     }
 };
 
-// The gradient of the logits takes their place where `weights` are given. Rows begin at multiples of 16 bytes.
+// Sums powers as logits come along.
 template <typename E>
-__device__ __forceinline__ void loss_of_row(
-    E* logits, const u32* __restrict__ targets, const f32* __restrict__ weights, f32* __restrict__ losses,
-    u32 vocabulary, u32 leading, u32 kept) {
+struct Summer {
+    Powers powers = {__uint_as_float(LOWEST), 0.0f};
+
+    template <u32 COUNT>
+    __device__ __forceinline__ void see(const Some<E, COUNT>& some) {
+        Largest<E> seen;
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) {
+            seen.see(some.at[i]);
+        }
+        const f32 largest = fmaxf(powers.largest, seen.value());
+        f32 sum = powers.sum * power<E>(powers.largest - largest, 0.0f);
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) {
+            const Lanes<E> x = unpack(some.at[i]);
+#pragma unroll
+            for (u32 j = 0; j < Lanes<E>::COUNT; j += 2) {
+                sum += power<E>(x.at[j], largest) + power<E>(x.at[j + 1], largest);
+            }
+        }
+        powers = {largest, sum};
+    }
+};
+
+// What the blocks that share a row tell each other, of each of their warps. Two rows take turns, so that the next one's
+// may come while these are read.
+struct Told {
+    f32 largest[2][PARTS * WARPS], sum[2][PARTS * WARPS];
+
+    // Those of all threads of all blocks.
+    __device__ __forceinline__ Powers of_row(Powers powers, u32 place, u32 turn) {
+        const f32 of_warp = largest_of_warp(powers.largest);
+        const f32 sum_here = sum_of_warp(powers.sum * expf(powers.largest - of_warp));
+        const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        if (lane < PARTS) {
+            store_in_part(&largest[turn][place * WARPS + warp], lane, of_warp);
+            store_in_part(&sum[turn][place * WARPS + warp], lane, sum_here);
+        }
+        arrive();
+        wait();
+        powers = {__uint_as_float(LOWEST), 0.0f};
+        for (u32 i = lane; i < PARTS * WARPS; i += 32) {
+            powers.largest = fmaxf(powers.largest, largest[turn][i]);
+        }
+        powers.largest = largest_of_warp(powers.largest);
+        for (u32 i = lane; i < PARTS * WARPS; i += 32) {
+            powers.sum += sum[turn][i] * expf(largest[turn][i] - powers.largest);
+        }
+        powers.sum = sum_of_warp(powers.sum);
+        return powers;
+    }
+};
+
+// The gradient of the logits takes their place where `weights` are given. Rows begin at multiples of 16 bytes. The blocks
+// that share a row work on `rows_of_blocks` of them.
+template <typename E>
+__device__ __forceinline__ void losses_of_rows(
+    E* logits, const u32* __restrict__ targets, const f32* __restrict__ weights, f32* __restrict__ losses, u32 num_rows,
+    u32 vocabulary, u32 leading, u32 kept, u32 rows_of_blocks) {
     constexpr u32 COUNT = Lanes<E>::COUNT;
-    // Of every warp of every block that shares the row.
-    __shared__ f32 largest_of[PARTS * WARPS], sum_of[PARTS * WARPS];
-    const u32 index = blockIdx.x / PARTS, place = blockIdx.x % PARTS;
+    __shared__ Told told;
     // Nobody writes to a block that has not begun.
     arrive();
-    E* const row = logits + u64(index) * leading;
-    const u32 target = targets[index];
-    const u32 num_vectors = (vocabulary + COUNT - 1) / COUNT, share = (num_vectors + PARTS - 1) / PARTS;
-    const u32 first = place * share, end = first + share < num_vectors ? first + share : num_vectors;
-    const Share<E> part = {row, first, end, kept, vocabulary};
-    part.keep();
-    // The thread that knows the target's logit before anybody writes.
-    const bool has_target = threadIdx.x == 0 && target < vocabulary && target / COUNT >= first && target / COUNT < end;
-    const f32 target_logit = has_target ? to_f32(row[target]) : not_a_number();
-    Largest<E> largest_here;
-    part.for_each([&](const Packed<E>& packed, u32) { largest_here.see(packed); });
-    Powers powers = {largest_here.value(), 0.0f};
-    part.for_each([&](const Packed<E>& packed, u32) {
-        const Lanes<E> x = unpack(packed);
-#pragma unroll
-        for (u32 i = 0; i < COUNT; ++i) {
-            powers.sum += power<E>(x.at[i], powers.largest);
-        }
-    });
-    powers = of_warp(powers);
+    const u32 place = blockIdx.x % PARTS;
+    const Share<E> part(place, vocabulary, kept);
+    u32 index = blockIdx.x / PARTS * rows_of_blocks;
+    const u32 end = min(num_rows, index + rows_of_blocks);
+    E* row = logits + u64(index) * leading;
+    for (u32 chunk = 0; chunk < part.num_chunks; ++chunk) {
+        part.begin(row, chunk);
+    }
     wait();
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (lane < PARTS) {
-        store_in_part(&largest_of[place * WARPS + warp], lane, powers.largest);
-        store_in_part(&sum_of[place * WARPS + warp], lane, powers.sum);
-    }
-    arrive();
-    wait();
-    powers = {__uint_as_float(LOWEST), 0.0f};
-    for (u32 i = lane; i < PARTS * WARPS; i += 32) {
-        powers = together(powers, {largest_of[i], sum_of[i]});
-    }
-    powers = of_warp(powers);
-    const f32 largest = powers.largest, sum = powers.sum;
-    if (has_target || (target >= vocabulary && place == 0 && threadIdx.x == 0)) {
-        losses[index] = logf(sum) + largest - target_logit;
-    }
-    if (weights == nullptr) {
-        return;
-    }
-    const f32 weight = weights[index], factor = weight / sum;
-    part.for_each([&](const Packed<E>& packed, u32 at) {
-        Lanes<E> x = unpack(packed);
-#pragma unroll
-        for (u32 i = 0; i < COUNT; ++i) {
-            x.at[i] = factor * power<E>(x.at[i], largest);
+    for (; index < end; ++index, row += leading) {
+        const u32 target = targets[index], its_vector = target / COUNT;
+        // The thread that reads and writes the target's logit.
+        const bool has_target = target < vocabulary && its_vector >= part.first && its_vector < part.end &&
+                                part.is_of_thread(its_vector);
+        const f32 target_logit = has_target ? to_f32(row[target]) : not_a_number();
+        const f32 weight = weights == nullptr ? 0.0f : weights[index];
+        Summer<E> summer;
+        const auto see = [&](const auto& some, u32) { summer.see(some); };
+        for (u32 chunk = 0; chunk < part.num_chunks; ++chunk) {
+            wait_for_all_but(part.num_chunks - 1 - chunk);
+            part.for_each(chunk, see);
         }
-        store(row + u64(at) * COUNT, x);
-    });
-    __syncthreads();
-    if (has_target) {
-        row[target] = from_f32<E>(factor * power<E>(target_logit, largest) - weight);
+        part.for_each_of_others(row, see);
+        const Powers powers = told.of_row(summer.powers, place, index % 2);
+        if (has_target || (target >= vocabulary && place == 0 && threadIdx.x == 0)) {
+            losses[index] = logf(powers.sum) + powers.largest - target_logit;
+        }
+        const f32 factor = weight / powers.sum;
+        const auto write = [&](const auto& some, u32 first) {
+#pragma unroll
+            for (u32 i = 0; i < sizeof(some) / sizeof(uint4); ++i) {
+                Lanes<E> x = unpack(some.at[i]);
+#pragma unroll
+                for (u32 j = 0; j < COUNT; ++j) {
+                    x.at[j] = factor * power<E>(x.at[j], powers.largest);
+                }
+                store(row + u64(first + i * THREADS) * COUNT, x);
+            }
+        };
+        for (u32 chunk = 0; chunk < part.num_chunks; ++chunk) {
+            if (weights != nullptr) {
+                part.for_each(chunk, write);
+            }
+            if (index + 1 < end) {
+                part.begin(row + leading, chunk);
+            }
+        }
+        if (weights != nullptr) {
+            part.for_each_of_others(row, write);
+        }
+        if (weights != nullptr && has_target) {
+            row[target] = from_f32<E>(factor * power<E>(target_logit, powers.largest) - weight);
+        }
     }
 }
 
 #define KERNELS(E)                                                                                                     \
     extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 4) cross_entropy_##E(                            \
-        E* logits, const u32* targets, const f32* weights, f32* losses, u32 vocabulary, u32 leading,                   \
-        u32 kept) {                                                                                                    \
-        loss_of_row<E>(logits, targets, weights, losses, vocabulary, leading, kept);                                   \
+        E* logits, const u32* targets, const f32* weights, f32* losses, u32 num_rows, u32 vocabulary, u32 leading,     \
+        u32 kept, u32 rows_of_blocks) {                                                                                \
+        losses_of_rows<E>(logits, targets, weights, losses, num_rows, vocabulary, leading, kept, rows_of_blocks);      \
     }
 
 KERNELS(f32)

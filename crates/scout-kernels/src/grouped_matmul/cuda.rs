@@ -1,6 +1,5 @@
-//! All experts in one launch where each has few rows, else a loop over the experts on one stream: with many hundreds of
-//! rows for each, cuBLASLt one after the other is faster than several streams and than the grouped kernels that were
-//! measured beside it.
+//! All experts in one launch where our own kernel takes the factors, else a loop over the experts on one stream: with
+//! hundreds of rows for each, cuBLASLt one after the other is faster than several streams.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use scout_core::DType;
 use scout_device::Tensor;
 use scout_device::cuda::{CudaDevice, DeviceBuffer, Factor, Scale, Window};
 
-use super::few_rows;
+use super::one_launch;
 use crate::Result;
 
 /// Rows of `a` times the matrix of their expert, or its transpose.
@@ -20,8 +19,8 @@ pub(super) fn by_expert(
     offsets: &[u32],
     transposed: bool,
 ) -> Result<Tensor> {
-    if few_rows::is_faster(device, a, b, offsets) {
-        return few_rows::by_expert(device, a, b, offsets, transposed);
+    if one_launch::is_faster(device, a, b, offsets) {
+        return one_launch::by_expert(device, a, b, offsets, transposed);
     }
     one_by_one(device, a, b, offsets, transposed)
 }

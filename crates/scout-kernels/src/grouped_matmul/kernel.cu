@@ -1,6 +1,5 @@
 // Rows that are sorted by expert times the matrix of their expert, or its transpose, in one launch over all experts: on
-// the matrix units of 9.0 and nowhere else, in bf16 with sums in f32. For few rows an expert, where most of the work is
-// reading the matrices.
+// the matrix units of 9.0 and nowhere else, in bf16 with sums in f32.
 //
 // Two blocks stand in a cluster and work on two tiles of the result at a time: two tiles of rows with the same columns,
 // which share the part of the matrix, or, where an expert has one tile of rows left over, two tiles of columns, which

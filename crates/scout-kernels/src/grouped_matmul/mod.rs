@@ -4,8 +4,8 @@
 #![expect(non_snake_case, reason = "shape suffixes: T rows, E experts, K and N the two sides of an expert's matrix")]
 
 pub(crate) mod cuda;
-pub(crate) mod few_rows;
 mod host;
+pub(crate) mod one_launch;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]

@@ -135,17 +135,6 @@ __device__ __forceinline__ void product(
 // 16 rows: those that the accumulators of four tiles of the matrix units have, when their columns are counted so.
 constexpr u32 GROUPS = 2, COLUMNS_OF_WARP = 32 * GROUPS, TILES = 4 * GROUPS;
 
-// Two neighbours of the inner extent, as the matrix units take them; zeros behind the rank. `in_pairs` says that they lie
-// side by side where a number of 4 bytes could, and that the rank is even.
-__device__ __forceinline__ u32 pair_of(const bf16* from, u64 step, u32 k, u32 rank, bool in_pairs) {
-    if (in_pairs) {
-        return k < rank ? *reinterpret_cast<const u32*>(from + k) : 0;
-    }
-    const u32 low = k < rank ? from[k * step].bits : 0;
-    const u32 high = k + 1 < rank ? from[(k + 1) * step].bits : 0;
-    return high << 16 | low;
-}
-
 // Whether rows of `width` elements, the first of them at `address`, consist of pairs of the first `rank` elements.
 __device__ __forceinline__ bool are_pairs(const bf16* address, u64 width, u32 rank) {
     return (reinterpret_cast<u64>(address) | width * 2 | rank * 2) % 4 == 0;
@@ -158,6 +147,200 @@ __device__ __forceinline__ void multiply_add(f32 (&c)[4], const u32 (&a)[2], u32
         : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
+// Of each step of the inner extent two neighbours, as the matrix units take them from this thread: those of element `k` of
+// the step, `step` apart in memory. Zeros behind `rank`.
+template <u32 STEPS>
+struct Pairs {
+    u32 of_step[STEPS];
+
+    // They lie side by side where a number of 4 bytes could, and the rank is even.
+    __device__ __forceinline__ void load_in_pairs(const bf16* from, u32 k, u32 rank) {
+#pragma unroll
+        for (u32 i = 0; i < STEPS; ++i) {
+            of_step[i] = 8 * i + k < rank ? *reinterpret_cast<const u32*>(from + 8 * i + k) : 0;
+        }
+    }
+
+    __device__ __forceinline__ void load_singly(const bf16* from, u64 step, u32 k, u32 rank) {
+#pragma unroll
+        for (u32 i = 0; i < STEPS; ++i) {
+            const u32 low = 8 * i + k < rank ? from[(8 * i + k) * step].bits : 0;
+            const u32 high = 8 * i + k + 1 < rank ? from[(8 * i + k + 1) * step].bits : 0;
+            of_step[i] = high << 16 | low;
+        }
+    }
+};
+
+// What a warp has of a product: a share of the columns.
+template <u32 STEPS>
+struct Columns {
+    // Of each tile.
+    Pairs<STEPS> factors[TILES];
+
+    __device__ __forceinline__ void load(const bf16* wide, u32 first, u32 count, u32 rank, u32 transposed) {
+        const u32 n = threadIdx.x % 32 / 4, k = threadIdx.x % 4 * 2;
+        const auto for_each_tile = [&](auto load) {
+#pragma unroll
+            for (u32 tile = 0; tile < TILES; ++tile) {
+                const u32 column = first + tile / 4 * 32 + n / 2 * 8 + tile % 4 * 2 + n % 2;
+                load(factors[tile], column, column < count ? rank : 0);
+            }
+        };
+        if (!transposed) {
+            for_each_tile([&](auto& tile, u32 column, u32 up_to) { tile.load_singly(wide + column, count, k, up_to); });
+        } else if (are_pairs(wide, rank, rank)) {
+            for_each_tile([&](auto& tile, u32 column, u32 up_to) {
+                tile.load_in_pairs(wide + u64(column) * rank, k, up_to);
+            });
+        } else {
+            for_each_tile([&](auto& tile, u32 column, u32 up_to) {
+                tile.load_singly(wide + u64(column) * rank, 1, k, up_to);
+            });
+        }
+    }
+
+    __device__ __forceinline__ void multiply(const Pairs<STEPS> (&rows)[2], f32 (&sums)[TILES][4]) const {
+#pragma unroll
+        for (u32 tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                sums[tile][i] = 0.0f;
+            }
+        }
+#pragma unroll
+        for (u32 step = 0; step < STEPS; ++step) {
+            const u32 of_rows[2] = {rows[0].of_step[step], rows[1].of_step[step]};
+#pragma unroll
+            for (u32 tile = 0; tile < TILES; ++tile) {
+                multiply_add(sums[tile], of_rows, factors[tile].of_step[step]);
+            }
+        }
+    }
+};
+
+// Of a group's sums the vector that this thread has for the first or the second of its rows.
+__device__ __forceinline__ Lanes<bf16> vector_of(const f32 (&sums)[TILES][4], u32 group, u32 half, f32 scale) {
+    Lanes<bf16> lanes;
+#pragma unroll
+    for (u32 i = 0; i < 8; ++i) {
+        lanes.at[i] = scale * sums[4 * group + i / 2][2 * half + i % 2];
+    }
+    return lanes;
+}
+
+__device__ __forceinline__ u32 of_neighbour(u32 word) { return __shfl_xor_sync(0xffffffffu, word, 4); }
+
+// Writes two vectors of each thread, those of the first and of the second group, in whole lines of 128 bytes. Threads of
+// an even row have theirs at `y`. They give their second vector to those of the row below for the first one of these, so
+// that eight neighbours write the even row and then the odd one. For the odd row `y` is where its first is to go.
+__device__ __forceinline__ void store_lines(bf16* y, u64 width, Packed<bf16> first, Packed<bf16> second) {
+    const bool is_odd = threadIdx.x / 4 % 2 == 1;
+    const uint4 own = is_odd ? second.raw : first.raw, given = is_odd ? first.raw : second.raw;
+    uint4 taken;
+    taken.x = of_neighbour(given.x);
+    taken.y = of_neighbour(given.y);
+    taken.z = of_neighbour(given.z);
+    taken.w = of_neighbour(given.w);
+    *reinterpret_cast<uint4*>(y) = is_odd ? taken : own;
+    *reinterpret_cast<uint4*>(y + width) = is_odd ? own : taken;
+}
+
+// Writes a thread's sums of 16 rows and 64 columns, all of which exist, in whole vectors.
+template <bool HAS_RESIDUAL>
+__device__ __forceinline__ void store_vectors(
+    bf16* y, const bf16* residual, u64 width, const f32 (&sums)[TILES][4], f32 scale) {
+    static_assert(GROUPS == 2, "a line has two groups");
+    Packed<bf16> beside[2][GROUPS];
+#pragma unroll
+    for (u32 i = 0; HAS_RESIDUAL && i < 2 * GROUPS; ++i) {
+        beside[i / GROUPS][i % GROUPS] = load_packed(residual + i / GROUPS * 8 * width + i % GROUPS * 32);
+    }
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+        Packed<bf16> vectors[GROUPS];
+#pragma unroll
+        for (u32 group = 0; group < GROUPS; ++group) {
+            Lanes<bf16> total = vector_of(sums, group, half, scale);
+            if constexpr (HAS_RESIDUAL) {
+                const Lanes<bf16> more = unpack(beside[half][group]);
+#pragma unroll
+                for (u32 i = 0; i < 8; ++i) {
+                    total.at[i] += more.at[i];
+                }
+            }
+            vectors[group] = pack(total);
+        }
+        store_lines(y + half * 8 * width, width, vectors[0], vectors[1]);
+    }
+}
+
+// The same element by element, for the first `rows` rows and `columns` columns of those behind this thread's first.
+__device__ __forceinline__ void store_elements(
+    bf16* y, const bf16* residual, u64 eight_rows, const f32 (&sums)[TILES][4], f32 scale, u32 rows, u32 columns) {
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+#pragma unroll
+        for (u32 group = 0; group < GROUPS; ++group) {
+#pragma unroll
+            for (u32 i = 0; i < 8; ++i) {
+                const u64 at = half * eight_rows + group * 32 + i;
+                if (8 * half < rows && group * 32 + i < columns) {
+                    const f32 more = scale * sums[4 * group + i / 2][2 * half + i % 2];
+                    y[at] = from_f32<bf16>((residual == nullptr ? 0.0f : to_f32(residual[at])) + more);
+                }
+            }
+        }
+    }
+}
+
+// Rows of a matrix that a block works on: at `address` the first of this thread, `width` elements apart, `count` of them.
+struct Rows {
+    const bf16* address;
+    u64 width;
+    u32 count, rank;
+
+    // Of 16 rows the two that the matrix units take from this thread.
+    template <u32 STEPS>
+    __device__ __forceinline__ void load(u32 sixteen, bool in_pairs, Pairs<STEPS> (&rows)[2]) const {
+        const u32 lane = threadIdx.x % 32, k = lane % 4 * 2;
+#pragma unroll
+        for (u32 half = 0; half < 2; ++half) {
+            const u32 row = 16 * sixteen + 8 * half, up_to = row + lane / 4 < count ? rank : 0;
+            if (in_pairs) {
+                rows[half].load_in_pairs(address + row * width, k, up_to);
+            } else {
+                rows[half].load_singly(address + row * width, 1, k, up_to);
+            }
+        }
+    }
+};
+
+// Writes a warp's part of a block, all of whose rows and columns exist and are made of whole vectors. Reads what several
+// sixteens of rows need at once, before it waits.
+template <u32 STEPS, bool HAS_RESIDUAL>
+__device__ __forceinline__ void write_vectors(
+    bf16* y, const bf16* residual, u64 width, const Columns<STEPS>& columns, const Rows& narrow, bool in_pairs,
+    f32 scale) {
+    constexpr u32 AT_ONCE = STEPS <= 2 ? 4 : STEPS <= 4 ? 2 : 1;
+    y = threadIdx.x / 4 % 2 == 1 ? y - width + 32 : y;
+#pragma unroll 1
+    for (u32 first = 0; first < ROWS / 16; first += AT_ONCE) {
+        Pairs<STEPS> rows[AT_ONCE][2];
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; ++i) {
+            narrow.load(first + i, in_pairs, rows[i]);
+        }
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; ++i) {
+            f32 sums[TILES][4];
+            columns.multiply(rows[i], sums);
+            store_vectors<HAS_RESIDUAL>(y, residual, width, sums, scale);
+            y += 16 * width;
+            residual += HAS_RESIDUAL ? 16 * width : 0;
+        }
+    }
+}
+
 // The same for bf16 and ranks up to 8·STEPS: a block of four warps has as many rows and four shares of the columns. A warp
 // keeps its part of `wide` and walks down the rows.
 template <u32 STEPS>
@@ -166,83 +349,44 @@ __device__ __forceinline__ void product_on_units(
     const bf16* __restrict__ residual, u32 num_rows, Window of_y, u32 count, Window of_narrow, u32 rank, u32 transposed,
     f32 scale) {
     // Blocks of the same rows are neighbours.
-    constexpr u32 COLUMNS = 4 * COLUMNS_OF_WARP;
-    const u32 blocks_of_row = (count + COLUMNS - 1) / COLUMNS, lane = threadIdx.x % 32;
-    const u32 first_column = blockIdx.x % blocks_of_row * COLUMNS + threadIdx.x / 32 * COLUMNS_OF_WARP;
-    const u64 first_row = u64(blockIdx.x / blocks_of_row) * ROWS, last_row = min(u64(num_rows), first_row + ROWS);
+    const u32 blocks_of_row = (count + 4 * COLUMNS_OF_WARP - 1) / (4 * COLUMNS_OF_WARP), lane = threadIdx.x % 32;
+    const u32 first_column = (blockIdx.x % blocks_of_row * 4 + threadIdx.x / 32) * COLUMNS_OF_WARP;
+    const u64 first_row = u64(blockIdx.x / blocks_of_row) * ROWS;
     if (first_column >= count) {
         return;
     }
-    const u32 k = lane % 4 * 2;
-    const bool wide_in_pairs = transposed && are_pairs(wide, rank, rank);
-    u32 factors[STEPS][TILES];
-#pragma unroll
-    for (u32 tile = 0; tile < TILES; ++tile) {
-        const u32 n = lane / 4, column = first_column + tile / 4 * 32 + n / 2 * 8 + tile % 4 * 2 + n % 2;
-        const bf16* from = wide + (transposed ? u64(column) * rank : u64(column));
-#pragma unroll
-        for (u32 step = 0; step < STEPS; ++step) {
-            const u32 up_to = column < count ? rank : 0;
-            factors[step][tile] = pair_of(from, transposed ? 1 : count, 8 * step + k, up_to, wide_in_pairs);
-        }
-    }
-    narrow += of_narrow.start;
-    const bool narrow_in_pairs = are_pairs(narrow, of_narrow.width, rank);
-    const u32 own = first_column + lane % 4 * 8;
+    Columns<STEPS> columns;
+    columns.load(wide, first_column, count, rank, transposed);
+    narrow += first_row * of_narrow.width + of_narrow.start;
+    const bool in_pairs = are_pairs(narrow, of_narrow.width, rank);
+    const Rows rows = {
+        narrow + lane / 4 * of_narrow.width, of_narrow.width, u32(min(u64(ROWS), num_rows - first_row)), rank};
+    const u32 own = lane % 4 * 8;
+    const u64 start = (first_row + lane / 4) * of_y.width + of_y.start + first_column + own;
     const bool has_residual = residual != nullptr;
-    y += of_y.start + own;
-    residual += has_residual ? of_y.start + own : 0;
-    const bool aligned = is_aligned(y, of_y.width) && is_aligned(residual, 0);
-    for (u64 row = first_row + lane / 4; row - lane / 4 < last_row; row += 16) {
-        Packed<bf16> beside[GROUPS][2] = {};
-#pragma unroll
-        for (u32 group = 0; group < GROUPS; ++group) {
-#pragma unroll
-            for (u32 half = 0; half < 2; ++half) {
-                if (has_residual && aligned && own + 32 * group + 8 <= count && row + 8 * half < last_row) {
-                    beside[group][half] = load_packed(residual + (row + 8 * half) * of_y.width + 32 * group);
-                }
-            }
+    y += start;
+    residual += has_residual ? start : 0;
+    const bool is_aligned_there = is_aligned(y, of_y.width) && is_aligned(residual, 0);
+    if (rows.count == ROWS && first_column + COLUMNS_OF_WARP <= count && is_aligned_there) {
+        if (has_residual) {
+            write_vectors<STEPS, true>(y, residual, of_y.width, columns, rows, in_pairs, scale);
+        } else {
+            write_vectors<STEPS, false>(y, residual, of_y.width, columns, rows, in_pairs, scale);
         }
-        f32 sums[TILES][4] = {};
-#pragma unroll
-        for (u32 step = 0; step < STEPS; ++step) {
-            u32 of_rows[2];
-#pragma unroll
-            for (u32 half = 0; half < 2; ++half) {
-                const u64 from = row + 8 * half;
-                const u32 up_to = from < last_row ? rank : 0;
-                of_rows[half] = pair_of(narrow + from * of_narrow.width, 1, 8 * step + k, up_to, narrow_in_pairs);
-            }
-#pragma unroll
-            for (u32 tile = 0; tile < TILES; ++tile) {
-                multiply_add(sums[tile], of_rows, factors[step][tile]);
-            }
-        }
-#pragma unroll
-        for (u32 group = 0; group < GROUPS; ++group) {
-#pragma unroll
-            for (u32 half = 0; half < 2; ++half) {
-                if (row + 8 * half >= last_row || own + 32 * group >= count) {
-                    continue;
-                }
-                const u64 at = (row + 8 * half) * of_y.width + 32 * group;
-                const bool is_vector = aligned && own + 32 * group + 8 <= count;
-                Lanes<bf16> total = unpack(beside[group][half]);
-#pragma unroll
-                for (u32 i = 0; i < 8; ++i) {
-                    const f32 more = scale * sums[4 * group + i / 2][2 * half + i % 2];
-                    if (is_vector) {
-                        total.at[i] += more;
-                    } else if (own + 32 * group + i < count) {
-                        y[at + i] = from_f32<bf16>((has_residual ? to_f32(residual[at + i]) : 0.0f) + more);
-                    }
-                }
-                if (is_vector) {
-                    store(y + at, total);
-                }
-            }
-        }
+        return;
+    }
+#pragma unroll 1
+    for (u32 sixteen = 0; 16 * sixteen < rows.count; ++sixteen) {
+        Pairs<STEPS> pairs[2];
+        rows.load(sixteen, in_pairs, pairs);
+        f32 sums[TILES][4];
+        columns.multiply(pairs, sums);
+        const u32 behind = 16 * sixteen + lane / 4, last_column = first_column + own;
+        store_elements(
+            y, residual, 8 * u64(of_y.width), sums, scale, behind < rows.count ? rows.count - behind : 0,
+            last_column < count ? count - last_column : 0);
+        y += 16 * u64(of_y.width);
+        residual += has_residual ? 16 * u64(of_y.width) : 0;
     }
 }
 

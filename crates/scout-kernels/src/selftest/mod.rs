@@ -7,7 +7,7 @@ pub mod alone;
 mod attention;
 pub mod attention_rates;
 mod device;
-pub mod few_rows;
+pub mod experts;
 mod large;
 pub mod meter;
 mod ops;
@@ -47,7 +47,7 @@ type Case = (&'static str, fn(&mut Check) -> Result<()>);
 fn cases() -> impl Iterator<Item = &'static Case> {
     let of_ops = ops::CASES
         .iter()
-        .chain(few_rows::CASES)
+        .chain(experts::CASES)
         .chain(adapters::CASES)
         .chain(tokens::CASES)
         .chain(attention::CASES)

@@ -17,6 +17,7 @@ use scout_train::step_bench::{Routing, Row, StepBench, Timed, with_layers};
 use serde_json::json;
 
 use super::shares::{self, Profile};
+use crate::build_info::COMMIT;
 use crate::commands::configuration::{ConfigArguments, load};
 use crate::commands::machine::machine;
 use crate::commands::results::write_json;
@@ -271,7 +272,7 @@ fn as_json(
         "step_s": outcome.spread[1], "step_s_spread": outcome.spread, "steps": outcome.num_steps,
         "sm_clock_megahertz": mean(outcome.clocks.iter().map(|&clock| f64::from(clock))),
         "power_watts": mean(outcome.watts.iter().copied()),
-        "shares": shares, "formula": FORMULA, "version": env!("CARGO_PKG_VERSION"),
+        "shares": shares, "formula": FORMULA, "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT,
         "command": std::env::args().collect::<Vec<_>>().join(" "),
     })
 }

@@ -1,5 +1,4 @@
-//! Experts with few rows: the kernel that has them all in one launch, against the host version, and beside the loop of
-//! products in turns.
+//! The kernel that has all experts in one launch: against the host version, and in turns with a product for each expert.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use scout_device::cuda::CudaDevice;
 
 use super::meter::{median, runs};
 use super::{Case, Check, tolerance};
-use crate::grouped_matmul::{self, cuda, few_rows};
+use crate::grouped_matmul::{self, cuda, one_launch};
 use crate::{Result, noise};
 
 pub(super) const CASES: &[Case] = &[("grouped_matmul.small_rows", small_rows), ("grouped_matmul.any_way", any_way)];
@@ -34,7 +33,7 @@ fn compare(check: &mut Check, offsets: &[u32], (k, n): (usize, usize)) -> Result
     let b = check.pair(DTYPE, [num_experts, k, n], 1.0)?;
     let (wide, narrow) = (check.pair(DTYPE, [num_rows, k], 1.0)?, check.pair(DTYPE, [num_rows, n], 1.0)?);
     let is_there = check.device.properties().architecture == 90;
-    let found = few_rows::is_faster(check.device, &wide.gpu, &b.gpu, offsets);
+    let found = one_launch::is_faster(check.device, &wide.gpu, &b.gpu, offsets);
     check.holds(format!("{what} in one launch: {found}"), found == is_there);
     let expected = grouped_matmul::nn(&wide.host, &b.host, offsets)?;
     let found = grouped_matmul::nn(&wide.gpu, &b.gpu, offsets)?;
@@ -60,32 +59,33 @@ fn small_rows(check: &mut Check) -> Result<()> {
     compare(check, &[0, 257, 300], (8192, 5120))
 }
 
-/// Many rows, and rows that begin between multiples of 16 bytes, go to the library; so may all others.
+/// Many rows, and rows that begin between multiples of 16 bytes, go to the library.
 fn any_way(check: &mut Check) -> Result<()> {
     let b = check.pair(DType::BF16, [2, 256, 136], 1.0)?;
-    let many = check.pair(DType::BF16, [1200, 256], 1.0)?;
-    let offsets = [0, 700, 1200];
-    let few = few_rows::is_faster(check.device, &many.gpu, &b.gpu, &offsets);
-    check.holds("many rows one by one", !few);
-    if few_rows::can(check.device, &many.gpu, &b.gpu, &offsets) {
-        let found = few_rows::by_expert(check.device, &many.gpu, &b.gpu, &offsets, false)?;
-        let expected = cuda::one_by_one(check.device, &many.gpu, &b.gpu, &offsets, false)?;
+    let many = one_launch::MOST_ROWS as u32 + 1;
+    let a = check.pair(DType::BF16, [2 * many as usize, 256], 1.0)?;
+    let offsets = [0, many + 13, 2 * many];
+    check.holds("many rows one by one", !one_launch::is_faster(check.device, &a.gpu, &b.gpu, &offsets));
+    let expected = grouped_matmul::nn(&a.host, &b.host, &offsets)?;
+    check.close("many rows", &grouped_matmul::nn(&a.gpu, &b.gpu, &offsets)?, &expected, tolerance(DType::BF16))?;
+    if one_launch::can(check.device, &a.gpu, &b.gpu, &offsets) {
+        let found = one_launch::by_expert(check.device, &a.gpu, &b.gpu, &offsets, false)?;
         check.close("many rows in one launch", &found, &expected, tolerance(DType::BF16))?;
     }
     let whole = check.pair(DType::BF16, [80 * 256 + 1], 1.0)?;
     let between = |tensor: &Tensor| tensor.rows(1, 80 * 256)?.reshape([80, 256]);
     let (host, gpu) = (between(&whole.host)?, between(&whole.gpu)?);
     let offsets = [0, 33, 80];
-    check.holds("rows between one by one", !few_rows::can(check.device, &gpu, &b.gpu, &offsets));
+    check.holds("rows between one by one", !one_launch::can(check.device, &gpu, &b.gpu, &offsets));
     let expected = grouped_matmul::nn(&host, &b.host, &offsets)?;
     check.close("rows between", &grouped_matmul::nn(&gpu, &b.gpu, &offsets)?, &expected, tolerance(DType::BF16))
 }
 
 /// Both ways with the same factors.
 #[derive(Debug, Clone)]
-pub struct FewRowsRate {
-    pub name: &'static str,
-    /// Of each of the 16 experts.
+pub struct ExpertRate {
+    pub name: String,
+    /// Of each of the 16 experts, on average.
     pub num_rows: usize,
     pub in_one_launch: Duration,
     pub one_by_one: Duration,
@@ -95,9 +95,10 @@ pub struct FewRowsRate {
     pub is_taken: bool,
 }
 
+const NUM_EXPERTS: usize = 16;
+
 /// Scout's experts, forward and backward, where both ways are possible.
-pub fn rates(device: &Arc<CudaDevice>) -> Result<Vec<FewRowsRate>> {
-    const NUM_EXPERTS: usize = 16;
+pub fn rates(device: &Arc<CudaDevice>) -> Result<Vec<ExpertRate>> {
     let products = [
         ("gate and up, forward", [5120, 16384], false),
         ("down, forward", [8192, 5120], false),
@@ -105,32 +106,51 @@ pub fn rates(device: &Arc<CudaDevice>) -> Result<Vec<FewRowsRate>> {
         ("down, backward", [8192, 5120], true),
     ];
     let mut rates = Vec::new();
-    for (name, [k, n], transposed) in products {
-        let b = noise::tensor_on(device, DType::BF16, [NUM_EXPERTS, k, n], 1, 0.02)?;
-        for num_rows in [64, 128, 192, 256, 384, 512, 768] {
-            let inner = if transposed { n } else { k };
-            let a = noise::tensor_on(device, DType::BF16, [NUM_EXPERTS * num_rows, inner], 2, 1.0)?;
-            let offsets: Vec<u32> = (0..=NUM_EXPERTS).map(|expert| (expert * num_rows) as u32).collect();
-            if !few_rows::can(device, &a, &b, &offsets) {
-                continue;
-            }
-            let [in_one_launch, one_by_one] = in_turns(
-                device,
-                [&|| few_rows::by_expert(device, &a, &b, &offsets, transposed).map(drop), &|| {
-                    cuda::one_by_one(device, &a, &b, &offsets, transposed).map(drop)
-                }],
-            )?;
-            rates.push(FewRowsRate {
-                name,
-                num_rows,
-                in_one_launch,
-                one_by_one,
-                operations: 2.0 * (NUM_EXPERTS * num_rows * k * n) as f64,
-                is_taken: few_rows::is_faster(device, &a, &b, &offsets),
-            });
+    for (name, extents, transposed) in products {
+        let b = noise::tensor_on(device, DType::BF16, [NUM_EXPERTS, extents[0], extents[1]], 1, 0.02)?;
+        for num_rows in [64, 128, 192, 256, 384, 512, 768, 1024, 2048] {
+            let equal = (0..=NUM_EXPERTS).map(|expert| (expert * num_rows) as u32).collect();
+            rates.extend(rate(device, name.to_string(), &b, equal, transposed)?);
+        }
+        for num_rows in [128, 512, 1024] {
+            rates.extend(rate(device, format!("{name}, uneven"), &b, uneven(num_rows), transposed)?);
         }
     }
     Ok(rates)
+}
+
+/// From half as many rows to half as many again.
+fn uneven(num_rows: usize) -> Vec<u32> {
+    let mut offsets = vec![0];
+    for expert in 0..NUM_EXPERTS {
+        let rows = num_rows * (8 + expert * 5 % 17) / 16;
+        offsets.push(offsets[expert] + rows as u32);
+    }
+    offsets
+}
+
+fn rate(
+    device: &Arc<CudaDevice>,
+    name: String,
+    b: &Tensor,
+    offsets: Vec<u32>,
+    transposed: bool,
+) -> Result<Option<ExpertRate>> {
+    let (k, n) = (b.dims()[1], b.dims()[2]);
+    let num_rows = offsets[NUM_EXPERTS] as usize;
+    let a = noise::tensor_on(device, DType::BF16, [num_rows, if transposed { n } else { k }], 2, 1.0)?;
+    if !one_launch::can(device, &a, b, &offsets) {
+        return Ok(None);
+    }
+    let [in_one_launch, one_by_one] = in_turns(
+        device,
+        [&|| one_launch::by_expert(device, &a, b, &offsets, transposed).map(drop), &|| {
+            cuda::one_by_one(device, &a, b, &offsets, transposed).map(drop)
+        }],
+    )?;
+    let operations = 2.0 * (num_rows * k * n) as f64;
+    let is_taken = one_launch::is_faster(device, &a, b, &offsets);
+    Ok(Some(ExpertRate { name, num_rows: num_rows / NUM_EXPERTS, in_one_launch, one_by_one, operations, is_taken }))
 }
 
 /// The median time of each, measured in turns so that both see the same clock.
