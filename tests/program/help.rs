@@ -18,6 +18,7 @@ fn every_command_explains_itself() {
     for (command, option) in [
         ("demo", "--out"),
         ("train", "KEY=VALUE"),
+        ("train", "--device"),
         ("plan", "--device-memory"),
         ("verify", "--device"),
         ("synth", "--shape"),

@@ -127,7 +127,7 @@ impl Pass<'_> {
         let LargestBatch { num_rows, num_tokens, longest_row } = self.batch;
         let shape = AttentionShape::new(dnn::Heads { query, kv, size }, num_rows, longest_row, order);
         match (self.compute, shape) {
-            // Where it would take more, our own kernels take its place, which need none.
+            // Where it would take more, our own kernels take its place, which need 8 bytes for each query of each head.
             (ComputeType::Bf16, Ok(shape)) => dnn::backward_scratch(&shape, num_tokens).min(dnn::most_scratch(order)),
             (ComputeType::F32, _) | (_, Err(_)) => ByteCount(0),
         }

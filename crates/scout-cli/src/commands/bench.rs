@@ -32,15 +32,30 @@ enum What {
     /// Whole training steps of a model's shape over made-up tokens, with random weights
     Step(step::Step),
     /// Kernels whose time is that of moving bytes, on one GPU
-    Kernels,
+    Kernels(OnGpu),
     /// Attention on packed documents, beside cuDNN called directly, on one GPU
-    Attention,
+    Attention(OnGpu),
     /// Routed experts with few rows: all in one launch, beside a product for each, on one GPU
-    Experts,
+    Experts(OnGpu),
+}
+
+/// Nothing else can be asked for: the host has other ways to compute.
+#[derive(clap::Args)]
+struct OnGpu {
+    /// What computes
+    #[arg(long, value_enum, default_value = "cuda")]
+    device: GpuName,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum GpuName {
+    Cuda,
 }
 
 #[derive(clap::Args)]
 struct Gemm {
+    #[command(flatten)]
+    on: OnGpu,
     /// Write the rates to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -52,14 +67,14 @@ struct Gemm {
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.what {
         What::Step(arguments) => step::run(arguments),
-        What::Gemm(arguments) => gemm(&open()?, arguments),
-        What::Kernels => kernels(&open()?),
-        What::Attention => attention(&open()?),
-        What::Experts => experts(&open()?),
+        What::Gemm(arguments) => gemm(&open(&arguments.on)?, arguments),
+        What::Kernels(on) => kernels(&open(on)?),
+        What::Attention(on) => attention(&open(on)?),
+        What::Experts(on) => experts(&open(on)?),
     }
 }
 
-fn open() -> anyhow::Result<Arc<CudaDevice>> {
+fn open(OnGpu { device: GpuName::Cuda }: &OnGpu) -> anyhow::Result<Arc<CudaDevice>> {
     let options = CudaOptions { working_memory: ByteCount(24 << 30), ..surroundings::cuda() };
     let device = CudaDevice::open(&options).map_err(TrainError::from)?;
     for line in selftest::about(&device) {

@@ -21,6 +21,27 @@ pub struct ConfigArguments {
     /// Fill the model with random weights of its shape instead of reading any
     #[arg(long)]
     pub synthetic: bool,
+    /// What computes; overrides the key `device`
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceName>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum DeviceName {
+    /// A GPU where there is one
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+impl DeviceName {
+    fn value(self) -> &'static str {
+        match self {
+            DeviceName::Auto => "auto",
+            DeviceName::Cpu => "cpu",
+            DeviceName::Cuda => "cuda",
+        }
+    }
 }
 
 /// Reads the configuration that the command line names, or `scout-dist.yaml` of the working folder.
@@ -37,6 +58,9 @@ pub fn load(arguments: &ConfigArguments) -> anyhow::Result<Loaded> {
     };
     if arguments.synthetic {
         overrides.push("random_weights=true".to_string());
+    }
+    if let Some(device) = arguments.device {
+        overrides.push(format!("device={}", device.value()));
     }
     Ok(RunConfig::load(path, &overrides, &surroundings::environment())?)
 }

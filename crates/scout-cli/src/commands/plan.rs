@@ -41,6 +41,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         config: arguments.config.config.clone(),
         overrides: arguments.config.overrides.clone(),
         synthetic: arguments.config.synthetic,
+        device: arguments.config.device,
     };
     if let Some(memory) = &arguments.device_memory {
         config_arguments.overrides.push(format!("device_memory={memory}"));

@@ -1,5 +1,6 @@
 //! Where the device keeps the pinned memory of small tensors on their way to it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -32,11 +33,13 @@ impl Uploads {
     pub(super) fn take(&self, context: &Arc<Context>, patience: Duration, bytes: usize) -> Result<(Pinned, usize)> {
         let room = bytes.next_power_of_two().max(ROOM.0 as usize);
         let mut uploads = self.0.lock().expect("no holder of this lock panics");
-        if !uploads.contains_key(&room) {
-            let spare = (0..PIECES).map(|_| Pinned::zeros(context, room)).collect::<Result<_>>()?;
-            uploads.insert(room, Pieces { spare, under_way: VecDeque::new() });
-        }
-        let pieces = uploads.get_mut(&room).expect("made above");
+        let pieces = match uploads.entry(room) {
+            Entry::Occupied(pieces) => pieces.into_mut(),
+            Entry::Vacant(place) => {
+                let spare = (0..PIECES).map(|_| Pinned::zeros(context, room)).collect::<Result<_>>()?;
+                place.insert(Pieces { spare, under_way: VecDeque::new() })
+            }
+        };
         if let Some(pinned) = pieces.spare.pop() {
             return Ok((pinned, room));
         }

@@ -24,8 +24,6 @@ const VECTOR: usize = 16;
 const OTHER_SHARED_MEMORY: u32 = 1024;
 /// Blocks that share a row where there are clusters, as in the kernel.
 const PARTS: u32 = 8;
-/// Rows that the same blocks work on one after the other, at most: enough that reading the first is a small part.
-const ROWS_OF_BLOCKS: usize = 8;
 const FIRST_WITH_CLUSTERS: u32 = 90;
 
 /// What is the same for all chunks.
@@ -88,8 +86,7 @@ impl<'a> Head<'a> {
         let room =
             self.device.properties().shared_memory_per_block.saturating_sub(OTHER_SHARED_MEMORY) as usize / VECTOR;
         let kept = count(WHAT, share.min(room))?;
-        let rows_of_blocks = self.rows_of_blocks(chunk.rows, parts as usize);
-        let grid = Grid::new(count(WHAT, chunk.rows.div_ceil(rows_of_blocks) * parts as usize)?, THREADS);
+        let grid = Grid::new(count(WHAT, chunk.rows * parts as usize)?, THREADS);
         let grid = Grid { shared_memory: kept * VECTOR as u32, ..grid };
         let bytes = (chunk.rows * self.leading) as u64 * self.dtype.size().0;
         // Losses alone leave the logits as they are.
@@ -99,25 +96,14 @@ impl<'a> Head<'a> {
             Argument::In(&targets),
             weights.as_ref().map_or(Argument::Nothing, Argument::In),
             Argument::Out(&mut losses),
-            Argument::U32(count(WHAT, chunk.rows)?),
             Argument::U32(count(WHAT, self.vocabulary)?),
             Argument::U32(count(WHAT, self.leading)?),
             Argument::U32(kept),
-            Argument::U32(count(WHAT, rows_of_blocks)?),
         ];
-        // SAFETY: `parts` blocks touch `rows_of_blocks` rows of `leading` logits, those below `rows`, of which the buffer
-        // has at least as many, and their elements of the others; each has room for `kept` vectors; a target that is no
-        // logit is not looked up.
+        // SAFETY: `parts` blocks touch a row of `leading` logits, of which the buffer has at least `rows`, and its
+        // element of the others; each has room for `kept` vectors; a target that is no logit is not looked up.
         unsafe { self.device.launch(&kernel, grid, &mut arguments) }?;
         Ok(losses.into_tensor())
-    }
-
-    /// So few that every multiprocessor gets blocks several times.
-    fn rows_of_blocks(&self, rows: usize, parts: usize) -> usize {
-        const BLOCKS_AT_ONCE: usize = 4;
-        const TIMES: usize = 4;
-        let blocks = self.device.properties().num_multiprocessors as usize * BLOCKS_AT_ONCE * TIMES;
-        (rows * parts / blocks.max(1)).clamp(1, ROWS_OF_BLOCKS)
     }
 }
 

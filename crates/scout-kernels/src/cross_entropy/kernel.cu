@@ -1,8 +1,7 @@
 // From the logits of rows to their losses and, in place, to the gradient of the weighted losses. Where there are clusters
 // (9.0 and later) eight blocks share a row: together their shared memory holds all of it, so that it is read once and
 // written once, and they tell each other their sums. Elsewhere one block has the row and reads what does not fit
-// again. Blocks work on several rows, one after the other: as soon as a logit of one has been used for the last time, one
-// of the next is on its way to its place, so that memory is busy while numbers are worked out.
+// again. Each cluster has one row: with several, one after the other, clusters ended too far apart to be faster.
 #include "prelude.cuh"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -276,106 +275,95 @@ struct Summer {
     }
 };
 
-// What the blocks that share a row tell each other, of each of their warps. Two rows take turns, so that the next one's
-// may come while these are read.
+// What the blocks that share a row tell each other, of each of their warps.
 struct Told {
-    f32 largest[2][PARTS * WARPS], sum[2][PARTS * WARPS];
+    f32 largest[PARTS * WARPS], sum[PARTS * WARPS];
 
     // Those of all threads of all blocks.
-    __device__ __forceinline__ Powers of_row(Powers powers, u32 place, u32 turn) {
+    __device__ __forceinline__ Powers of_row(Powers powers, u32 place) {
         const f32 of_warp = largest_of_warp(powers.largest);
         const f32 sum_here = sum_of_warp(powers.sum * expf(powers.largest - of_warp));
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         if (lane < PARTS) {
-            store_in_part(&largest[turn][place * WARPS + warp], lane, of_warp);
-            store_in_part(&sum[turn][place * WARPS + warp], lane, sum_here);
+            store_in_part(&largest[place * WARPS + warp], lane, of_warp);
+            store_in_part(&sum[place * WARPS + warp], lane, sum_here);
         }
         arrive();
         wait();
         powers = {__uint_as_float(LOWEST), 0.0f};
         for (u32 i = lane; i < PARTS * WARPS; i += 32) {
-            powers.largest = fmaxf(powers.largest, largest[turn][i]);
+            powers.largest = fmaxf(powers.largest, largest[i]);
         }
         powers.largest = largest_of_warp(powers.largest);
         for (u32 i = lane; i < PARTS * WARPS; i += 32) {
-            powers.sum += sum[turn][i] * expf(largest[turn][i] - powers.largest);
+            powers.sum += sum[i] * expf(largest[i] - powers.largest);
         }
         powers.sum = sum_of_warp(powers.sum);
         return powers;
     }
 };
 
-// The gradient of the logits takes their place where `weights` are given. Rows begin at multiples of 16 bytes. The blocks
-// that share a row work on `rows_of_blocks` of them.
+// The gradient of the logits takes their place where `weights` are given. Rows begin at multiples of 16 bytes.
 template <typename E>
-__device__ __forceinline__ void losses_of_rows(
-    E* logits, const u32* __restrict__ targets, const f32* __restrict__ weights, f32* __restrict__ losses, u32 num_rows,
-    u32 vocabulary, u32 leading, u32 kept, u32 rows_of_blocks) {
+__device__ __forceinline__ void loss_of_row(
+    E* logits, const u32* __restrict__ targets, const f32* __restrict__ weights, f32* __restrict__ losses,
+    u32 vocabulary, u32 leading, u32 kept) {
     constexpr u32 COUNT = Lanes<E>::COUNT;
     __shared__ Told told;
     // Nobody writes to a block that has not begun.
     arrive();
-    const u32 place = blockIdx.x % PARTS;
+    const u32 place = blockIdx.x % PARTS, index = blockIdx.x / PARTS;
     const Share<E> part(place, vocabulary, kept);
-    u32 index = blockIdx.x / PARTS * rows_of_blocks;
-    const u32 end = min(num_rows, index + rows_of_blocks);
-    E* row = logits + u64(index) * leading;
+    E* const row = logits + u64(index) * leading;
     for (u32 chunk = 0; chunk < part.num_chunks; ++chunk) {
         part.begin(row, chunk);
     }
     wait();
-    for (; index < end; ++index, row += leading) {
-        const u32 target = targets[index], its_vector = target / COUNT;
-        // The thread that reads and writes the target's logit.
-        const bool has_target = target < vocabulary && its_vector >= part.first && its_vector < part.end &&
-                                part.is_of_thread(its_vector);
-        const f32 target_logit = has_target ? to_f32(row[target]) : not_a_number();
-        const f32 weight = weights == nullptr ? 0.0f : weights[index];
-        Summer<E> summer;
-        const auto see = [&](const auto& some, u32) { summer.see(some); };
-        for (u32 chunk = 0; chunk < part.num_chunks; ++chunk) {
-            wait_for_all_but(part.num_chunks - 1 - chunk);
-            part.for_each(chunk, see);
-        }
-        part.for_each_of_others(row, see);
-        const Powers powers = told.of_row(summer.powers, place, index % 2);
-        if (has_target || (target >= vocabulary && place == 0 && threadIdx.x == 0)) {
-            losses[index] = logf(powers.sum) + powers.largest - target_logit;
-        }
-        const f32 factor = weight / powers.sum;
-        const auto write = [&](const auto& some, u32 first) {
+    const u32 target = targets[index], its_vector = target / COUNT;
+    // The thread that reads and writes the target's logit.
+    const bool has_target = target < vocabulary && its_vector >= part.first && its_vector < part.end &&
+                            part.is_of_thread(its_vector);
+    const f32 target_logit = has_target ? to_f32(row[target]) : not_a_number();
+    const f32 weight = weights == nullptr ? 0.0f : weights[index];
+    Summer<E> summer;
+    const auto see = [&](const auto& some, u32) { summer.see(some); };
+    for (u32 chunk = 0; chunk < part.num_chunks; ++chunk) {
+        wait_for_all_but(part.num_chunks - 1 - chunk);
+        part.for_each(chunk, see);
+    }
+    part.for_each_of_others(row, see);
+    const Powers powers = told.of_row(summer.powers, place);
+    if (has_target || (target >= vocabulary && place == 0 && threadIdx.x == 0)) {
+        losses[index] = logf(powers.sum) + powers.largest - target_logit;
+    }
+    if (weights == nullptr) {
+        return;
+    }
+    const f32 factor = weight / powers.sum;
+    const auto write = [&](const auto& some, u32 first) {
 #pragma unroll
-            for (u32 i = 0; i < sizeof(some) / sizeof(uint4); ++i) {
-                Lanes<E> x = unpack(some.at[i]);
+        for (u32 i = 0; i < sizeof(some) / sizeof(uint4); ++i) {
+            Lanes<E> x = unpack(some.at[i]);
 #pragma unroll
-                for (u32 j = 0; j < COUNT; ++j) {
-                    x.at[j] = factor * power<E>(x.at[j], powers.largest);
-                }
-                store(row + u64(first + i * THREADS) * COUNT, x);
+            for (u32 j = 0; j < COUNT; ++j) {
+                x.at[j] = factor * power<E>(x.at[j], powers.largest);
             }
-        };
-        for (u32 chunk = 0; chunk < part.num_chunks; ++chunk) {
-            if (weights != nullptr) {
-                part.for_each(chunk, write);
-            }
-            if (index + 1 < end) {
-                part.begin(row + leading, chunk);
-            }
+            store(row + u64(first + i * THREADS) * COUNT, x);
         }
-        if (weights != nullptr) {
-            part.for_each_of_others(row, write);
-        }
-        if (weights != nullptr && has_target) {
-            row[target] = from_f32<E>(factor * power<E>(target_logit, powers.largest) - weight);
-        }
+    };
+    for (u32 chunk = 0; chunk < part.num_chunks; ++chunk) {
+        part.for_each(chunk, write);
+    }
+    part.for_each_of_others(row, write);
+    if (has_target) {
+        row[target] = from_f32<E>(factor * power<E>(target_logit, powers.largest) - weight);
     }
 }
 
 #define KERNELS(E)                                                                                                     \
     extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 4) cross_entropy_##E(                            \
-        E* logits, const u32* targets, const f32* weights, f32* losses, u32 num_rows, u32 vocabulary, u32 leading,     \
-        u32 kept, u32 rows_of_blocks) {                                                                                \
-        losses_of_rows<E>(logits, targets, weights, losses, num_rows, vocabulary, leading, kept, rows_of_blocks);      \
+        E* logits, const u32* targets, const f32* weights, f32* losses, u32 vocabulary, u32 leading, u32 kept) {       \
+        loss_of_row<E>(logits, targets, weights, losses, vocabulary, leading, kept);                                   \
     }
 
 KERNELS(f32)

@@ -83,23 +83,19 @@ __device__ __forceinline__ void store(f32* to, const Lanes<f32>& lanes) {
     *reinterpret_cast<uint4*>(to) = raw;
 }
 
-__device__ __forceinline__ Packed<bf16> pack(const Lanes<bf16>& lanes) {
+__device__ __forceinline__ void store(bf16* to, const Lanes<bf16>& lanes) {
     u32 words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         // The instruction's first operand becomes the upper half.
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(lanes.at[2 * i + 1]), "f"(lanes.at[2 * i]));
     }
-    Packed<bf16> packed;
-    packed.raw.x = words[0];
-    packed.raw.y = words[1];
-    packed.raw.z = words[2];
-    packed.raw.w = words[3];
-    return packed;
-}
-
-__device__ __forceinline__ void store(bf16* to, const Lanes<bf16>& lanes) {
-    *reinterpret_cast<uint4*>(to) = pack(lanes).raw;
+    uint4 raw;
+    raw.x = words[0];
+    raw.y = words[1];
+    raw.z = words[2];
+    raw.w = words[3];
+    *reinterpret_cast<uint4*>(to) = raw;
 }
 
 // Whether rows of `width` elements, the first of them at `address`, all begin at multiples of 16.

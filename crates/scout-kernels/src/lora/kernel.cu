@@ -186,7 +186,9 @@ struct Columns {
                 load(factors[tile], column, column < count ? rank : 0);
             }
         };
-        if (!transposed) {
+        if (!transposed && is_aligned(wide, count) && first + COLUMNS_OF_WARP <= count) {
+            load_in_vectors(wide + first + n / 2 * 8, count, rank);
+        } else if (!transposed) {
             for_each_tile([&](auto& tile, u32 column, u32 up_to) { tile.load_singly(wide + column, count, k, up_to); });
         } else if (are_pairs(wide, rank, rank)) {
             for_each_tile([&](auto& tile, u32 column, u32 up_to) {
@@ -196,6 +198,29 @@ struct Columns {
             for_each_tile([&](auto& tile, u32 column, u32 up_to) {
                 tile.load_singly(wide + u64(column) * rank, 1, k, up_to);
             });
+        }
+    }
+
+    // Of a factor that is not transposed: a vector of 8 columns has those of four tiles, for this thread and its neighbour.
+    __device__ __forceinline__ void load_in_vectors(const bf16* from, u64 count, u32 rank) {
+        const u32 k = threadIdx.x % 4 * 2, halves = threadIdx.x / 4 % 2 == 0 ? 0x5410 : 0x7632;
+#pragma unroll
+        for (u32 step = 0; step < STEPS; ++step) {
+#pragma unroll
+            for (u32 group = 0; group < GROUPS; ++group) {
+                uint4 rows[2] = {};
+#pragma unroll
+                for (u32 i = 0; i < 2; ++i) {
+                    const u32 row = 8 * step + k + i;
+                    if (row < rank) {
+                        rows[i] = load_packed(from + row * count + group * 32).raw;
+                    }
+                }
+                factors[4 * group].of_step[step] = __byte_perm(rows[0].x, rows[1].x, halves);
+                factors[4 * group + 1].of_step[step] = __byte_perm(rows[0].y, rows[1].y, halves);
+                factors[4 * group + 2].of_step[step] = __byte_perm(rows[0].z, rows[1].z, halves);
+                factors[4 * group + 3].of_step[step] = __byte_perm(rows[0].w, rows[1].w, halves);
+            }
         }
     }
 
@@ -218,59 +243,26 @@ struct Columns {
     }
 };
 
-// Of a group's sums the vector that this thread has for the first or the second of its rows.
-__device__ __forceinline__ Lanes<bf16> vector_of(const f32 (&sums)[TILES][4], u32 group, u32 half, f32 scale) {
-    Lanes<bf16> lanes;
-#pragma unroll
-    for (u32 i = 0; i < 8; ++i) {
-        lanes.at[i] = scale * sums[4 * group + i / 2][2 * half + i % 2];
-    }
-    return lanes;
-}
-
-__device__ __forceinline__ u32 of_neighbour(u32 word) { return __shfl_xor_sync(0xffffffffu, word, 4); }
-
-// Writes two vectors of each thread, those of the first and of the second group, in whole lines of 128 bytes. Threads of
-// an even row have theirs at `y`. They give their second vector to those of the row below for the first one of these, so
-// that eight neighbours write the even row and then the odd one. For the odd row `y` is where its first is to go.
-__device__ __forceinline__ void store_lines(bf16* y, u64 width, Packed<bf16> first, Packed<bf16> second) {
-    const bool is_odd = threadIdx.x / 4 % 2 == 1;
-    const uint4 own = is_odd ? second.raw : first.raw, given = is_odd ? first.raw : second.raw;
-    uint4 taken;
-    taken.x = of_neighbour(given.x);
-    taken.y = of_neighbour(given.y);
-    taken.z = of_neighbour(given.z);
-    taken.w = of_neighbour(given.w);
-    *reinterpret_cast<uint4*>(y) = is_odd ? taken : own;
-    *reinterpret_cast<uint4*>(y + width) = is_odd ? own : taken;
-}
-
-// Writes a thread's sums of 16 rows and 64 columns, all of which exist, in whole vectors.
+// Writes a thread's sums of 16 rows and 64 columns, all of which exist, in whole vectors; `residual` lies like `y`.
 template <bool HAS_RESIDUAL>
 __device__ __forceinline__ void store_vectors(
-    bf16* y, const bf16* residual, u64 width, const f32 (&sums)[TILES][4], f32 scale) {
-    static_assert(GROUPS == 2, "a line has two groups");
+    bf16* y, const bf16* residual, u64 eight_rows, const f32 (&sums)[TILES][4], f32 scale) {
     Packed<bf16> beside[2][GROUPS];
 #pragma unroll
     for (u32 i = 0; HAS_RESIDUAL && i < 2 * GROUPS; ++i) {
-        beside[i / GROUPS][i % GROUPS] = load_packed(residual + i / GROUPS * 8 * width + i % GROUPS * 32);
+        beside[i / GROUPS][i % GROUPS] = load_packed(residual + i / GROUPS * eight_rows + i % GROUPS * 32);
     }
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
-        Packed<bf16> vectors[GROUPS];
 #pragma unroll
         for (u32 group = 0; group < GROUPS; ++group) {
-            Lanes<bf16> total = vector_of(sums, group, half, scale);
-            if constexpr (HAS_RESIDUAL) {
-                const Lanes<bf16> more = unpack(beside[half][group]);
+            Lanes<bf16> total = HAS_RESIDUAL ? unpack(beside[half][group]) : Lanes<bf16>{};
 #pragma unroll
-                for (u32 i = 0; i < 8; ++i) {
-                    total.at[i] += more.at[i];
-                }
+            for (u32 i = 0; i < 8; ++i) {
+                total.at[i] += scale * sums[4 * group + i / 2][2 * half + i % 2];
             }
-            vectors[group] = pack(total);
+            store(y + half * eight_rows + group * 32, total);
         }
-        store_lines(y + half * 8 * width, width, vectors[0], vectors[1]);
     }
 }
 
@@ -315,28 +307,35 @@ struct Rows {
     }
 };
 
-// Writes a warp's part of a block, all of whose rows and columns exist and are made of whole vectors. Reads what several
-// sixteens of rows need at once, before it waits.
+// Writes a warp's part of a block, all of whose rows and columns exist and are made of whole vectors. What the next rows
+// need is on its way while these are written.
 template <u32 STEPS, bool HAS_RESIDUAL>
 __device__ __forceinline__ void write_vectors(
     bf16* y, const bf16* residual, u64 width, const Columns<STEPS>& columns, const Rows& narrow, bool in_pairs,
     f32 scale) {
-    constexpr u32 AT_ONCE = STEPS <= 2 ? 4 : STEPS <= 4 ? 2 : 1;
-    y = threadIdx.x / 4 % 2 == 1 ? y - width + 32 : y;
+    constexpr u32 AT_ONCE = STEPS <= 3 ? 2 : 1;
+    Pairs<STEPS> rows[AT_ONCE][2];
+#pragma unroll
+    for (u32 i = 0; i < AT_ONCE; ++i) {
+        narrow.load(i, in_pairs, rows[i]);
+    }
 #pragma unroll 1
-    for (u32 first = 0; first < ROWS / 16; first += AT_ONCE) {
-        Pairs<STEPS> rows[AT_ONCE][2];
+    for (u32 sixteen = 0; sixteen < ROWS / 16; sixteen += AT_ONCE) {
+        Pairs<STEPS> next[AT_ONCE][2];
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; ++i) {
-            narrow.load(first + i, in_pairs, rows[i]);
+            // Behind the last row there are zeros.
+            narrow.load(sixteen + AT_ONCE + i, in_pairs, next[i]);
         }
 #pragma unroll
         for (u32 i = 0; i < AT_ONCE; ++i) {
             f32 sums[TILES][4];
             columns.multiply(rows[i], sums);
-            store_vectors<HAS_RESIDUAL>(y, residual, width, sums, scale);
+            store_vectors<HAS_RESIDUAL>(y, residual, 8 * width, sums, scale);
             y += 16 * width;
             residual += HAS_RESIDUAL ? 16 * width : 0;
+            rows[i][0] = next[i][0];
+            rows[i][1] = next[i][1];
         }
     }
 }

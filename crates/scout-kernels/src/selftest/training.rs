@@ -67,6 +67,8 @@ fn cross_entropy_all_forms(check: &mut Check) -> Result<()> {
             compare_losses(check, dtype, shape, true)?;
         }
         compare_losses(check, dtype, [33, 64, 202_048], false)?;
+        // Several rows for the same blocks, fewer for the last, and a vocabulary that ends within a vector.
+        compare_losses(check, dtype, [1203, 16, 12_301], false)?;
         // More than the shared memory of eight blocks holds.
         compare_losses(check, dtype, [2, 2, 1_000_003], false)?;
     }
