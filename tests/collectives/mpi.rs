@@ -193,7 +193,9 @@ fn a_rank_that_gives_up_leaves_with_its_code_while_mpi_still_waits() {
         }
         let error = comm.barrier().unwrap_err();
         comm.abort(&error.to_string());
-        eprintln!("error: {error}");
+        // In one piece: two ranks say it at once, and mpirun mixes their pieces.
+        let line = format!("error: {error}\n");
+        eprint!("{line}");
         drop(comm);
         leave(error.exit_code())
     });

@@ -127,9 +127,21 @@ fn has_hole(sentence: &str) -> bool {
 
 /// What a run says before anything went wrong: notes and the plan.
 fn is_opening(line: &str) -> bool {
-    ["note: ", "model  ", "trained  ", "ranks  ", "memory  ", "     ", "steps  ", "read "]
-        .iter()
-        .any(|w| line.starts_with(w))
+    [
+        "scout-dist ",
+        "note: ",
+        "model  ",
+        "trained  ",
+        "ranks  ",
+        "computing  ",
+        "memory  ",
+        "activations of ",
+        "     ",
+        "steps  ",
+        "read ",
+    ]
+    .iter()
+    .any(|w| line.starts_with(w))
 }
 
 #[test]

@@ -132,14 +132,14 @@ fn a_wish_that_cannot_be_met_is_one_clear_error() {
         case("CUDA where there is none", 69, &["device", "cuda", "`device: cpu`", "driver"], |p| {
             p.set("device", "cuda")
         }),
-        case("less memory than is needed", 69, &["64.00 MiB", "do not fit", "device_memory"], |p| {
-            p.set("device_memory", "64MiB")
+        case("less memory than is needed", 69, &["512.00 KiB", "do not fit", "device_memory"], |p| {
+            p.set("device_memory", "512KiB")
         }),
-        case("a plan for less memory than is needed", 69, &["64.00 MiB", "do not fit"], |_| {}).on(&[
+        case("a plan for less memory than is needed", 69, &["512.00 KiB", "do not fit"], |_| {}).on(&[
             "plan",
             "run.yaml",
             "--device-memory",
-            "64MiB",
+            "512KiB",
         ]),
         case("a result that is there already", 78, &["`run` is not empty", "overwrite_output_dir"], |p| {
             p.make_folder("run");
