@@ -11,7 +11,8 @@ fn main() {
     let commit = is_ours.then(|| git(&["rev-parse", "--short=12", "HEAD"])).flatten();
     if commit.is_some() {
         let branch = git(&["symbolic-ref", "--quiet", "HEAD"]);
-        for name in ["HEAD", "packed-refs"].into_iter().chain(branch.as_deref()) {
+        // The log of HEAD grows with every commit, also where the branch has no file of its own.
+        for name in ["HEAD", "logs/HEAD", "packed-refs"].into_iter().chain(branch.as_deref()) {
             let path = git(&["rev-parse", "--git-path", name]);
             // Cargo would build again and again for a file that is not there.
             if let Some(path) = path.filter(|path| Path::new(path).exists()) {

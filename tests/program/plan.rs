@@ -48,7 +48,7 @@ fn scout_is_planned_by_its_name_alone() {
     folder.write(
         "scout.yaml",
         "model_name_or_path: meta-llama/Llama-4-Scout-17B-16E-Instruct\ndataset: identity,alpaca_en_demo\n\
-         template: llama4\nlora_target: all\noutput_dir: run\nper_device_train_batch_size: 1\n",
+         template: llama4\nlora_target: all\noutput_dir: run\nper_device_train_batch_size: 1\ndevice: cpu\n",
     );
     // Scout's shape, matrix by matrix.
     let (vocab, hidden, width, heads, kv_heads, head, experts) = (202_048_u64, 5120, 8192, 40, 8, 128, 16);

@@ -1,4 +1,5 @@
-//! What a rank's collectives have come to so far. Backends write it; the control plane reads it.
+//! What a rank's collectives have come to so far. Backends write it; the control plane reads it,
+//! and writes how long a wait may last.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

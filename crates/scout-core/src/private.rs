@@ -22,8 +22,8 @@ pub enum NotPrivate {
     Open {
         path: PathBuf,
         problem: String,
-        /// What `chmod` is told to mend it.
-        mode: u32,
+        /// What `chmod` is told to mend it; none where it is of another kind, which no mode mends.
+        mode: Option<u32>,
     },
 }
 
@@ -43,16 +43,17 @@ pub fn expect_private_file(file: &File, path: &Path) -> Result<(), NotPrivate> {
 
 fn expect(path: &Path, about: &Metadata, (kind, is_kind): (&str, bool), mode: u32) -> Result<(), NotPrivate> {
     let (uid, found) = (geteuid().as_raw(), about.mode() & 0o7777);
-    let problem = if !is_kind {
-        format!("is no {kind}")
-    } else if about.uid() != uid {
+    if !is_kind {
+        return Err(NotPrivate::Open { path: path.to_path_buf(), problem: format!("is no {kind}"), mode: None });
+    }
+    let problem = if about.uid() != uid {
         format!("belongs to user {}, expected {uid}", about.uid())
     } else if found & 0o077 != 0 {
         format!("is open to other users (mode {found:03o}), expected {mode:o}")
     } else {
         return Ok(());
     };
-    Err(NotPrivate::Open { path: path.to_path_buf(), problem, mode })
+    Err(NotPrivate::Open { path: path.to_path_buf(), problem, mode: Some(mode) })
 }
 
 impl NotPrivate {
@@ -70,7 +71,8 @@ impl NotPrivate {
     pub fn hint(&self) -> Option<String> {
         match self {
             NotPrivate::Unseen { .. } => None,
-            NotPrivate::Open { path, mode, .. } => {
+            NotPrivate::Open { mode: None, .. } => Some("choose another".to_string()),
+            NotPrivate::Open { path, mode: Some(mode), .. } => {
                 Some(format!("own it and run `chmod {mode:o} {}`, or choose another", path.display()))
             }
         }

@@ -9,7 +9,7 @@ use scout_core::{LoraModule, Projection};
 use scout_device::Tensor;
 use scout_kernels::lora::{DropoutKey, Side};
 use scout_kernels::matmul::Columns;
-use scout_kernels::{lora, matmul, rows};
+use scout_kernels::{lora, matmul};
 
 use crate::error::Result;
 use crate::lora::{Factor, Input, LoraGradients};
@@ -65,20 +65,11 @@ impl<'a> Stack<'a> {
         Ok(Narrow(Some(matmul::side_by_side_nt(&pairs)?)))
     }
 
-    /// What a projection is without its weight: what its adapter adds, and `residual`. Nothing where there is neither.
-    pub fn part(
-        &self,
-        projection: Projection,
-        narrow: &Narrow,
-        residual_TO: Option<&Tensor>,
-    ) -> Result<Option<Tensor>> {
-        match (self.member(projection), &narrow.0) {
-            (Some(member), Some(narrow_TR)) => {
-                let b = self.pass.lora.factor(member.index, Factor::B)?;
-                Ok(Some(lora::product_nt(member.columns(narrow_TR), &b, self.scale(), residual_TO)?))
-            }
-            _ => Ok(residual_TO.map(rows::copy).transpose()?),
-        }
+    /// What a projection is without its weight. Nothing where it has no adapter.
+    pub fn part(&self, projection: Projection, narrow: &Narrow) -> Result<Option<Tensor>> {
+        let (Some(member), Some(narrow_TR)) = (self.member(projection), &narrow.0) else { return Ok(None) };
+        let b = self.pass.lora.factor(member.index, Factor::B)?;
+        Ok(Some(lora::product_nt(member.columns(narrow_TR), &b, self.scale(), None)?))
     }
 
     /// The parts of two projections of `width` columns each, side by side.

@@ -6,7 +6,7 @@ use scout_core::{Projection, UnitId};
 use scout_device::{Tensor, UnitSource, UnitWeights};
 use scout_kernels::attention::{Attended, QkvGradients, Segments};
 use scout_kernels::qk_position::{Placed, Position};
-use scout_kernels::{attention, matmul, qk_position, rms_norm};
+use scout_kernels::{attention, lora, matmul, qk_position, rms_norm, rows};
 
 use crate::adapted::{Narrow, Stack};
 use crate::error::Result;
@@ -72,7 +72,7 @@ impl AttentionBlock {
         let qkv = Stack::of(pass, self.layer_index, Input::Attention);
         let narrow_qkv = qkv.narrow(&normed.y)?;
         let project = |projection, index| -> Result<Tensor> {
-            let part = qkv.part(projection, &narrow_qkv, None)?;
+            let part = qkv.part(projection, &narrow_qkv)?;
             Ok(matmul::add_nt(part, &normed.y, &unit.param(index)?)?)
         };
         let q = self.heads(&project(Projection::Q, param::Q)?, self.num_heads)?;
@@ -94,11 +94,19 @@ impl AttentionBlock {
         Ok(Inner { inverse_rms_T: normed.inverse_rms, q, k, v_Thd, attended, narrow_qkv, narrow_o })
     }
 
-    /// The output projection, onto `residual` if there is one.
+    /// The output projection, onto `residual` if there is one. What an adapter adds must meet the product first: in bf16 it
+    /// would be rounded away beside a residual, which is much larger.
     fn output(&self, unit: &UnitWeights, inner: &Inner, residual_TD: Option<&Tensor>, pass: &Pass) -> Result<Tensor> {
         let o = Stack::of(pass, self.layer_index, Input::Context);
-        let part = o.part(Projection::O, &inner.narrow_o, residual_TD)?;
-        Ok(matmul::add_nt(part, &self.joined(&inner.attended.context)?, &unit.param(param::O)?)?)
+        let (begun_TD, residual_TD) = match o.part(Projection::O, &inner.narrow_o)? {
+            Some(part_TD) => (Some(part_TD), residual_TD),
+            None => (residual_TD.map(rows::copy).transpose()?, None),
+        };
+        let y_TD = matmul::add_nt(begun_TD, &self.joined(&inner.attended.context)?, &unit.param(param::O)?)?;
+        Ok(match residual_TD {
+            Some(residual_TD) => lora::add_delta(y_TD, residual_TD, 1.0)?,
+            None => y_TD,
+        })
     }
 
     /// The gradient of the block's input, given that of its output.

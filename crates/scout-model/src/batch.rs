@@ -82,8 +82,7 @@ impl Batch {
         })
     }
 
-    /// The same batch where it is to be computed. To a GPU all copies are queued, and the host does not stop; from host to
-    /// host nothing is copied.
+    /// The same batch where it is to be computed. To a GPU all copies are queued; from host to host nothing is copied.
     pub fn to_device(&self, device: &Device) -> Result<Batch> {
         let send = |tensor: &Tensor| match device {
             Device::Cpu => Ok(tensor.clone()),

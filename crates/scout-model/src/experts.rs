@@ -67,7 +67,7 @@ impl ExpertsBlock {
         let hidden_TF = swiglu::forward(&shared.gate_up)?;
         let down = Stack::of(pass, self.layer_index, Input::SharedHidden);
         let narrow_shared_down = down.narrow(&hidden_TF)?;
-        let part = down.part(Projection::SharedDown, &narrow_shared_down, None)?;
+        let part = down.part(Projection::SharedDown, &narrow_shared_down)?;
         let shared_TD = matmul::add_nt(part, &hidden_TF, &unit.param(param::DOWN)?)?;
         drop(unit);
 

@@ -94,7 +94,7 @@ impl AdapterState {
         })
     }
 
-    /// The whole adapter on the host, module by module; on the host with padding at its end.
+    /// The whole adapter on the host, as its layout says; on the host with padding at its end.
     pub fn values(&self) -> Result<Cow<'_, [f32]>> {
         Ok(match &self.numbers {
             Numbers::Host(host) => Cow::Borrowed(host.flat.f32s()?),

@@ -106,7 +106,7 @@ fn checked_style(files: &ModelFolder, model: &ModelConfig) -> Result<NameStyle> 
 }
 
 impl RunPlan {
-    /// Derives everything. `rows` and `updates_per_epoch` are known once the data is; `start` is the adapter that
+    /// Derives everything. `data` is known once the data is read; `start` is the adapter that
     /// training goes on from, whose rank and targets win over the configuration's.
     pub fn resolve(
         config: &RunConfig,

@@ -113,8 +113,11 @@ fn beyond_registers(lines: &str, permitted: usize) -> Vec<String> {
     let mut num_functions = 0;
     while let Some(line) = lines.next() {
         let Some((_, function)) = line.split_once("Function properties for ") else { continue };
-        let Some(bytes) = lines.next().and_then(|line| number_before(line, " bytes stack frame")) else { continue };
         num_functions += 1;
+        let Some(bytes) = lines.next().and_then(|line| number_before(line, " bytes stack frame")) else {
+            findings.push(format!("the assembler does not say what `{function}` keeps in local memory"));
+            continue;
+        };
         if bytes > permitted {
             findings.push(format!(
                 "a thread of `{function}` keeps {bytes} bytes in local memory, expected {permitted}: make it work in \

@@ -60,8 +60,8 @@ struct Gemm {
     #[arg(long)]
     json: Option<PathBuf>,
     /// How long one of the products runs without pause at the end
-    #[arg(long, default_value_t = 10.0)]
-    seconds: f64,
+    #[arg(long, default_value = "10", value_parser = seconds)]
+    seconds: Duration,
 }
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
@@ -71,6 +71,16 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         What::Kernels(on) => kernels(&open(on)?),
         What::Attention(on) => attention(&open(on)?),
         What::Experts(on) => experts(&open(on)?),
+    }
+}
+
+/// A time on the command line, ten minutes at most.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_string())?;
+    if (0.0..=600.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("expected 0 to 600 seconds".to_string())
     }
 }
 
@@ -167,8 +177,7 @@ fn gemm(device: &Arc<CudaDevice>, gemm: &Gemm) -> anyhow::Result<ExitCode> {
         "product", "m", "n", "k", "of", "rested: TFLOP/s", "steady: TFLOP/s", "SM clock", "power"
     ))?;
     let mut told = Ok(());
-    let sustained = Duration::from_secs_f64(gemm.seconds.clamp(0.0, 600.0));
-    let rates = rates::products(device, sustained, |rate| {
+    let rates = rates::products(device, gemm.seconds, |rate| {
         told = std::mem::replace(&mut told, Ok(())).and_then(|()| print(&line(rate)));
     });
     let rates = rates.map_err(TrainError::from)?;

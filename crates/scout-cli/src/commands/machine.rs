@@ -70,8 +70,8 @@ pub fn hardware(config: &RunConfig, world_size: usize) -> (Hardware, Option<Stri
     match Device::choose(wish(config.device.device), &options) {
         Ok(Device::Cpu) => (world_size.into(), None),
         Ok(Device::Cuda(gpu)) => {
-            let free = gpu.context().memory().map_or(gpu.properties().memory, |(free, _)| free);
-            (on_gpu(Room::ForAll(without(free, LEFT_TO_LIBRARIES))), None)
+            // All of it: what others use of it now says nothing about the run that is planned.
+            (on_gpu(Room::ForAll(without(gpu.properties().memory, LEFT_TO_LIBRARIES))), None)
         }
         Err(_) if is_told => (on_gpu(Room::Unknown), None),
         Err(error) => {

@@ -47,13 +47,18 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         config_arguments.overrides.push(format!("device_memory={memory}"));
     }
     let loaded = load(&config_arguments)?;
+    // A model that is not there is told before a GPU is asked for anything.
+    let source = ModelSource::find(&loaded.config, true)?;
     let (hardware, note) = hardware(&loaded.config, usize::from(arguments.world));
-    let (plan, unknown) = resolve(&loaded.config, hardware)?;
+    let (plan, unknown) = resolve(&loaded.config, source, hardware)?;
+    let notes: Vec<&String> = loaded.notes.iter().chain(&note).collect();
     if arguments.json {
-        print(&serde_json::to_string_pretty(&as_json(&plan))?)?;
+        let mut json = as_json(&plan);
+        json["notes"] = json!(notes);
+        print(&serde_json::to_string_pretty(&json)?)?;
         return Ok(ExitCode::Success);
     }
-    for note in loaded.notes.iter().chain(&note) {
+    for note in notes {
         print(&format!("note: {note}"))?;
     }
     for line in summary(&plan).into_iter().chain(unit_table(&plan)).chain(gathering(&plan)) {
@@ -67,8 +72,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// The plan, and why its steps are unknown if they are: data that is not there is no obstacle to planning, data that
 /// is there and wrong is.
-fn resolve(config: &RunConfig, hardware: Hardware) -> Result<(RunPlan, Option<String>), TrainError> {
-    let source = ModelSource::find(config, true)?;
+fn resolve(
+    config: &RunConfig,
+    source: ModelSource,
+    hardware: Hardware,
+) -> Result<(RunPlan, Option<String>), TrainError> {
     if config.data.dataset.is_empty() {
         return Ok((
             RunPlan::resolve(config, source, hardware, None, None)?,

@@ -50,13 +50,6 @@ impl Documents {
         Ok(Documents { shape, num_tokens, index: device.send(&values)? })
     }
 
-    /// The same at once. Stops the host until all work queued before is done: for tests.
-    pub fn upload_now(index: &DocumentIndex, device: &Arc<CudaDevice>) -> Result<Documents> {
-        let mut buffer = device.buffer(DType::U32, [index.values().len()])?;
-        buffer.write_bytes(bytemuck::cast_slice(index.values()))?;
-        Ok(Documents::new(index, buffer))
-    }
-
     fn new(index: &DocumentIndex, buffer: DeviceBuffer) -> Documents {
         Documents { shape: *index.shape(), num_tokens: index.num_tokens(), index: buffer.into_tensor() }
     }

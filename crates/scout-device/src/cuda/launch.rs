@@ -32,7 +32,6 @@ pub enum Argument<'a> {
     Numbers(&'a [u32]),
     U32(u32),
     U64(u64),
-    I32(i32),
     F32(f32),
 }
 
@@ -41,7 +40,7 @@ impl Argument<'_> {
         match self {
             Argument::In(_) | Argument::Part(..) | Argument::Out(_) | Argument::OutPart(..) | Argument::InOut(..) => 8,
             Argument::Nothing | Argument::U64(_) => 8,
-            Argument::U32(_) | Argument::I32(_) | Argument::F32(_) => 4,
+            Argument::U32(_) | Argument::F32(_) => 4,
             Argument::Map(map) => size_of_val(map.words()),
             Argument::Numbers(numbers) => size_of_val(*numbers),
         }
@@ -137,7 +136,6 @@ impl CudaDevice {
                 }
                 Argument::U64(value) => words.push(*value),
                 Argument::U32(value) => words.push(u64::from(*value)),
-                Argument::I32(value) => words.push(u64::from(value.cast_unsigned())),
                 Argument::F32(value) => words.push(u64::from(value.to_bits())),
             }
         }

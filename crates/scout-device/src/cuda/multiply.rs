@@ -79,7 +79,7 @@ impl CudaDevice {
     }
 
     /// As [`CudaDevice::multiply`], on another stream.
-    pub fn multiply_on(
+    fn multiply_on(
         &self,
         stream: &Arc<Stream>,
         [a, b]: [Factor; 2],

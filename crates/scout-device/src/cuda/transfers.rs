@@ -48,21 +48,24 @@ impl Tensor {
 }
 
 impl CudaDevice {
-    /// The same elements, f32 or u32, on the GPU. Queues the copy on the compute stream and does not wait.
+    /// The same elements, f32 or u32, on the GPU. Queues the copy on the compute stream; waits only where
+    /// many copies before it are still under way.
     pub fn send(self: &Arc<CudaDevice>, tensor: &Tensor) -> Result<Tensor> {
         let mut buffer = self.buffer(tensor.dtype(), tensor.shape().clone())?;
         let len = tensor.bytes().0 as usize;
         if len == 0 {
             return Ok(buffer.into_tensor());
         }
-        let (mut pinned, room) = self.uploads().take(self.context(), self.patience(), len)?;
-        let to = &mut pinned.bytes_mut()[..len];
-        match tensor.dtype() {
-            DType::F32 => to.copy_from_slice(bytemuck::cast_slice(&tensor.f32s()?)),
-            DType::U32 => to.copy_from_slice(bytemuck::cast_slice(&tensor.u32s()?)),
+        let mut upload = |from: &[u8]| -> Result<(Copying, usize)> {
+            let (mut pinned, room) = self.uploads().take(self.context(), self.patience(), len)?;
+            pinned.bytes_mut()[..len].copy_from_slice(from);
+            Ok((pinned.upload(&mut buffer, self.compute())?, room))
+        };
+        let (copying, room) = match tensor.dtype() {
+            DType::F32 => upload(bytemuck::cast_slice(&tensor.f32s()?))?,
+            DType::U32 => upload(bytemuck::cast_slice(&tensor.u32s()?))?,
             found => return Err(DeviceError::DType { what: "tensor to the GPU", found, expected: DType::F32 }),
-        }
-        let copying = pinned.upload(&mut buffer, self.compute())?;
+        };
         self.uploads().put(copying, room);
         Ok(buffer.into_tensor())
     }

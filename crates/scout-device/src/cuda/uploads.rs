@@ -14,8 +14,8 @@ use crate::Result;
 /// The least that one piece of pinned memory holds: the index of 65,536 documents, or 262,144 tokens.
 const ROOM: ByteCount = ByteCount(1 << 20);
 /// Pieces of one size, all made when the first is wanted: how far the host runs ahead differs from step to step, and
-/// none of them may ask the driver for memory.
-const PIECES: usize = 4;
+/// none of them may ask the driver for memory. A batch takes about ten, so that a few of them are ahead.
+const PIECES: usize = 32;
 
 /// Pinned memory by size.
 #[derive(Default)]

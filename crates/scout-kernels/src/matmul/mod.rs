@@ -78,7 +78,7 @@ pub fn side_by_side_nt(pairs: &[(Columns, &Tensor)]) -> Result<Tensor> {
 fn side_by_side(pairs: &[(Columns, &Tensor)], inner_of_b: Inner) -> Result<Tensor> {
     const WHAT: &str = "matmuls side by side";
     let Some(&(first, _)) = pairs.first() else {
-        return Err(check::refusal(WHAT, "found no factors, expected at least two".to_string()));
+        return Err(check::refusal(WHAT, "found no pair of factors, expected at least one".to_string()));
     };
     let (num_rows, _) = first.dims(WHAT)?;
     for &(a, b) in pairs {

@@ -1,5 +1,6 @@
 //! Where the time of steps goes: each kind of work with its share, how fast it is inside of the step, and how fast the
-//! same work is alone, repeated without pause in the same run.
+//! same work is alone, repeated without pause in the same run. Alone, products are cuBLASLt's one after the other, also
+//! those that a step computes in one launch of our own kernel.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,16 @@ pub struct Profile {
     time: Duration,
     reading: Option<Reading>,
     parts: Vec<Part>,
+}
+
+/// What the parts of a step are held against.
+pub struct Comparison {
+    /// Of the one batch that all steps have.
+    pub segments: Segments,
+    /// Query heads, key and value heads, size.
+    pub heads: [usize; 3],
+    /// How long each part runs alone.
+    pub at_least: Duration,
 }
 
 struct Part {
@@ -82,27 +93,22 @@ fn bytes(Product { problem, adds }: &Product) -> f64 {
 }
 
 impl Profile {
-    /// Runs products bound by arithmetic, and attention, again: each for `at_least`, with nothing beside it.
-    pub fn compare(
-        &mut self,
-        gpu: &Arc<CudaDevice>,
-        (segments, heads, num_layers): (&Segments, [usize; 3], usize),
-        at_least: Duration,
-    ) -> Result<(), TrainError> {
-        let attention = alone::attention(gpu, segments, heads, at_least)?;
-        let calls = (self.num_steps * num_layers) as u32;
+    /// Runs products bound by arithmetic, and attention, again, with nothing beside them.
+    pub fn compare(&mut self, gpu: &Arc<CudaDevice>, with: &Comparison) -> Result<(), TrainError> {
+        let attention = alone::attention(gpu, &with.segments, with.heads, with.at_least)?;
         for Part { share, bound, alone } in &mut self.parts {
-            let of_all = |one: Alone, times: u32| Alone { time: one.time * times, ..one };
+            let of_all = |one: Alone, times: f64| Alone { time: one.time.mul_f64(times), ..one };
             if share.name.starts_with("attention forward") {
-                *alone = Some(of_all(attention[0], calls));
+                *alone = Some(of_all(attention[0], share.calls as f64));
             } else if share.name.starts_with("attention backward") {
-                *alone = Some(of_all(attention[1], calls));
+                *alone = Some(of_all(attention[1], share.calls as f64));
             } else if matches!(bound, Bound::Arithmetic(_))
                 && share.time.as_secs_f64() > WORTH_REPEATING * self.time.as_secs_f64()
             {
-                // One step's products are as good as those of all steps.
-                let of_step = &share.products[..share.products.len() / self.num_steps];
-                *alone = Some(of_all(alone::products(gpu, of_step, at_least)?, self.num_steps as u32));
+                // All steps have the same batch, so one step's products are as good as all of them.
+                let of_step = &share.products[..share.products.len().div_ceil(self.num_steps)];
+                let times = share.products.len() as f64 / of_step.len() as f64;
+                *alone = Some(of_all(alone::products(gpu, of_step, with.at_least)?, times));
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use scout_core::ExitCode;
 use scout_device::Device;
 use scout_device::cuda::CudaDevice;
 use scout_kernels::attention::Segments;
+use scout_model::ModelConfig;
 use scout_telemetry::grouped;
 use scout_train::TrainError;
 use scout_train::machine::Machine;
@@ -16,7 +17,8 @@ use scout_train::plan::ModelSource;
 use scout_train::step_bench::{Routing, Row, StepBench, Timed, with_layers};
 use serde_json::json;
 
-use super::shares::{self, Profile};
+use super::seconds;
+use super::shares::{self, Comparison, Profile};
 use crate::build_info::COMMIT;
 use crate::commands::configuration::{ConfigArguments, load};
 use crate::commands::machine::machine;
@@ -51,11 +53,11 @@ pub struct Step {
     #[arg(long, value_enum, default_value = "balanced")]
     routing: RoutingName,
     /// How long steps are timed
-    #[arg(long, default_value_t = 10.0)]
-    seconds: f64,
+    #[arg(long, default_value = "10", value_parser = seconds)]
+    seconds: Duration,
     /// Then run each kind of work of the step again, alone and for so many seconds, to compare (on a GPU)
-    #[arg(long)]
-    compare: Option<f64>,
+    #[arg(long, value_parser = seconds)]
+    compare: Option<Duration>,
     /// Write the results to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -90,6 +92,7 @@ pub fn run(step: &Step) -> anyhow::Result<ExitCode> {
     let machine = machine(&config, &source.config, 1)?;
     let num_rows = step.batch.map_or(config.train.per_device_train_batch_size, |rows| rows as usize);
     let steps = rows(step, num_rows)?;
+    let comparison = step.compare.map(|at_least| comparison(&machine, &source.config, &steps, at_least)).transpose()?;
     let routing = match step.routing {
         RoutingName::Balanced => Routing::Balanced,
         RoutingName::Natural => Routing::Natural,
@@ -101,7 +104,7 @@ pub fn run(step: &Step) -> anyhow::Result<ExitCode> {
     for _ in 0..WARM_UP.max(bench.num_batches()) {
         bench.step()?;
     }
-    let outcome = time(&mut bench, &machine, Duration::from_secs_f64(step.seconds.clamp(0.0, 600.0)))?;
+    let outcome = time(&mut bench, &machine, step.seconds)?;
     for line in results(&outcome) {
         print(&line)?;
     }
@@ -109,7 +112,7 @@ pub fn run(step: &Step) -> anyhow::Result<ExitCode> {
         Device::Cpu => None,
         Device::Cuda(gpu) => {
             print(&format!("\n{}\n", gpu.account().table()))?;
-            let shares = shares(step, &mut bench, gpu, &steps)?;
+            let shares = shares(&mut bench, gpu, comparison.as_ref())?;
             shares.print()?;
             Some(shares.as_json())
         }
@@ -232,27 +235,40 @@ fn mean(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
     (count > 0).then(|| values.sum::<f64>() / count as f64)
 }
 
-/// As many more steps as make a profile, compared where that is asked for. The first batch stands for all.
-fn shares(step: &Step, bench: &mut StepBench, gpu: &Arc<CudaDevice>, steps: &[Vec<Row>]) -> anyhow::Result<Profile> {
-    let Some(seconds) = step.compare else {
-        return Ok(shares::profile(bench, gpu, Duration::ZERO)?);
-    };
+/// As many more steps as make a profile, compared where that is asked for.
+fn shares(bench: &mut StepBench, gpu: &Arc<CudaDevice>, with: Option<&Comparison>) -> Result<Profile, TrainError> {
+    let Some(with) = with else { return shares::profile(bench, gpu, Duration::ZERO) };
     let mut profile = shares::profile(bench, gpu, PROFILED)?;
-    let config = &bench.plan.source.config;
-    if let Some(row) = steps[0].iter().find(|row| row.num_tokens > config.attention_chunk_size) {
-        let found = format!("`--compare` found a row of {} tokens", row.num_tokens);
-        let message = format!("{found}, expected rows that fit into one chunk of attention");
-        return Err(Mistake { message, code: ExitCode::Usage, hint: None }.into());
+    profile.compare(gpu, with)?;
+    Ok(profile)
+}
+
+/// What `--compare` needs, looked for before anything runs.
+fn comparison(
+    machine: &Machine,
+    model: &ModelConfig,
+    steps: &[Vec<Row>],
+    at_least: Duration,
+) -> anyhow::Result<Comparison> {
+    let refuse = |problem: String| -> anyhow::Error {
+        Mistake { message: format!("`--compare` {problem}"), code: ExitCode::Usage, hint: None }.into()
+    };
+    if let Device::Cpu = machine.device {
+        return Err(refuse("works on a GPU only: `--device cuda`".to_string()));
+    }
+    let [rows] = steps else {
+        return Err(refuse(format!("found {} batches, expected one that all steps have: `--seq`", steps.len())));
+    };
+    if let Some(row) = rows.iter().find(|row| row.num_tokens > model.attention_chunk_size) {
+        let expected = "expected rows that fit into one chunk of attention";
+        return Err(refuse(format!("found a row of {} tokens, {expected}", row.num_tokens)));
     }
     let mut borders = vec![0];
-    for row in &steps[0] {
+    for row in rows {
         borders.push(borders[borders.len() - 1] + row.num_tokens as u32);
     }
     let segments = Segments::new(borders).map_err(TrainError::from)?;
-    let heads = [config.num_heads, config.num_kv_heads, config.head_dim];
-    let at_least = Duration::from_secs_f64(seconds.clamp(0.0, 60.0));
-    profile.compare(gpu, (&segments, heads, config.num_layers), at_least)?;
-    Ok(profile)
+    Ok(Comparison { segments, heads: [model.num_heads, model.num_kv_heads, model.head_dim], at_least })
 }
 
 fn as_json(
