@@ -8,4 +8,5 @@ mod documents;
 mod dropout;
 mod keep;
 mod reference;
+mod residual;
 mod rig;
