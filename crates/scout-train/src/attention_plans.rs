@@ -101,11 +101,12 @@ pub fn prepare(machine: &Machine, config: &ModelConfig, sizes: impl FnOnce() -> 
     let begun = Instant::now();
     let (mut num_shapes, mut scratch) = (0, ByteCount(0));
     for (shape, num_tokens) in sizes().shapes(config, gpu.sum_order())? {
+        scratch = scratch.max(attention.prepare_forward(&shape)?);
         // The others have a backward pass of our own.
         if dnn::backward_scratch(&shape, num_tokens) <= dnn::most_scratch(shape.sum_order()) {
-            scratch = attention.prepare(&shape, num_tokens)?.into_iter().fold(scratch, ByteCount::max);
-            num_shapes += 1;
+            scratch = scratch.max(attention.prepare_backward(&shape, num_tokens)?);
         }
+        num_shapes += 1;
     }
     Ok(Some(Made { num_shapes, took: begun.elapsed(), scratch }))
 }

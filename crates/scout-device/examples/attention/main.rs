@@ -134,7 +134,8 @@ impl Bench {
     fn compare(&self, heads: Heads, lengths: &[u32], sum_order: SumOrder) -> Result<u32> {
         let batch = self.batch(heads, lengths, sum_order)?;
         let begun = Instant::now();
-        let scratch = self.attention.prepare(batch.documents.shape(), batch.documents.num_tokens())?;
+        let (shape, num_tokens) = (batch.documents.shape(), batch.documents.num_tokens());
+        let scratch = [self.attention.prepare_forward(shape)?, self.attention.prepare_backward(shape, num_tokens)?];
         let prepared = begun.elapsed();
         let steady = self.device.steady_step();
         let attended = self.forward(&batch)?;

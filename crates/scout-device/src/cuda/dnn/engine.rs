@@ -25,13 +25,17 @@ impl Attention {
         Ok(Attention { runner: Mutex::new(Runner::new(*cudnn)?), context: context.clone() })
     }
 
-    /// Makes both plans for a shape, which takes a second or two, and answers the scratch memory that the passes take
-    /// for `num_tokens` tokens. Afterwards nothing is made or allocated any more.
-    pub fn prepare(&self, shape: &AttentionShape, num_tokens: usize) -> Result<[ByteCount; 2]> {
+    /// Makes the plan of the forward pass for a shape, which takes about a second, and answers the scratch memory that it
+    /// takes. Afterwards nothing is made or allocated any more.
+    pub fn prepare_forward(&self, shape: &AttentionShape) -> Result<ByteCount> {
         self.context.driver()?;
-        let mut runner = self.lock();
-        let bytes = [runner.forward_scratch(shape)?, runner.backward_scratch(shape, num_tokens)?];
-        Ok(bytes.map(|bytes| ByteCount(bytes as u64)))
+        Ok(ByteCount(self.lock().forward_scratch(shape)? as u64))
+    }
+
+    /// The same for the backward pass, whose scratch memory is that for `num_tokens` tokens.
+    pub fn prepare_backward(&self, shape: &AttentionShape, num_tokens: usize) -> Result<ByteCount> {
+        self.context.driver()?;
+        Ok(ByteCount(self.lock().backward_scratch(shape, num_tokens)? as u64))
     }
 
     pub(in crate::cuda) fn context(&self) -> &Arc<Context> {
