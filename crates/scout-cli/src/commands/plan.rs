@@ -1,5 +1,5 @@
 //! `plan`: what a run would do and need, from shapes, data and the number of ranks. Reads no weights and needs no GPU: one
-//! that is there is only asked for its memory, and only where the configuration does not tell it.
+//! that is there is only asked for its memory.
 
 use scout_config::RunConfig;
 use scout_core::{ByteCount, DType, ExitCode};

@@ -8,7 +8,6 @@ use super::device::CudaDevice;
 use super::memory::DeviceBuffer;
 use super::product::{FactorForm, Operands, Problem};
 use super::profile::{Effort, Product};
-use super::stream::Stream;
 use crate::tensor::Tensor;
 use crate::{DeviceError, Result};
 
@@ -69,24 +68,9 @@ impl CudaDevice {
     /// Queues `c = alpha·op(a)·op(b) + beta·c` on the compute stream, for a window of `c`. Factors are both bf16 or
     /// both f32; bf16 factors may have a bf16 or an f32 result; sums are f32. With beta 0, `c` is not read. A result
     /// without elements costs nothing.
-    pub fn multiply(&self, factors: [Factor; 2], result: (&mut DeviceBuffer, Window), scale: Scale) -> Result<()> {
-        let (problem, _) = describe(factors, result.0, result.1)?;
-        let what = || {
-            let product = Product { problem, adds: scale.beta != 0.0 };
-            (class_of(&product), Effort::Products(vec![product]))
-        };
-        self.profiler().time(self.compute(), what, || self.multiply_on(self.compute(), factors, result, scale))
-    }
-
-    /// As [`CudaDevice::multiply`], on another stream.
-    fn multiply_on(
-        &self,
-        stream: &Arc<Stream>,
-        [a, b]: [Factor; 2],
-        (c, window): (&mut DeviceBuffer, Window),
-        scale: Scale,
-    ) -> Result<()> {
+    pub fn multiply(&self, [a, b]: [Factor; 2], (c, window): (&mut DeviceBuffer, Window), scale: Scale) -> Result<()> {
         let (problem, operands) = describe([a, b], c, window)?;
+        let stream = self.compute();
         c.must_be_alone("matrix product on the GPU")?;
         for factor in [a, b] {
             let region = factor.tensor.region("matrix product on the GPU")?;
@@ -103,9 +87,14 @@ impl CudaDevice {
         if problem.k == 0 {
             return multiply_nothing(c, window, scale);
         }
+        let what = || {
+            let product = Product { problem, adds: scale.beta != 0.0 };
+            (class_of(&product), Effort::Products(vec![product]))
+        };
         // SAFETY: `describe` checked that each window lies inside its memory, whose blocks were told of `stream`; `c` is
         // looked at by nobody else.
-        unsafe { self.blas().multiply(&problem, operands, (scale.alpha, scale.beta), stream) }
+        let work = || unsafe { self.blas().multiply(&problem, operands, (scale.alpha, scale.beta), stream) };
+        self.profiler().time(stream, what, work)
     }
 }
 

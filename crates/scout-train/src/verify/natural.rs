@@ -74,7 +74,8 @@ fn rounding(name: &str, truth: &Recording, recorded: &Recording, computed: &Numb
         let far = truth.iter().filter(|(name, _)| Kind::of_name(name) == kind).filter_map(|(name, truth)| {
             let sides = [computed.get(name)?, recorded.get(name)?.as_ref().ok()?];
             let truth = truth.as_ref().ok()?;
-            Some(sides.map(|side| distance(rule, truth, side).unwrap_or(f64::INFINITY)))
+            let far = |side| distance(rule, truth, side).ok().filter(|far| !far.is_nan()).unwrap_or(f64::INFINITY);
+            Some(sides.map(far))
         });
         far.fold([0.0_f64; 2], |most, far| [most[0].max(far[0]), most[1].max(far[1])])
     };
@@ -83,9 +84,29 @@ fn rounding(name: &str, truth: &Recording, recorded: &Recording, computed: &Numb
         ("1 - cosine of gradients", Kind::Gradient),
         ("share of tokens routed elsewhere", Kind::Routing),
     ];
-    let parts = parts.map(|(what, kind)| {
-        let [computed, recorded] = worst(kind);
-        format!("{what} {computed:.1e} computed, {recorded:.1e} recorded")
-    });
-    Row { detail: parts.join("; "), ..Row::ok(name, "distance from f32") }
+    let distances = parts.map(|(what, kind)| (what, worst(kind)));
+    let detail = distances
+        .map(|(what, [computed, recorded])| format!("{what} {computed:.1e} computed, {recorded:.1e} recorded"))
+        .join("; ");
+    // How large a distance may be is for the rows of the groups to say; here it only has to be a number.
+    match distances.iter().flat_map(|(_, sides)| sides).all(|side| side.is_finite()) {
+        true => Row { detail, ..Row::ok(name, "distance from f32") },
+        false => Row::fail(name, "distance from f32", detail),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::compare::{Numbers, Status};
+
+    #[test]
+    fn a_distance_from_f32_must_be_a_number() {
+        let loss = |value: f64| ("loss".to_string(), Numbers::scalar(value));
+        let recorded = |value| Recording::from([loss(value)].map(|(name, numbers)| (name, Ok(numbers))));
+        for (computed, expected) in [(2.0, Status::Ok), (9.0, Status::Ok), (f64::NAN, Status::Fail)] {
+            let row = rounding("expected", &recorded(2.0), &recorded(2.5), &Numbered::from([loss(computed)]));
+            assert_eq!(row.status, expected, "{}", row.detail);
+        }
+    }
 }
