@@ -14,9 +14,9 @@ use scout_comm::{
     Approach, Control, Ending, Introduction, Job, Limits, MeetingPlace, Seat, Through, local_group, meet,
 };
 use scout_config::RunConfig;
-use scout_core::{DType, Mesh, Rank, Token, Whereabouts};
+use scout_core::{DType, Mesh, Rank, Token, UnitId, Whereabouts};
 use scout_model::Batch;
-use scout_shard::{ShardPlan, WeightsMode};
+use scout_shard::{ShardPlan, all_resident, none_resident};
 use scout_train::Trainer;
 use scout_train::prepare::{Prepared, prepare};
 use scout_train::run::build;
@@ -108,15 +108,15 @@ impl<'a> Bench<'a> {
              output_dir: {path}/run\nlora_rank: {LORA_RANK}\nlora_target: all\n"
         );
         let config = RunConfig::from_text("bench.yaml", &text, &[], &[])?.config;
-        let prepared = |mode| -> Result<Prepared> {
+        let prepared = |is_resident: fn(UnitId) -> bool| -> Result<Prepared> {
             let mut prepared = prepare(&config, world_size)?;
             let plan = &mut prepared.plan;
-            plan.shards = ShardPlan::new(plan.units.units(), world_size, mode, 0);
+            plan.shards = ShardPlan::new(plan.units.units(), world_size, &is_resident, 0);
             // A whole step that changes no weight: every one can be compared with every other.
             plan.settings.learning_rate.peak = 0.0;
             Ok(prepared)
         };
-        let (sharded, whole) = (prepared(WeightsMode::Zero3)?, prepared(WeightsMode::Resident)?);
+        let (sharded, whole) = (prepared(none_resident)?, prepared(all_resident)?);
         let num_threads = candle_core::utils::get_num_threads();
         Ok(Bench { folder, config, world_size, num_threads, sharded, whole })
     }
@@ -203,7 +203,7 @@ impl<'a> Bench<'a> {
                     Variant::Whole => &mut whole,
                     Variant::Ahead(lookahead) => {
                         let units = self.sharded.plan.units.units();
-                        sharded.plan = ShardPlan::new(units, self.world_size, WeightsMode::Zero3, lookahead);
+                        sharded.plan = ShardPlan::new(units, self.world_size, &none_resident, lookahead);
                         &mut sharded
                     }
                 };

@@ -96,7 +96,7 @@ fn small_trainer(folder: &std::path::Path) -> Result<(Trainer, ModelConfig)> {
 fn step(trainer: &Trainer, batch: &Batch) -> Result<Duration> {
     let begun = Instant::now();
     let lora = trainer.adapter.weights()?;
-    let mut gradients = trainer.gradients()?;
+    let mut gradients = trainer.gradients(1)?;
     let pass = trainer.pass(batch, &lora, Some(0));
     let loss = trainer.forward_backward(&pass, &mut gradients, &mut NoTrace)?;
     assert!(loss.weighted_sum()?.is_finite());

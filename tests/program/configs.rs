@@ -25,9 +25,21 @@ fn every_shipped_configuration_is_planned_for_eight_ranks() {
         // Those that name GPUs are planned for them, in their memory, wherever they are read.
         let names_gpus = name.contains("8xh");
         assert_eq!((json["device"] == "cuda", json["memory"]["budget"].is_u64()), (names_gpus, names_gpus), "{name}");
+        if names_gpus {
+            let ways = json["ways"].as_array().unwrap();
+            let chosen = ways.iter().find(|way| way["chosen"] == true).unwrap();
+            let (total, step) = (json["memory"]["total"].as_u64().unwrap(), chosen["step_seconds"].as_f64().unwrap());
+            assert!(total <= json["memory"]["budget"].as_u64().unwrap() && chosen["total"] == total, "{name}: {total}");
+            assert!(json["runs"] == chosen["runs"] && json["runs"].as_u64().unwrap() >= 1, "{name}");
+            // An update of at most 65,536 tokens a rank.
+            assert!((0.1..20.0).contains(&step), "{name}: {step} s");
+            for word in ["exposed", "chosen", "tok/s", "step       "] {
+                assert!(said.contains(word), "{name}: {word}\n{said}");
+            }
+        }
         planned += 1;
     }
-    assert!(planned > 0, "configs/ is empty");
+    assert!(planned >= 9, "only {planned} files in configs/");
 }
 
 #[test]

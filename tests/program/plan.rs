@@ -30,6 +30,9 @@ fn a_plan_as_json_holds_the_same_numbers() {
     // A and B of rank 4 on seven matrices of width 64, 32 or 80.
     assert_eq!(plan["trained_parameters"], 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 80)));
     assert_eq!(plan["steps"], serde_json::json!({"rows": 96, "updates_per_epoch": 6, "total": 12, "warmup": 0}));
+    assert_eq!(plan["runs"], 1);
+    let excess = plan["balance"]["excess"].as_f64().unwrap();
+    assert!((0.0..0.2).contains(&excess), "{excess}");
     let units = plan["units"].as_array().unwrap();
     let parameters: u64 = units.iter().map(|unit| unit["parameters"].as_u64().unwrap()).sum();
     assert_eq!(parameters, 155_072, "every parameter travels in one unit");
@@ -40,6 +43,27 @@ fn a_plan_as_json_holds_the_same_numbers() {
     let memory = &plan["memory"];
     let parts = ["shard", "gathered", "trained", "activations", "workspace"].map(|key| memory[key].as_u64().unwrap());
     assert_eq!(memory["total"], parts.iter().sum::<u64>());
+}
+
+#[test]
+fn a_plan_says_how_evenly_ranks_are_loaded_and_in_how_many_runs_they_compute() {
+    let folder = Folder::with_toy();
+    let changes = ["run.yaml", "gradient_accumulation_steps=4", "max_steps=2"];
+    let on_four = [&["plan"], &changes[..], &["--world", "4"]].concat();
+    let said = folder.succeed(&on_four).stdout;
+    let excess = json(&folder, &[&on_four[..], &["--json"]].concat())["balance"]["excess"].as_f64().unwrap();
+    let line =
+        format!("balance    the busiest rank of an update has {:.1} % more work than the average", 100.0 * excess);
+    assert!(said.contains(&line), "{line}\n{said}");
+    let alone = json(&folder, &[&["plan", "--json"], &changes[..]].concat());
+    assert_eq!((&alone["balance"]["excess"], &alone["runs"]), (&0.0.into(), &4.into()));
+    assert!(!folder.succeed(&[&["plan"], &changes[..]].concat()).stdout.contains("balance"), "nobody to compare with");
+    // Four gathers of the whole model in place of one.
+    let several = [&on_four[..], &["device=cuda", "device_memory=3GiB", "--json"]].concat();
+    let several = json(&folder, &several);
+    assert!(several["runs"].as_u64().unwrap() < 4, "{several}");
+    let as_dealt = several["ways"].as_array().unwrap().iter().find(|way| way["runs"] == 4);
+    assert_eq!(as_dealt.expect("what merging gains is shown")["chosen"], false);
 }
 
 #[test]
@@ -106,7 +130,8 @@ fn a_plan_needs_no_data_and_says_what_it_misses() {
         let said = folder.succeed(&["plan", "run.yaml", change]).stdout;
         let line = said.lines().find(|line| line.starts_with("steps ")).unwrap();
         assert!(line.starts_with("steps      unknown: ") && line.contains(phrase), "{line}");
-        assert_eq!(json(&folder, &["plan", "run.yaml", change, "--json"])["steps"], Value::Null);
+        let plan = json(&folder, &["plan", "run.yaml", change, "--json"]);
+        assert_eq!((&plan["steps"], &plan["balance"]), (&Value::Null, &Value::Null));
     }
 }
 

@@ -6,10 +6,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use scout_checkpoint::{ModelFolder, TensorFile};
+use scout_comm::gpu::Wish;
 use scout_core::{ByteCount, DType, Rank};
 use scout_device::Account;
 use scout_model::{ModelConfig, NameStyle, UnitPlan};
-use scout_shard::{ShardPlan, WeightsMode};
+use scout_shard::{ShardPlan, none_resident};
 use scout_tests::fixtures;
 use scout_train::load;
 use scout_train::verify::{Status, on_threads, verify_on_rank};
@@ -20,7 +21,7 @@ use crate::rig::{Recipe, Toy};
 fn plan_of(folder: &Path, world_size: usize) -> ShardPlan {
     let config = ModelConfig::read(&folder.join("config.json")).unwrap();
     let style = NameStyle::of_names(ModelFolder::open(folder).unwrap().names());
-    ShardPlan::new(UnitPlan::new(&config, style).units(), world_size, WeightsMode::Zero3, 2)
+    ShardPlan::new(UnitPlan::new(&config, style).units(), world_size, &none_resident, 2)
 }
 
 fn weight_files(folder: &Path) -> Vec<PathBuf> {
@@ -148,7 +149,10 @@ fn recorded_numbers_are_verified_by_ranks_that_could_not_read_more_than_their_sh
     let plan = plan_of(&folder, 3);
     let folders: Vec<_> = (0..3).map(|rank| only_for(Rank(rank), &plan, &folder)).collect();
     let deadline = std::time::Duration::from_secs(100);
-    let verdict = on_threads(3, deadline, |job| verify_on_rank(folders[job.mesh().rank().0].path(), job)).unwrap();
+    let verdict = on_threads(3, deadline, |job| {
+        verify_on_rank(folders[job.mesh().rank().0].path(), job, (&3.into(), Wish::Auto))
+    })
+    .unwrap();
     let rows = verdict.all_rows();
     let failed: Vec<_> = rows.iter().filter(|row| row.status == Status::Fail).collect();
     assert!(failed.is_empty() && rows.len() > 500, "{} rows, {failed:?}", rows.len());

@@ -7,7 +7,7 @@ use scout_comm::Job;
 use scout_config::RunConfig;
 use scout_core::{ByteCount, DType};
 use scout_device::Purpose;
-use scout_shard::{ShardPlan, WeightsMode};
+use scout_shard::{ShardPlan, none_resident};
 use scout_train::StepReport;
 use scout_train::prepare::{Prepared, prepare};
 use scout_train::run::build;
@@ -106,7 +106,7 @@ impl Recipe<'_> {
         prepared.plan.settings.lora_dropout = DROPOUT;
         if let Some(lookahead) = self.lookahead {
             let plan = &mut prepared.plan;
-            plan.shards = ShardPlan::new(plan.units.units(), self.world_size, WeightsMode::Zero3, lookahead);
+            plan.shards = ShardPlan::new(plan.units.units(), self.world_size, &none_resident, lookahead);
         }
         prepared
     }

@@ -7,6 +7,7 @@ pub mod adapter;
 pub mod error;
 pub mod model_folder;
 pub mod model_writer;
+pub mod raw_file;
 pub mod safetensors;
 
 mod atomic_file;
@@ -20,4 +21,5 @@ pub use error::{CheckpointError, Result};
 pub use folder::{check_model_file, read_model_json};
 pub use model_folder::ModelFolder;
 pub use model_writer::{remove_model, write_model, write_typed_model, written_order};
+pub use raw_file::{AlignedBuffer, RawFile};
 pub use safetensors::{ElementType, TensorEntry, TensorFile, TensorWriter};

@@ -99,6 +99,27 @@ impl ModelFolder {
         self.file_with(name)?.read_f32(name, range, out)
     }
 
+    /// Reads the elements `range` of a tensor as f32 or bf16; see [`TensorFile::read_as`].
+    pub fn read_as(&self, name: &str, range: Range<usize>, dtype: DType, out: &mut [u8]) -> Result<()> {
+        self.file_with(name)?.read_as(name, range, dtype, out)
+    }
+
+    /// Tells the system that the elements `range` of a tensor will be read soon.
+    pub fn announce(&self, name: &str, range: Range<usize>) -> Result<()> {
+        self.file_with(name)?.announce(name, range)
+    }
+
+    /// The file that holds the elements `range` of a tensor, and where they lie in it.
+    pub fn place(&self, name: &str, range: Range<usize>) -> Result<(&Path, Range<u64>)> {
+        let file = self.file_with(name)?;
+        Ok((file.path(), file.bytes_of(name, range)?))
+    }
+
+    /// Asks the system to forget what it keeps of the weight files in memory.
+    pub fn leave_the_page_cache(&self) -> Result<()> {
+        self.files.iter().try_for_each(TensorFile::leave_the_page_cache)
+    }
+
     /// Bytes of tensors read so far, over all files.
     pub fn bytes_read(&self) -> ByteCount {
         ByteCount(self.files.iter().map(TensorFile::bytes_read).sum())

@@ -98,3 +98,10 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     let of_meeting = error.downcast_ref::<CommError>().and_then(CommError::hint);
     of_train.or(of_config).or(of_mistake).or(of_job).or(of_meeting)
 }
+
+/// Ends the process without the last acts of its libraries: those of CUDA and NCCL wait for work that a lost rank will
+/// never finish, and another thread may be in the middle of a call.
+pub fn leave_at_once(code: i32) -> ! {
+    let _ = std::io::Write::flush(&mut std::io::stdout());
+    signal_hook::low_level::exit(code)
+}

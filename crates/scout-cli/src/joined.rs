@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use scout_comm::{Approach, CommError, Control, Ending, Introduction, Job, Limits, PeerName, Through, Verdicts};
+use scout_comm::{
+    Approach, CommError, Control, Ending, Introduction, Job, Limits, PeerName, Through, Verdict, Verdicts,
+};
 use scout_core::causes::with_causes;
 use scout_core::{ExitCode, Mesh, Whereabouts};
 use scout_telemetry::Progress;
@@ -16,7 +18,7 @@ use scout_train::TrainError;
 use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
 
-use crate::failure::{self, JobEnded};
+use crate::failure::{self, JobEnded, leave_at_once};
 use crate::ranks::{Launcher, Ranks};
 
 /// A rank alone waits for nobody; a deadline is set all the same, because every wait has one.
@@ -77,7 +79,7 @@ impl Joined {
             pid: std::process::id(),
         };
         let limits =
-            Limits { init_timeout: waits.init_timeout, hang_limit: waits.hang_limit, ending: Ending::of_the_process() };
+            Limits { init_timeout: waits.init_timeout, hang_limit: waits.hang_limit, ending: Ending::calling(end) };
         let through = way_of_collectives(ranks.seat.launcher, progress)?;
         let approach = Approach { place, mesh, introduction, limits, through };
         let seat = scout_comm::meet(&approach, whereabouts).map_err(|error| during_the_meeting(error, mesh))?;
@@ -114,6 +116,14 @@ impl Joined {
     }
 }
 
+/// Prints the verdict, if it is this rank's to print and nobody has printed it, and ends the process with its code.
+fn end(verdict: &Verdict, speaks: bool) {
+    if speaks {
+        eprintln!("error: {}", verdict.sentence);
+    }
+    leave_at_once(verdict.code.code().into())
+}
+
 /// Whoever asks this rank to end may do so because another rank died, as `mpirun` does at once: then this is the last
 /// chance to say which, where and when.
 fn speak_before_the_end(verdicts: Verdicts) -> io::Result<()> {
@@ -129,7 +139,7 @@ fn speak_before_the_end(verdicts: Verdicts) -> io::Result<()> {
             }
             None => 128 + SIGTERM,
         };
-        std::process::exit(code);
+        leave_at_once(code);
     };
     thread::Builder::new().name("last-word".to_string()).spawn(wait)?;
     Ok(())

@@ -50,6 +50,9 @@ enum Command {
 
 fn main() -> ExitCode {
     failure::speak_plainly_of_bugs();
+    if let Err(error) = surroundings::begin_without_multicast() {
+        return failure::report(&error.into());
+    }
     if let Err(alone) = ranks::tie_to_parent(&surroundings::variable) {
         return failure::report(&alone.into());
     }

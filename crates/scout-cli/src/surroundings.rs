@@ -2,8 +2,11 @@
 //! nowhere else.
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 
+use scout_device::cuda::nccl::MULTICAST_OFF;
 use scout_device::cuda::{CudaOptions, Search};
 use scout_telemetry::Terminal;
 
@@ -30,6 +33,23 @@ pub fn cuda() -> CudaOptions {
         kernel_cache: cache.map(|cache| cache.join("scout-dist").join("kernels")),
         ..CudaOptions::default()
     }
+}
+
+/// One rank of several begins anew with multicast off, unless somebody has decided on it: NCCL asks the environment, and
+/// nobody else can turn it off. Nothing has been opened and no thread runs yet; the process stays the same.
+pub fn begin_without_multicast() -> std::io::Result<()> {
+    let (name, off) = MULTICAST_OFF;
+    // A seat that makes no sense is told later, by whoever needs one.
+    let is_one_of_several = ranks::seat(&variable).is_ok_and(|seat| seat.world_size > 1);
+    if !is_one_of_several || std::env::var_os(name).is_some() {
+        return Ok(());
+    }
+    let mut arguments = std::env::args_os();
+    let mut again = Command::new(std::env::current_exe()?);
+    if let Some(own_name) = arguments.next() {
+        again.arg0(own_name);
+    }
+    Err(again.args(arguments).env(name, off).exec())
 }
 
 /// The value of a variable that is set to something.

@@ -73,6 +73,9 @@ pub enum CommError {
     Token(#[from] TokenError),
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
+    /// Found alike by all ranks.
+    #[error("units cannot be gathered by {way}: {reason}")]
+    NoWay { way: &'static str, reason: String },
     #[cfg(feature = "mpi")]
     #[error("MPI cannot be used: {reason}")]
     Mpi { reason: String },
@@ -97,6 +100,7 @@ impl CommError {
             CommError::Stranger { .. } => ExitCode::PermissionDenied,
             CommError::NotPrivate(cause) => cause.exit_code(),
             CommError::Token(cause) => cause.exit_code(),
+            CommError::NoWay { .. } => ExitCode::DeviceUnavailable,
             #[cfg(feature = "mpi")]
             CommError::Mpi { .. } => ExitCode::DeviceUnavailable,
             CommError::Device(cause) => cause.exit_code(),
@@ -120,6 +124,7 @@ impl CommError {
                 "hand all ranks the same token, or choose another address if a second job runs there"
             }
             CommError::Stranger { .. } => "choose another address",
+            CommError::NoWay { .. } => "`gather: auto` takes whichever way works",
             CommError::InUse { .. } => "wait for the other job to end, or choose another address",
             CommError::NotPrivate(cause) => return cause.hint(),
             CommError::Token(cause) => return cause.hint(),
@@ -131,10 +136,12 @@ impl CommError {
 
     /// Whether this is what a rank sees of another rank's trouble. Its cause is the control plane's verdict.
     pub fn is_an_echo(&self) -> bool {
-        matches!(
-            self,
-            CommError::Timeout { .. } | CommError::Aborted { .. } | CommError::Lost { .. } | CommError::Ended { .. }
-        )
+        match self {
+            CommError::Timeout { .. } | CommError::Aborted { .. } => true,
+            CommError::Lost { .. } | CommError::Ended { .. } => true,
+            CommError::Device(cause) => cause.may_be_an_echo(),
+            _ => false,
+        }
     }
 }
 

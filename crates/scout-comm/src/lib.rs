@@ -11,6 +11,7 @@ mod door;
 mod error;
 mod finish;
 mod gathering;
+pub mod gpu;
 mod job;
 mod key;
 mod ledger;

@@ -24,4 +24,4 @@ pub use param::{DType, ParamSpec, Shape, UnitId, UnitSpec};
 pub use private::NotPrivate;
 pub use random::NoRandomness;
 pub use token::{Token, TokenError};
-pub use whereabouts::{Phase, Place, Whereabouts};
+pub use whereabouts::{Diary, Phase, Place, Whereabouts};

@@ -59,7 +59,12 @@ pub struct Whereabouts {
     /// Outlives the process, however it dies.
     file: Option<File>,
     steps: Mutex<Steps>,
+    /// Every change with its time, while somebody wants them.
+    diary: Mutex<Option<Diary>>,
 }
+
+/// Places in the order in which they were entered.
+pub type Diary = Vec<(Instant, Place)>;
 
 /// How long steps take, between their own phases alone: saving or scoring in between is nobody's step.
 #[derive(Debug, Default)]
@@ -77,8 +82,13 @@ const LINE_LEN: usize = 32;
 impl Whereabouts {
     /// In `Phase::Start`. With `file`, every change is also written there, at its beginning.
     pub fn new(file: Option<File>) -> Whereabouts {
-        let whereabouts =
-            Whereabouts { place: AtomicU64::new(0), changes: AtomicU64::new(0), file, steps: Mutex::default() };
+        let whereabouts = Whereabouts {
+            place: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+            file,
+            steps: Mutex::default(),
+            diary: Mutex::default(),
+        };
         whereabouts.put(Place { phase: Phase::Start, step: 0 });
         whereabouts
     }
@@ -106,6 +116,19 @@ impl Whereabouts {
         std::mem::take(&mut self.steps().ended)
     }
 
+    /// From now on every change is kept with its time, until [`Whereabouts::end_diary`].
+    pub fn begin_diary(&self) {
+        *self.diary() = Some(Diary::new());
+    }
+
+    pub fn end_diary(&self) -> Diary {
+        self.diary().take().unwrap_or_default()
+    }
+
+    fn diary(&self) -> MutexGuard<'_, Option<Diary>> {
+        self.diary.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     fn note_step(&self, from: Place, to: Place) {
         let goes_on = from.step == to.step && to.phase.is_of_a_step();
         if goes_on {
@@ -130,6 +153,9 @@ impl Whereabouts {
 
     fn put(&self, place: Place) {
         self.note_step(self.place(), place);
+        if let Some(diary) = &mut *self.diary() {
+            diary.push((Instant::now(), place));
+        }
         self.place.store(place.to_bits(), Ordering::Relaxed);
         self.changes.fetch_add(1, Ordering::Relaxed);
         if let Some(file) = &self.file {
@@ -242,6 +268,22 @@ mod tests {
         whereabouts.enter(Phase::Save);
         let later = whereabouts.take_step_times();
         assert!(later.len() == 2 && later[1] <= resumed.elapsed(), "{later:?}");
+    }
+
+    #[test]
+    fn a_diary_holds_the_changes_between_its_two_ends() {
+        let whereabouts = Whereabouts::new(None);
+        whereabouts.enter_step(Phase::Forward, 3);
+        let begun = Instant::now();
+        whereabouts.begin_diary();
+        whereabouts.enter(Phase::Backward);
+        whereabouts.enter(Phase::Reduce);
+        let diary = whereabouts.end_diary();
+        whereabouts.enter(Phase::Update);
+        let phases: Vec<Phase> = diary.iter().map(|(_, place)| place.phase).collect();
+        assert_eq!(phases, [Phase::Backward, Phase::Reduce]);
+        assert!(diary[0].0 >= begun && diary.is_sorted_by_key(|(at, _)| *at));
+        assert_eq!(whereabouts.end_diary(), [], "nobody keeps one");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! target with the weight it has in the loss. Chooses no rows; the order does.
 
 use crate::examples::ExampleSet;
-use crate::order::UpdateOrder;
+use crate::order::Dealt;
 
 /// How the losses of an update's targets become one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +53,8 @@ pub struct UpdateCounts {
 
 /// The rows of an update with their weights, `[rank][micro-batch]`.
 ///
-/// A weight is fixed by the micro-batch in which the padded trainer would compute the row. Whoever moves rows between
-/// micro-batches or ranks afterwards, to balance them, changes no loss.
+/// A weight is fixed by the micro-batch in which the padded trainer would compute the row. Rows may move between
+/// micro-batches and ranks afterwards, and are, to balance them ([`UpdatePlan::balanced`]); that changes no loss.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpdatePlan {
     pub ranks: Vec<Vec<Vec<WeightedRow>>>,
@@ -62,8 +62,8 @@ pub struct UpdatePlan {
 }
 
 impl UpdatePlan {
-    pub fn new(examples: &ExampleSet, order: &dyn UpdateOrder, update: u64, reduction: LossReduction) -> UpdatePlan {
-        let dealt = order.update(update);
+    /// From the rows as an order deals them.
+    pub fn new(examples: &ExampleSet, dealt: Dealt, reduction: LossReduction) -> UpdatePlan {
         let counts = count(examples, &dealt);
         let weigh = |rows: Vec<usize>| -> Vec<WeightedRow> {
             let divisor = match reduction {
@@ -78,9 +78,14 @@ impl UpdatePlan {
         let ranks = dealt.into_iter().map(|batches| batches.into_iter().map(weigh).collect()).collect();
         UpdatePlan { ranks, counts }
     }
+
+    /// The micro-batches of one rank.
+    pub fn flat_batches(&self, examples: &ExampleSet, rank: usize) -> Vec<FlatBatch> {
+        self.ranks[rank].iter().map(|rows| FlatBatch::from_rows(examples, rows)).collect()
+    }
 }
 
-fn count(examples: &ExampleSet, dealt: &[Vec<Vec<usize>>]) -> UpdateCounts {
+fn count(examples: &ExampleSet, dealt: &Dealt) -> UpdateCounts {
     let mut counts = UpdateCounts::default();
     for rows in dealt.iter().flatten() {
         counts.micro_batches += 1;
@@ -89,19 +94,6 @@ fn count(examples: &ExampleSet, dealt: &[Vec<Vec<usize>>]) -> UpdateCounts {
         counts.targets += rows.iter().map(|&row| examples.targets(row)).sum::<usize>();
     }
     counts
-}
-
-/// The micro-batches of one rank in one update, and what the update holds over all ranks.
-pub fn compose_update(
-    examples: &ExampleSet,
-    order: &dyn UpdateOrder,
-    update: u64,
-    rank: usize,
-    reduction: LossReduction,
-) -> (Vec<FlatBatch>, UpdateCounts) {
-    let plan = UpdatePlan::new(examples, order, update, reduction);
-    let batches = plan.ranks[rank].iter().map(|rows| FlatBatch::from_rows(examples, rows)).collect();
-    (batches, plan.counts)
 }
 
 impl Default for FlatBatch {

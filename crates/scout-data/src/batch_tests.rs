@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::order::{Dealing, SampleOrder, Shuffle};
+use crate::order::{Dealing, SampleOrder, Shuffle, UpdateOrder};
 use crate::template::{Example, IGNORED};
 
 /// A set of rows given by their labels; the ids count up.
@@ -47,7 +47,7 @@ fn weights_follow_the_padded_micro_batches() {
         (4, 1, LossReduction::MicroBatchMean, [4.0, 12.0, 8.0, f32::INFINITY]),
     ] {
         let order = SampleOrder::new(4, Dealing { world, batch, accumulation: 1 }, Shuffle::Off).unwrap();
-        let plan = UpdatePlan::new(&set, &order, 0, reduction);
+        let plan = UpdatePlan::new(&set, order.update(0), reduction);
         let weights: Vec<f32> = plan.ranks.concat().concat().iter().map(|row| row.weight).collect();
         assert_eq!(weights, expected.map(|divisor| 1.0 / divisor), "{world} {batch} {reduction:?}");
         assert_eq!(plan.counts, UpdateCounts { rows: 4, tokens: 11, targets: 6, micro_batches: world });
@@ -65,10 +65,11 @@ proptest! {
         let order = SampleOrder::new(rows.len(), Dealing { world, batch, accumulation }, Shuffle::Seeded(3)).unwrap();
         for reduction in [LossReduction::Token, LossReduction::MicroBatchMean] {
             let mut total = 0.0;
+            let plan = UpdatePlan::new(&set, order.update(update), reduction);
+            prop_assert_eq!(plan.counts.rows, world * batch * accumulation);
             for rank in 0..world {
-                let (batches, counts) = compose_update(&set, &order, update, rank, reduction);
+                let batches = plan.flat_batches(&set, rank);
                 prop_assert_eq!(batches.len(), accumulation);
-                prop_assert_eq!(counts.rows, world * batch * accumulation);
                 total += batches.iter().flat_map(|batch| &batch.targets).map(|target| f64::from(target.weight)).sum::<f64>();
             }
             prop_assert!((total - 1.0).abs() < 1e-5, "{reduction:?}: {total}");

@@ -4,7 +4,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod balance;
 pub mod batch;
+mod bins;
 mod catalogue;
 pub mod chat_template;
 pub mod conversation;
@@ -24,7 +26,8 @@ pub mod tokenizer;
 mod tools;
 pub mod toy;
 
-pub use batch::{FlatBatch, LossReduction, Target, UpdateCounts, UpdatePlan, WeightedRow, compose_update};
+pub use balance::{Balance, RowCost};
+pub use batch::{FlatBatch, LossReduction, Target, UpdateCounts, UpdatePlan, WeightedRow};
 pub use chat_template::{ChatRequest, ChatTemplate};
 pub use conversation::{Conversation, Role, Turn};
 pub use dataset::{Dataset, DatasetRequest};
@@ -32,7 +35,7 @@ pub use date::Date;
 pub use error::{DataError, Place, Result, RowProblem};
 pub use examples::{ExampleSet, TokenStatistics, tokenise};
 pub use json::JsonError;
-pub use order::{Dealing, SampleOrder, Shuffle, UpdateOrder, hold_out, permutation};
+pub use order::{Dealing, Dealt, SampleOrder, Shuffle, UpdateOrder, hold_out, permutation};
 pub use packing::PackedOrder;
 pub use template::{Encoding, Example, IGNORED, Supervision, Template};
 pub use tokenizer::Tokenizer;

@@ -74,19 +74,20 @@ pub fn hold_out(seed: u64, count: usize, val_size: f64) -> Result<(Vec<usize>, V
     Ok((train, held_out))
 }
 
-/// Which rows each rank computes in an update. The order of micro-batches and rows is part of the answer.
+/// The rows of every micro-batch of an update, `[rank][micro-batch]`.
+pub type Dealt = Vec<Vec<Vec<usize>>>;
+
+/// Which rows each rank would compute in an update of the padded trainer. The order of micro-batches and rows is part of
+/// the answer.
 pub trait UpdateOrder {
     fn world(&self) -> usize;
     /// Micro-batches of one rank in one update.
     fn accumulation(&self) -> usize;
     fn updates_per_epoch(&self) -> u64;
-    /// The rows of every micro-batch, `[rank][micro-batch]`, in update `update`, which counts from 0 over all epochs.
-    fn update(&self, update: u64) -> Vec<Vec<Vec<usize>>>;
-
-    /// The rows of each micro-batch of one rank.
-    fn micro_batches(&self, update: u64, rank: usize) -> Vec<Vec<usize>> {
-        self.update(update).swap_remove(rank)
-    }
+    /// Update `update`, which counts from 0 over all epochs.
+    fn update(&self, update: u64) -> Dealt;
+    /// All updates of an epoch, whose rows are permuted only once for them.
+    fn epoch(&self, epoch: u64) -> Box<dyn Iterator<Item = Dealt> + '_>;
 }
 
 /// How the rows of an update are dealt out.
@@ -141,14 +142,16 @@ impl SampleOrder {
         }
     }
 
-    fn deal(&self, order: &[usize], update: u64, rank: usize) -> Vec<Vec<usize>> {
+    /// An update of an epoch with that order.
+    fn deal(&self, order: &[usize], update: usize) -> Dealt {
         let Dealing { world, batch, accumulation } = self.dealing;
-        let first = (update % self.updates_per_epoch()) as usize * accumulation;
-        let micro_batch = |m: usize| {
+        let first = update * accumulation;
+        let micro_batch = |m: usize, rank: usize| {
             let start = (m * world + rank) * batch;
             (start..start + batch).map(|position| order[position % self.count]).collect()
         };
-        (first..first + accumulation).map(micro_batch).collect()
+        let of_rank = |rank| (first..first + accumulation).map(|m| micro_batch(m, rank)).collect();
+        (0..world).map(of_rank).collect()
     }
 }
 
@@ -166,9 +169,14 @@ impl UpdateOrder for SampleOrder {
         micro_batches.div_ceil(self.dealing.accumulation) as u64
     }
 
-    fn update(&self, update: u64) -> Vec<Vec<Vec<usize>>> {
-        let order = self.epoch_order(update / self.updates_per_epoch());
-        (0..self.dealing.world).map(|rank| self.deal(&order, update, rank)).collect()
+    fn update(&self, update: u64) -> Dealt {
+        let of_epoch = self.updates_per_epoch();
+        self.deal(&self.epoch_order(update / of_epoch), (update % of_epoch) as usize)
+    }
+
+    fn epoch(&self, epoch: u64) -> Box<dyn Iterator<Item = Dealt> + '_> {
+        let order = self.epoch_order(epoch);
+        Box::new((0..self.updates_per_epoch() as usize).map(move |update| self.deal(&order, update)))
     }
 }
 

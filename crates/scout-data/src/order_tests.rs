@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::packing::PackedOrder;
 
 fn order(count: usize, dealing: Dealing, seed: u64) -> SampleOrder {
     SampleOrder::new(count, dealing, Shuffle::Seeded(seed)).unwrap()
@@ -58,10 +59,15 @@ proptest! {
     }
 
     #[test]
-    fn a_rank_sees_its_part_of_the_update(count in 1_usize..100, seed in any::<u64>(), update in 0_u64..20) {
-        let order = order(count, dealing(3, 2, 2), seed);
-        for rank in 0..3 {
-            prop_assert_eq!(order.micro_batches(update, rank), order.update(update)[rank].clone());
+    fn an_epoch_is_its_updates_one_after_another(
+        count in 1_usize..100, batch in 1_usize..4, accumulation in 1_usize..4, seed in any::<u64>(), epoch in 0_u64..3,
+    ) {
+        let order = order(count, dealing(3, batch, accumulation), seed);
+        let packed = PackedOrder::new(&vec![5; count], 15, dealing(3, 1, accumulation), Shuffle::Seeded(seed)).unwrap();
+        for order in [&order as &dyn UpdateOrder, &packed] {
+            let of_epoch = order.updates_per_epoch();
+            let updates: Vec<Dealt> = (epoch * of_epoch..(epoch + 1) * of_epoch).map(|u| order.update(u)).collect();
+            prop_assert_eq!(order.epoch(epoch).collect::<Vec<_>>(), updates);
         }
     }
 

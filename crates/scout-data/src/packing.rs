@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::error::Result;
-use crate::order::{Dealing, SampleOrder, Shuffle, UpdateOrder, packing_permutation};
+use crate::order::{Dealing, Dealt, SampleOrder, Shuffle, UpdateOrder, packing_permutation};
 
 /// Rows dealt to micro-batches of equal token budget.
 ///
@@ -31,6 +31,12 @@ impl PackedOrder {
     pub fn packs(&self) -> &[Vec<usize>] {
         &self.packs
     }
+
+    /// Rows where packs were dealt.
+    fn unpacked(&self, dealt: Dealt) -> Dealt {
+        let rows = |packs: Vec<usize>| packs.into_iter().flat_map(|pack| self.packs[pack].iter().copied()).collect();
+        dealt.into_iter().map(|batches| batches.into_iter().map(rows).collect()).collect()
+    }
 }
 
 impl UpdateOrder for PackedOrder {
@@ -46,10 +52,12 @@ impl UpdateOrder for PackedOrder {
         self.order.updates_per_epoch()
     }
 
-    fn update(&self, update: u64) -> Vec<Vec<Vec<usize>>> {
-        let rows = |packs: Vec<usize>| packs.into_iter().flat_map(|pack| self.packs[pack].clone()).collect();
-        let ranks = self.order.update(update).into_iter();
-        ranks.map(|batches| batches.into_iter().map(rows).collect()).collect()
+    fn update(&self, update: u64) -> Dealt {
+        self.unpacked(self.order.update(update))
+    }
+
+    fn epoch(&self, epoch: u64) -> Box<dyn Iterator<Item = Dealt> + '_> {
+        Box::new(self.order.epoch(epoch).map(|packs| self.unpacked(packs)))
     }
 }
 

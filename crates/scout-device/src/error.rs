@@ -32,6 +32,9 @@ pub enum DeviceError {
     Library { library: &'static str, problem: String, install: &'static str },
     #[error("{call} failed: {name} (code {code})")]
     Foreign { call: &'static str, code: i32, name: String },
+    /// Other ranks did not do their part of what all do together.
+    #[error("{what}: {problem}")]
+    Peers { what: &'static str, problem: String },
     #[error("work on the GPU was not done after {waited:?}")]
     Late { waited: std::time::Duration },
 }
@@ -43,6 +46,11 @@ const HARDWARE_CODES: [i32; 4] = [214, 220, 226, 714];
 const UNAVAILABLE_CODES: [i32; 7] = [2, 46, 100, 101, 222, 802, 803];
 
 impl DeviceError {
+    /// Whether another rank's end can be all that is behind it.
+    pub fn may_be_an_echo(&self) -> bool {
+        matches!(self, DeviceError::Peers { .. } | DeviceError::Late { .. })
+    }
+
     pub fn exit_code(&self) -> ExitCode {
         match self {
             DeviceError::Foreign { code, .. } if HARDWARE_CODES.contains(code) => ExitCode::Hardware,
@@ -57,7 +65,7 @@ impl DeviceError {
             | DeviceError::Late { .. }
             | DeviceError::Host { .. } => ExitCode::Internal,
             // The chain below knows better: the program looks for the innermost code it understands.
-            DeviceError::Gather(_) => ExitCode::PeerLost,
+            DeviceError::Gather(_) | DeviceError::Peers { .. } => ExitCode::PeerLost,
             DeviceError::Unavailable { .. } | DeviceError::Library { .. } | DeviceError::OutOfMemory { .. } => {
                 ExitCode::DeviceUnavailable
             }

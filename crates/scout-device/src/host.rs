@@ -10,6 +10,11 @@ pub fn peak_resident() -> Option<ByteCount> {
     Some(ByteCount(kibibytes * 1024))
 }
 
+/// What the kernel calls its own run, the same for all processes under it; empty where it does not say.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_string()
+}
+
 /// The host's name, or `host` where the kernel does not say.
 pub fn name() -> String {
     match std::fs::read_to_string("/proc/sys/kernel/hostname") {

@@ -198,6 +198,8 @@ impl LoraWeights {
 pub struct LoraGradients {
     layout: Arc<LoraLayout>,
     sums: Sums,
+    /// Elements from this one on are complete: others may be at work on them.
+    complete_from: usize,
 }
 
 /// In f32, wherever they are.
@@ -208,21 +210,40 @@ enum Sums {
 
 impl LoraGradients {
     pub fn zeros(layout: Arc<LoraLayout>) -> LoraGradients {
-        let flat = Buffer::from_f32(vec![0.0; layout.num_elements]);
-        LoraGradients { layout, sums: Sums::Host(flat) }
+        let (flat, complete_from) = (Buffer::from_f32(vec![0.0; layout.num_elements]), layout.num_elements);
+        LoraGradients { layout, sums: Sums::Host(flat), complete_from }
     }
 
-    /// On a GPU, as many elements as the layout has.
-    pub fn zeros_on(device: &Arc<CudaDevice>, layout: Arc<LoraLayout>) -> Result<LoraGradients> {
-        let bytes = DType::F32.size() * layout.num_elements as u64;
+    /// On a GPU, in a run of `padded_len` elements: those of the layout, and what lets ranks have equal parts.
+    pub fn zeros_on(device: &Arc<CudaDevice>, layout: Arc<LoraLayout>, padded_len: usize) -> Result<LoraGradients> {
+        let bytes = DType::F32.size() * padded_len as u64;
         let block = device.working_memory().take(Purpose::Trained, bytes.0 as usize)?;
-        let mut flat = DeviceBuffer::new(device, block, DType::F32, [layout.num_elements])?;
+        let mut flat = DeviceBuffer::new(device, block, DType::F32, [padded_len])?;
         flat.clear()?;
-        Ok(LoraGradients { layout, sums: Sums::Gpu(flat) })
+        let complete_from = layout.num_elements;
+        Ok(LoraGradients { layout, sums: Sums::Gpu(flat), complete_from })
+    }
+
+    pub fn layout(&self) -> &LoraLayout {
+        &self.layout
+    }
+
+    /// From now on nothing may be added to `element` and those behind it.
+    pub fn complete(&mut self, element: usize) {
+        self.complete_from = self.complete_from.min(element);
+    }
+
+    /// The run on a GPU as it is so far; none on the host.
+    pub fn on_gpu(&self) -> Option<&DeviceBuffer> {
+        match &self.sums {
+            Sums::Host(_) => None,
+            Sums::Gpu(flat) => Some(flat),
+        }
     }
 
     /// Adds `aᵀ·b`, times the scale of the adapters, to the elements of `range`: the gradient of one factor or of several.
     pub(crate) fn add(&mut self, range: Range<usize>, a: Columns, b: Columns) -> Result<()> {
+        self.must_be_open(&range)?;
         let scale = self.layout.scale;
         match &mut self.sums {
             Sums::Host(flat) => add_scaled(&mut flat.f32s_mut()?[range], &matmul::tn(a, b)?, scale)?,
@@ -233,6 +254,7 @@ impl LoraGradients {
 
     /// The same expert by expert, for rows that are sorted by them.
     pub(crate) fn add_by_expert(&mut self, range: Range<usize>, rows: [&Tensor; 2], offsets: &[u32]) -> Result<()> {
+        self.must_be_open(&range)?;
         let scale = self.layout.scale;
         match &mut self.sums {
             Sums::Host(flat) => {
@@ -242,6 +264,14 @@ impl LoraGradients {
             Sums::Gpu(flat) => grouped_matmul::add_tn(flat, range.start, rows, offsets, scale)?,
         }
         Ok(())
+    }
+
+    fn must_be_open(&self, range: &Range<usize>) -> Result<()> {
+        if range.end <= self.complete_from {
+            return Ok(());
+        }
+        let problem = format!("found more for elements {range:?}, expected none from {} on", self.complete_from);
+        Err(DeviceError::Value { what: "gradients of an adapter", problem }.into())
     }
 
     /// The sums, on the host. Fails for those of a GPU.
@@ -325,5 +355,28 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn nothing_is_added_to_what_is_complete() {
+        let layout = Arc::new(layout(&[Projection::Q, Projection::O]));
+        let mut gradients = LoraGradients::zeros(layout.clone());
+        // One element of factor A of the last projection, and one of the first.
+        let (last, first) = (layout.range(layout.modules().len() - 1, Factor::A), layout.range(0, Factor::A));
+        let one = Tensor::from_f32(vec![1.0], [1, 1]).unwrap();
+        let add = |gradients: &mut LoraGradients, element: usize| {
+            gradients.add(element..element + 1, (&one).into(), (&one).into())
+        };
+        gradients.complete(last.start + 1);
+        add(&mut gradients, last.start).unwrap();
+        let error = add(&mut gradients, last.start + 1).unwrap_err().to_string();
+        assert!(error.contains(&format!("expected none from {} on", last.start + 1)), "{error}");
+        // What is complete stays so.
+        gradients.complete(layout.num_elements());
+        assert!(add(&mut gradients, last.start + 1).is_err());
+        assert!(gradients.add_by_expert(last, [&one, &one], &[0, 1]).is_err());
+        add(&mut gradients, first.start).unwrap();
+        gradients.complete(0);
+        assert!(add(&mut gradients, first.start).is_err());
     }
 }

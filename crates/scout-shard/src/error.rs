@@ -16,6 +16,13 @@ pub enum ShardError {
         #[source]
         cause: Box<CommError>,
     },
+    #[error("gather between GPUs")]
+    Queue {
+        #[source]
+        cause: Box<CommError>,
+    },
+    #[error("a unit is sharded among GPUs, and no memory was set aside to make it whole")]
+    NoRing,
     #[error("reduce of {unit}")]
     Reduce {
         unit: String,
@@ -29,8 +36,9 @@ pub enum ShardError {
 impl ShardError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            ShardError::OutOfSchedule { .. } => ExitCode::Internal,
+            ShardError::OutOfSchedule { .. } | ShardError::NoRing => ExitCode::Internal,
             ShardError::Gather { cause, .. } | ShardError::Reduce { cause, .. } => cause.exit_code(),
+            ShardError::Queue { cause } => cause.exit_code(),
             ShardError::Device(cause) => cause.exit_code(),
         }
     }

@@ -1,15 +1,17 @@
-//! ZeRO-3 as values: which bytes each rank keeps (`plan`), the bytes themselves (`store`), and the walk through the
-//! units in the order of use, which makes each one whole just before it is needed (`walk`). Nothing here knows what a
-//! unit computes.
+//! ZeRO-3 as values: which bytes each rank keeps (`plan`), the bytes themselves (`store`), where they become whole on a GPU
+//! (`ring`), and the walk through the units in the order of use, which makes each one whole just before it is needed
+//! (`walk`). Nothing here knows what a unit computes.
 
 #![forbid(unsafe_code)]
 
 pub mod error;
 pub mod plan;
+pub mod ring;
 pub mod store;
 pub mod walk;
 
 pub use error::{Result, ShardError};
-pub use plan::{Placement, Schedule, ShardPlan, UnitShard, WeightsMode};
+pub use plan::{Placement, Schedule, ShardPlan, UnitShard, all_resident, none_resident};
+pub use ring::{Ring, ring_bytes};
 pub use store::{ReadRange, ShardStore};
 pub use walk::{Guard, Walk};

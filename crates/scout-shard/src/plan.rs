@@ -6,15 +6,6 @@ use std::sync::Arc;
 
 use scout_core::{ByteCount, DType, Rank, UnitId, UnitSpec};
 
-/// How the weights of a job are held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WeightsMode {
-    /// Every rank keeps a whole copy; nothing is gathered.
-    Resident,
-    /// Every rank keeps one part of each unit.
-    Zero3,
-}
-
 /// Where one unit lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
@@ -41,20 +32,36 @@ pub struct ShardPlan {
     units: Vec<UnitShard>,
     world_size: usize,
     dtype: DType,
-    /// Units that are gathered ahead of the block in use.
+    /// Sharded units that are gathered ahead of the block in use.
     lookahead: usize,
 }
 
+/// For [`ShardPlan::new`]: every rank keeps a whole copy of every unit, and nothing is gathered.
+pub fn all_resident(_: UnitId) -> bool {
+    true
+}
+
+/// For [`ShardPlan::new`]: every rank keeps one part of every unit.
+pub fn none_resident(_: UnitId) -> bool {
+    false
+}
+
 impl ShardPlan {
-    pub fn new(units: &[Arc<UnitSpec>], world_size: usize, mode: WeightsMode, lookahead: usize) -> ShardPlan {
-        // A rank alone owns everything already: gathering from itself would only copy.
-        let placement = match mode {
-            WeightsMode::Zero3 if world_size > 1 => Placement::Sharded,
-            _ => Placement::Resident,
-        };
+    /// Units of which `is_resident` is true are kept whole by every rank, the others in parts.
+    pub fn new(
+        units: &[Arc<UnitSpec>],
+        world_size: usize,
+        is_resident: &dyn Fn(UnitId) -> bool,
+        lookahead: usize,
+    ) -> ShardPlan {
         let units = units
             .iter()
             .map(|spec| {
+                // A rank alone owns everything already: gathering from itself would only copy.
+                let placement = match world_size == 1 || is_resident(spec.id) {
+                    true => Placement::Resident,
+                    false => Placement::Sharded,
+                };
                 let shard_len = match placement {
                     Placement::Resident => spec.num_elements(),
                     Placement::Sharded => spec.num_elements().div_ceil(world_size),
@@ -84,6 +91,21 @@ impl ShardPlan {
 
     pub fn lookahead(&self) -> usize {
         self.lookahead
+    }
+
+    /// Where in `order` the units end that are under way while a block is in use whose own end lies at `block_end`: what is
+    /// resident costs no wait, so only sharded units count.
+    pub fn ahead_of(&self, order: &[UnitId], block_end: usize) -> usize {
+        let (mut end, mut left) = (block_end, self.lookahead);
+        while let Some(&unit) = order.get(end) {
+            match (self.unit(unit).placement, left) {
+                (Placement::Sharded, 0) => break,
+                (Placement::Sharded, _) => left -= 1,
+                (Placement::Resident, _) => {}
+            }
+            end += 1;
+        }
+        end
     }
 
     /// The elements of a unit that `rank` keeps; the end is cut where padding begins.
@@ -137,10 +159,8 @@ impl ShardPlan {
             Placement::Sharded => self.dtype.size() * self.gathered_len(*id) as u64,
         };
         let order = schedule.order();
-        let windows = schedule.steps().map(|step| {
-            let end = (step.end + self.lookahead).min(order.len());
-            order[step.start..end].iter().map(bytes).sum()
-        });
+        let windows =
+            schedule.steps().map(|step| order[step.start..self.ahead_of(order, step.end)].iter().map(bytes).sum());
         windows.max().unwrap_or_default()
     }
 }
@@ -187,7 +207,7 @@ mod tests {
     fn every_element_is_kept_exactly_once() {
         let specs = units(&[1, 2, 7, 8, 64, 1000, 1001]);
         for world_size in 1..=9 {
-            let plan = ShardPlan::new(&specs, world_size, WeightsMode::Zero3, 2);
+            let plan = ShardPlan::new(&specs, world_size, &none_resident, 2);
             for spec in &specs {
                 let mut next = 0;
                 for rank in 0..world_size {
@@ -206,8 +226,8 @@ mod tests {
     fn parts_are_the_same_however_the_unit_is_held() {
         let specs = units(&[1, 2, 7, 8, 64, 1001]);
         for world_size in 1..=9 {
-            let [sharded, resident] =
-                [WeightsMode::Zero3, WeightsMode::Resident].map(|mode| ShardPlan::new(&specs, world_size, mode, 2));
+            let sharded = ShardPlan::new(&specs, world_size, &none_resident, 2);
+            let resident = ShardPlan::new(&specs, world_size, &all_resident, 2);
             for spec in &specs {
                 for rank in (0..world_size).map(Rank) {
                     assert_eq!(sharded.part(spec.id, rank), sharded.kept(spec.id, rank));
@@ -222,7 +242,7 @@ mod tests {
     #[test]
     fn a_resident_plan_gathers_nothing() {
         let specs = units(&[10, 20]);
-        let plan = ShardPlan::new(&specs, 4, WeightsMode::Resident, 2);
+        let plan = ShardPlan::new(&specs, 4, &all_resident, 2);
         let mut schedule = Schedule::default();
         schedule.push(&[UnitId(0)]);
         schedule.push(&[UnitId(1)]);
@@ -234,11 +254,26 @@ mod tests {
     #[test]
     fn the_gathered_peak_is_the_heaviest_block_with_what_is_gathered_ahead_of_it() {
         let specs = units(&[100, 8, 40]);
-        let plan = ShardPlan::new(&specs, 2, WeightsMode::Zero3, 1);
+        let plan = ShardPlan::new(&specs, 2, &none_resident, 1);
         let mut schedule = Schedule::default();
         for units in [&[UnitId(1)][..], &[UnitId(2), UnitId(1)], &[UnitId(0)]] {
             schedule.push(units);
         }
         assert_eq!(plan.gathered_peak(&schedule), ByteCount(4 * (40 + 8 + 100)));
+    }
+
+    #[test]
+    fn resident_units_between_sharded_ones_do_not_shorten_what_is_gathered_ahead() {
+        let specs = units(&[10, 10, 10, 10, 10]);
+        let is_resident = |unit: UnitId| [1, 2].contains(&unit.0);
+        let order: Vec<UnitId> = (0..5).map(UnitId).collect();
+        for (lookahead, block_end, expected) in [(0, 1, 3), (1, 1, 4), (2, 1, 5), (1, 4, 5), (3, 5, 5)] {
+            let plan = ShardPlan::new(&specs, 2, &is_resident, lookahead);
+            assert_eq!(plan.ahead_of(&order, block_end), expected, "{lookahead} ahead of {block_end}");
+        }
+        let plan = ShardPlan::new(&specs, 2, &is_resident, 1);
+        let kept = |unit| plan.kept(UnitId(unit), Rank(1));
+        assert_eq!((kept(0), kept(1)), (5..10, 0..10));
+        assert_eq!(plan.kept_bytes(), ByteCount(4 * (3 * 5 + 2 * 10)));
     }
 }

@@ -8,22 +8,24 @@ use scout_core::{DType, Rank, UnitId, UnitSpec};
 use scout_device::{Account, Buffer, DeviceError, Lease, Purpose, Tensor};
 
 use crate::error::ShardError;
-use crate::plan::{Placement, ShardPlan};
+use crate::plan::{Placement, ShardPlan, UnitShard};
+use crate::ring::Ring;
 
 /// Puts a range of a unit's elements, as f32, where it is told.
 pub type ReadRange<'a, E> = dyn FnMut(&UnitSpec, Range<usize>, &mut [f32]) -> Result<(), E> + 'a;
 
-#[derive(Debug)]
 pub struct ShardStore {
     kept: Vec<Kept>,
+    /// Where parts on a GPU become whole; none where nothing is gathered there.
+    ring: Option<Ring>,
     // Held, never read: the kept bytes leave the account with the store. Memory of a GPU keeps its own account.
     _lease: Option<Lease>,
 }
 
-#[derive(Debug)]
 pub(crate) enum Kept {
     Whole(Tensor),
     Part(Buffer),
+    PartOnGpu(Tensor),
 }
 
 impl ShardStore {
@@ -45,12 +47,27 @@ impl ShardStore {
                 Placement::Sharded => Kept::Part(Buffer::from_f32(values)),
             });
         }
-        Ok(ShardStore { kept, _lease: Some(lease) })
+        Ok(ShardStore { kept, ring: None, _lease: Some(lease) })
     }
 
-    /// Units that lie whole where they are used, in their order: filled by whoever can write there.
-    pub fn of_whole_units(units: Vec<Tensor>) -> ShardStore {
-        ShardStore { kept: units.into_iter().map(Kept::Whole).collect(), _lease: None }
+    /// What this rank keeps of each unit on its GPU, in their order: filled by whoever can write there. `ring` is needed
+    /// where a unit is sharded.
+    pub fn on_gpu(plan: &ShardPlan, kept: Vec<Tensor>, ring: Option<Ring>) -> ShardStore {
+        let of_unit = |(unit, kept): (&UnitShard, Tensor)| match unit.placement {
+            Placement::Resident => Kept::Whole(kept),
+            Placement::Sharded => Kept::PartOnGpu(kept),
+        };
+        ShardStore { kept: plan.units().iter().zip(kept).map(of_unit).collect(), ring, _lease: None }
+    }
+
+    /// Gives up the way to the parts of other ranks. Nothing can be gathered afterwards.
+    pub fn take_ring(&mut self) -> Option<Ring> {
+        self.ring.take()
+    }
+
+    /// Where units become whole on a GPU, when some do.
+    pub fn ring(&self) -> Option<&Ring> {
+        self.ring.as_ref()
     }
 
     /// Lets `change` write to this rank's part of a unit, padding included; the next gather sees what it wrote.
@@ -75,6 +92,11 @@ impl ShardStore {
                 *tensor = whole(plan, id, Buffer::from_f32(part), comm)?;
                 Ok(())
             }
+            Kept::PartOnGpu(_) => Err(device(DeviceError::Place {
+                what: "part of a trained unit",
+                found: "a GPU".to_string(),
+                expected: "the host".to_string(),
+            })),
         }
     }
 
@@ -102,7 +124,7 @@ mod tests {
     use scout_device::UnitSource;
 
     use super::*;
-    use crate::plan::{Schedule, WeightsMode};
+    use crate::plan::Schedule;
     use crate::walk::Walk;
 
     const LEN: usize = 7;
@@ -113,10 +135,8 @@ mod tests {
         let specs = [Arc::new(spec)];
         let mut schedule = Schedule::default();
         schedule.push(&[UnitId(0)]);
-        for (world_size, mode) in
-            [1, 2, 3, 4, 9].into_iter().flat_map(|n| [(n, WeightsMode::Zero3), (n, WeightsMode::Resident)])
-        {
-            let plan = ShardPlan::new(&specs, world_size, mode, 1);
+        for (world_size, is_resident) in [1, 2, 3, 4, 9].into_iter().flat_map(|n| [(n, false), (n, true)]) {
+            let plan = ShardPlan::new(&specs, world_size, &|_| is_resident, 1);
             std::thread::scope(|scope| {
                 for comm in local_group(world_size, Duration::from_secs(5)) {
                     let (plan, schedule) = (&plan, &schedule);
@@ -139,7 +159,11 @@ mod tests {
                         let mut walk = Walk::new(plan, &store, &job, &account, schedule);
                         let found = walk.gather(&[UnitId(0)]).unwrap().take(UnitId(0)).unwrap().param(0).unwrap();
                         let expected: Vec<f32> = (0..LEN).map(|at| 100.0 * at as f32 + 11.0).collect();
-                        assert_eq!(found.to_f32_vec().unwrap(), expected, "{mode:?} on {world_size}");
+                        assert_eq!(
+                            found.to_f32_vec().unwrap(),
+                            expected,
+                            "resident: {is_resident}, {world_size} ranks"
+                        );
                     });
                 }
             });

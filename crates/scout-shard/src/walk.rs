@@ -9,6 +9,7 @@ use scout_device::{Account, Buffer, DeviceError, Lease, Purpose, Tensor, UnitSou
 
 use crate::error::{Result, ShardError};
 use crate::plan::{Schedule, ShardPlan};
+use crate::ring::{Arriving, Ring};
 use crate::store::{Kept, ShardStore};
 
 /// A pass in progress. Every rank walks the same schedule, whatever its data, so that gathers meet.
@@ -28,6 +29,7 @@ pub struct Walk<'a> {
 enum Started {
     Resident(Tensor),
     Gathering { pending: Pending, lease: Lease },
+    OnGpu(Arriving),
 }
 
 impl<'a> Walk<'a> {
@@ -49,7 +51,7 @@ impl<'a> Walk<'a> {
         if expected != units {
             return Err(ShardError::OutOfSchedule { found: units.to_vec(), expected: expected.to_vec() });
         }
-        let end = (self.next_taken + units.len() + self.plan.lookahead()).min(order.len());
+        let end = self.plan.ahead_of(order, self.next_taken + units.len());
         while self.next_started < end {
             let unit = order[self.next_started];
             let started = self.start(unit)?;
@@ -69,6 +71,10 @@ impl<'a> Walk<'a> {
                 let pending = self.job.comm.all_gather(shard, full).map_err(|cause| self.failed(unit, cause))?;
                 Ok(Started::Gathering { pending, lease })
             }
+            Kept::PartOnGpu(part) => {
+                let name = &self.plan.unit(unit).spec.name;
+                Ok(Started::OnGpu(self.ring()?.start(name, part, self.plan.gathered_len(unit))?))
+            }
         }
     }
 
@@ -79,6 +85,8 @@ impl<'a> Walk<'a> {
         let spec = self.plan.unit(unit).spec.clone();
         Ok(match started {
             Started::Resident(tensor) => UnitWeights::new(spec, tensor, None)?,
+            // Streams wait for each other, the host for nobody.
+            Started::OnGpu(arriving) => UnitWeights::new(spec, self.ring()?.finish(arriving)?, None)?,
             Started::Gathering { pending, lease } => {
                 // Only a wait that is felt is a phase of its own.
                 let before = self.job.whereabouts.place().phase;
@@ -88,6 +96,10 @@ impl<'a> Walk<'a> {
                 UnitWeights::new(spec, full.into_tensor()?, Some(lease))?
             }
         })
+    }
+
+    fn ring(&self) -> Result<&'a Ring> {
+        self.store.ring().ok_or(ShardError::NoRing)
     }
 
     fn failed(&self, unit: UnitId, cause: scout_comm::CommError) -> ShardError {
@@ -129,7 +141,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::plan::WeightsMode;
+    use crate::plan::{all_resident, none_resident};
     use scout_comm::local_group;
     use scout_core::{ByteCount, ParamSpec, UnitSpec};
     use std::time::Duration;
@@ -160,7 +172,7 @@ mod tests {
     fn a_walk_hands_out_whole_units_in_order_and_holds_no_more_than_the_plan_says() {
         for world_size in [1, 2, 3, 4] {
             for lookahead in [0, 1, 2, 5] {
-                let plan = ShardPlan::new(&specs(), world_size, WeightsMode::Zero3, lookahead);
+                let plan = ShardPlan::new(&specs(), world_size, &none_resident, lookahead);
                 let schedule = schedule();
                 std::thread::scope(|scope| {
                     for comm in local_group(world_size, Duration::from_secs(5)) {
@@ -195,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_unit_out_of_order_is_an_error() {
-        let plan = ShardPlan::new(&specs(), 1, WeightsMode::Resident, 1);
+        let plan = ShardPlan::new(&specs(), 1, &all_resident, 1);
         let schedule = schedule();
         let account = Account::new(None);
         let mut read = |_: &UnitSpec, _: std::ops::Range<usize>, _: &mut [f32]| Ok::<(), DeviceError>(());

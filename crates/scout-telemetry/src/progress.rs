@@ -5,6 +5,8 @@ use std::io::{self, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use scout_core::ByteCount;
+
 use crate::error::TelemetryError;
 use crate::run_files::RunningLog;
 use crate::spelling::{clock, grouped};
@@ -79,6 +81,25 @@ impl Progress {
         self.keep(line)
     }
 
+    /// How much of the weights is read: a bar of its own on a terminal, and nothing anywhere else.
+    pub fn reading(&mut self, done: ByteCount, in_all: ByteCount) {
+        if !self.terminal.is_tty {
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::with_draw_target(Some(in_all.0), ProgressDrawTarget::stderr());
+            bar.with_style(style(self.terminal, "{binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}"))
+        });
+        bar.set_position(done.0);
+    }
+
+    /// Weights are read: their bar is gone, and what follows is said in its place.
+    pub fn finish_reading(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
     /// Training begins after `first_step` updates, which is not zero when a run is resumed.
     pub fn begin(&mut self, first_step: u64, total_steps: u64) {
         if matches!(self.log, Tee::Waiting(_)) {
@@ -89,7 +110,7 @@ impl Progress {
             return;
         }
         let bar = ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::stderr());
-        bar.set_style(bar_style(self.terminal));
+        bar.set_style(style(self.terminal, "{pos}/{len}  {wide_msg}"));
         bar.set_position(first_step);
         self.bar = Some(bar);
     }
@@ -139,11 +160,12 @@ fn write_line(sink: &mut dyn Write, line: &str) {
     let _ = sink.write_all(format!("{line}\n").as_bytes()).and_then(|()| sink.flush());
 }
 
-fn bar_style(terminal: Terminal) -> ProgressStyle {
+/// A bar with `beside` it.
+fn style(terminal: Terminal, beside: &str) -> ProgressStyle {
     // What the counter and the message leave of an ordinary terminal.
     let width = terminal.width.saturating_sub(68).clamp(8, 30);
     let color = if terminal.color { ".cyan/blue" } else { "" };
-    let template = format!("{{bar:{width}{color}}} {{pos}}/{{len}}  {{wide_msg}}");
+    let template = format!("{{bar:{width}{color}}} {beside}");
     let style = ProgressStyle::with_template(&template).expect("the template holds only keys that indicatif knows");
     style.progress_chars(if terminal.utf8 { "━╸─" } else { "=>-" })
 }
@@ -271,6 +293,22 @@ mod tests {
             progress.finish();
         }
         assert_eq!(heard.0.lock().unwrap().0, "\n\n\n", "only the line break after each bar");
+    }
+
+    #[test]
+    fn the_bar_of_reading_is_gone_before_training_begins() {
+        let heard = Heard::default();
+        let mut progress = Progress::to(Terminal { is_tty: true, ..Terminal::plain() }, Box::new(heard.clone()));
+        progress.reading(ByteCount(0), ByteCount(10));
+        progress.reading(ByteCount(4), ByteCount(10));
+        let bar = progress.bar.clone().unwrap();
+        assert_eq!((bar.position(), bar.length()), (4, Some(10)));
+        progress.finish_reading();
+        assert!(bar.is_finished() && progress.bar.is_none());
+        let mut plain = Progress::to(Terminal::plain(), Box::new(heard.clone()));
+        plain.reading(ByteCount(4), ByteCount(10));
+        plain.finish_reading();
+        assert!(plain.bar.is_none() && heard.0.lock().unwrap().0.is_empty());
     }
 
     #[test]

@@ -14,8 +14,10 @@ use scout_model::lora::Factor;
 use scout_model::{LoraGradients, LoraLayout, LoraWeights};
 
 use crate::adapter_on_gpu::AdapterOnGpu;
-use crate::error::Result;
-use crate::machine::{ComputeType, Hardware, Machine};
+use crate::adapter_sums::AdapterSums;
+use crate::buckets::Buckets;
+use crate::error::{Result, TrainError};
+use crate::machine::{Hardware, Kind, Machine};
 use crate::optimizer::Update;
 
 pub struct AdapterState {
@@ -52,25 +54,24 @@ impl AdapterState {
         Ok(AdapterState { layout, mesh, numbers, _lease: Some(lease) })
     }
 
-    /// The same state on the machine's device. Nothing may have been trained before.
+    /// The same state on the machine's device. Nothing may have been trained before. Every rank calls it.
     pub fn to_machine(self, machine: &Machine) -> Result<AdapterState> {
         let Device::Cuda(device) = &machine.device else { return Ok(self) };
         let values = self.values()?[..self.layout.num_elements()].to_vec();
         // The GPU's account is not to show both at one time: what the host held was never there.
         let AdapterState { layout, mesh, numbers, _lease } = self;
         drop((numbers, _lease));
-        let numbers = Numbers::Gpu(Box::new(AdapterOnGpu::new(device, machine.compute, &values)?));
+        let on_gpu = AdapterOnGpu::new(device, machine.compute, &values, machine.gpus.as_ref())?;
+        let numbers = Numbers::Gpu(Box::new(on_gpu));
         Ok(AdapterState { layout, mesh, numbers, _lease: None })
     }
 
-    /// Bytes on each rank: the adapter and its gradient whole, two moments of one part; and on a GPU the adapter once more in
-    /// the element type that it computes with, where that is another one.
+    /// Bytes on each rank. On the host: the adapter and its gradient whole, two moments of one part.
     pub fn bytes(layout: &LoraLayout, hardware: &Hardware) -> ByteCount {
-        let part_len = layout.num_elements().div_ceil(hardware.world_size) as u64;
-        let in_f32 = DType::F32.size() * part_len * (2 * hardware.world_size as u64 + 2);
-        match hardware.compute {
-            ComputeType::F32 => in_f32,
-            ComputeType::Bf16 => in_f32 + DType::BF16.size() * layout.num_elements() as u64,
+        let (len, world_size) = (layout.num_elements(), hardware.world_size);
+        match hardware.kind {
+            Kind::Host => DType::F32.size() * (len.div_ceil(world_size) * (2 * world_size + 2)) as u64,
+            Kind::Gpu => AdapterOnGpu::bytes(len, world_size, hardware.compute),
         }
     }
 
@@ -87,14 +88,14 @@ impl AdapterState {
     }
 
     /// Gradients of nothing yet, where the adapter is.
-    pub fn no_gradients(&self) -> Result<LoraGradients> {
-        Ok(match &self.numbers {
-            Numbers::Host(_) => LoraGradients::zeros(self.layout.clone()),
-            Numbers::Gpu(gpu) => LoraGradients::zeros_on(gpu.device(), self.layout.clone())?,
-        })
+    pub fn no_gradients(&self) -> Result<AdapterSums> {
+        match &self.numbers {
+            Numbers::Host(_) => Ok(AdapterSums::of_rank(LoraGradients::zeros(self.layout.clone()))),
+            Numbers::Gpu(gpu) => gpu.no_gradients(&self.layout),
+        }
     }
 
-    /// The whole adapter on the host, as its layout says; on the host with padding at its end.
+    /// The whole adapter on the host, as its layout says, with padding at its end.
     pub fn values(&self) -> Result<Cow<'_, [f32]>> {
         Ok(match &self.numbers {
             Numbers::Host(host) => Cow::Borrowed(host.flat.f32s()?),
@@ -102,18 +103,20 @@ impl AdapterState {
         })
     }
 
-    /// Sums the gradients of all ranks and leaves this one with its part.
-    pub fn reduce(&self, gradients: LoraGradients, comm: &dyn Communicator) -> Result<AdapterGradient> {
+    /// Sums the gradients of all ranks, where they are not summed yet, and leaves this one with its part.
+    pub fn reduce(&self, gradients: AdapterSums, comm: &dyn Communicator) -> Result<AdapterGradient> {
         let host = match &self.numbers {
             Numbers::Host(host) => host,
-            Numbers::Gpu(_) => return Ok(AdapterGradient::Gpu(gradients.into_gpu()?)),
+            Numbers::Gpu(gpu) => {
+                return Ok(AdapterGradient::Gpu { part: gradients.into_gpu_part()?, buckets: gpu.buckets() });
+            }
         };
         let part = Buffer::zeros(DType::F32, host.first_moment.len())?;
         if host.flat.is_empty() {
             return Ok(AdapterGradient::Host(part));
         }
         let mut full = Buffer::zeros(DType::F32, host.flat.len())?;
-        full.copy_from(0, &gradients.into_flat()?)?;
+        full.copy_from(0, &gradients.own.into_flat()?)?;
         Ok(AdapterGradient::Host(comm.reduce_scatter(full, part)?.wait()?))
     }
 
@@ -121,7 +124,7 @@ impl AdapterState {
     pub fn update(&mut self, gradient: &AdapterGradient, update: &Update, comm: &dyn Communicator) -> Result<()> {
         match (&mut self.numbers, gradient) {
             (Numbers::Host(host), AdapterGradient::Host(gradient)) => host.update(gradient, update, self.mesh, comm),
-            (Numbers::Gpu(gpu), AdapterGradient::Gpu(gradient)) => Ok(gpu.update(gradient, update)?),
+            (Numbers::Gpu(gpu), AdapterGradient::Gpu { part, .. }) => gpu.update(part, update),
             _ => unreachable!("a gradient is where the adapter is that reduced it"),
         }
     }
@@ -148,7 +151,11 @@ impl OnHost {
 #[derive(Debug)]
 pub enum AdapterGradient {
     Host(Buffer),
-    Gpu(Tensor),
+    /// Slices of all buckets one behind the other.
+    Gpu {
+        part: Tensor,
+        buckets: Buckets,
+    },
 }
 
 impl AdapterGradient {
@@ -156,19 +163,22 @@ impl AdapterGradient {
     pub fn sum_of_squares(&self) -> Result<f64> {
         Ok(match self {
             AdapterGradient::Host(part) => norms::sum_of_squares(part.f32s()?),
-            AdapterGradient::Gpu(part) => norms::measure(part)?.get()?.sum_of_squares,
+            AdapterGradient::Gpu { part, .. } => norms::measure(part)?.get()?.sum_of_squares,
         })
     }
 
-    /// The parts of all ranks, on the host.
+    /// The whole gradient on the host, as the adapter's layout says, with padding at its end.
     pub fn of_all_ranks(&self, comm: &dyn Communicator) -> Result<Vec<f32>> {
-        Ok(match self {
-            AdapterGradient::Host(part) => {
-                let whole = Buffer::zeros(DType::F32, part.len() * comm.mesh().size())?;
-                comm.all_gather(part, whole)?.wait()?.f32s()?.to_vec()
+        let gathered = |part: &Buffer| {
+            let parts = Buffer::zeros(DType::F32, part.len() * comm.mesh().size())?;
+            Ok::<Vec<f32>, TrainError>(comm.all_gather(part, parts)?.wait()?.f32s()?.to_vec())
+        };
+        match self {
+            AdapterGradient::Host(part) => gathered(part),
+            AdapterGradient::Gpu { part, buckets } => {
+                Ok(buckets.whole(&gathered(&Buffer::from_f32(part.to_host()?.to_f32_vec()?))?))
             }
-            AdapterGradient::Gpu(part) => part.to_host()?.to_f32_vec()?,
-        })
+        }
     }
 }
 

@@ -42,20 +42,20 @@ impl Sizes {
         let chunk_size = plan.source.config.attention_chunk_size;
         let steps = plan.steps.map_or(0, |steps| steps.total_steps).min(MOST_UPDATES);
         for step in 0..steps {
-            for rows in data.order.micro_batches(step as u64, rank) {
-                sizes.add(rows.into_iter().map(|row| data.examples.length(row)), chunk_size);
+            for rows in &data.update_plan(step).ranks[rank] {
+                sizes.add(rows.iter().map(|row| data.examples.length(row.row)), chunk_size);
             }
         }
         let updates_per_epoch = plan.steps.map_or(1, |steps| steps.updates_per_epoch);
         if evaluation_interval(config, updates_per_epoch).is_some() {
-            for lengths in data.held_out.lengths().chunks(config.train.per_device_train_batch_size) {
-                sizes.add(lengths.iter().copied(), chunk_size);
+            for rows in data.scored_runs(config.train.per_device_train_batch_size) {
+                sizes.add(rows.iter().map(|row| data.held_out.length(*row)), chunk_size);
             }
         }
         sizes
     }
 
-    pub fn of_batches(batches: &[Batch], chunk_size: usize) -> Sizes {
+    pub fn of_batches<'a>(batches: impl IntoIterator<Item = &'a Batch>, chunk_size: usize) -> Sizes {
         let mut sizes = Sizes::default();
         for batch in batches {
             sizes.add(batch.documents.borders().windows(2).map(|ends| (ends[1] - ends[0]) as usize), chunk_size);
@@ -145,7 +145,7 @@ mod tests {
         use scout_model::Document;
         let document = |len| Document { sample_id: 1, tokens: vec![3; len] };
         let batch = Batch::new(&[document(5), document(9)], &[], 4).unwrap();
-        let found = Sizes::of_batches(std::slice::from_ref(&batch), 4);
+        let found = Sizes::of_batches([&batch], 4);
         assert_eq!(found.most_tokens, BTreeMap::from([((2, 9), 14), ((5, 4), 14)]));
         // Those that attention itself makes of it.
         assert_eq!(batch.chunks.borders().len() - 1, 5);

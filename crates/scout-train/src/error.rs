@@ -77,10 +77,13 @@ impl TrainError {
     pub fn tells_of_another_rank(&self) -> bool {
         let of_shard = |error: &'_ ShardError| match error {
             ShardError::Gather { cause, .. } | ShardError::Reduce { cause, .. } => cause.is_an_echo(),
+            ShardError::Queue { cause } => cause.is_an_echo(),
+            ShardError::Device(cause) => cause.may_be_an_echo(),
             _ => false,
         };
         match self {
             TrainError::Comm(cause) => cause.is_an_echo(),
+            TrainError::Device(cause) if cause.may_be_an_echo() => true,
             TrainError::Shard(cause) => of_shard(cause),
             // Weights that do not arrive come up through the model.
             _ => {
@@ -108,6 +111,8 @@ impl TrainError {
                 Some("set `overwrite_output_dir: true`, or choose another `output_dir`".to_string())
             }
             TrainError::Device(cause) => cause.hint(),
+            TrainError::Comm(cause) => cause.hint(),
+            TrainError::Shard(ShardError::Queue { cause }) => cause.hint(),
             TrainError::Data(cause) => cause.hint(),
             TrainError::Checkpoint(cause) => cause.hint(),
             _ => None,

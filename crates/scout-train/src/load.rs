@@ -17,12 +17,51 @@ use scout_shard::{ShardPlan, ShardStore};
 
 use crate::adapter::AdapterState;
 use crate::error::Result;
+use crate::readers::Readers;
 use crate::sums::sum_over_ranks;
 
 /// Reads what `rank` keeps, and nothing else.
 pub fn weights(files: &ModelFolder, plan: &ShardPlan, rank: Rank, account: &Account) -> Result<ShardStore> {
-    ShardStore::load(plan, rank, account, &mut |unit, range, out| {
-        each_param(unit, range, out, |param, range, out| Ok(files.read_f32(&param.name, range, out)?))
+    weights_by(files, plan, rank, account, &mut Readers::default())
+}
+
+/// The same, where somebody wants to hear of it or to say how many threads read.
+pub fn weights_by(
+    files: &ModelFolder,
+    plan: &ShardPlan,
+    rank: Rank,
+    account: &Account,
+    readers: &mut Readers,
+) -> Result<ShardStore> {
+    readers.begin(stored_bytes(files, plan, rank)?);
+    ShardStore::load(plan, rank, account, &mut |unit, range, out| unit_by(files, unit, range, out, readers))
+}
+
+/// Reads a range of a unit's elements by several threads, each of which writes to parts of `out`.
+fn unit_by(
+    files: &ModelFolder,
+    unit: &UnitSpec,
+    range: Range<usize>,
+    mut out: &mut [f32],
+    readers: &mut Readers,
+) -> Result<()> {
+    let limit = (readers.chunk().0 as usize / size_of::<f32>()).max(1);
+    let (mut jobs, mut bytes) = (Vec::new(), ByteCount(0));
+    for (param, range) in pieces(unit, range) {
+        bytes += files.stored_bytes(&param.name, range.len())?;
+        for part in parts(range, limit) {
+            let (here, rest) = out.split_at_mut(part.len());
+            jobs.push((param, part, here));
+            out = rest;
+        }
+    }
+    readers.share_out(bytes, jobs, |jobs| {
+        while let Some((param, range, out)) = jobs.next() {
+            let bytes = files.stored_bytes(&param.name, range.len())?;
+            files.read_f32(&param.name, range, out)?;
+            jobs.did(bytes);
+        }
+        Ok(())
     })
 }
 
@@ -75,7 +114,7 @@ pub fn each_param(
 }
 
 /// The parts of single parameters that make up a range of a unit's elements.
-fn pieces(unit: &UnitSpec, range: Range<usize>) -> impl Iterator<Item = (&ParamSpec, Range<usize>)> {
+pub(crate) fn pieces(unit: &UnitSpec, range: Range<usize>) -> impl Iterator<Item = (&ParamSpec, Range<usize>)> {
     let starts = unit.params.iter().scan(0, |next, param| {
         let before = *next;
         *next += param.num_elements();
@@ -85,6 +124,11 @@ fn pieces(unit: &UnitSpec, range: Range<usize>) -> impl Iterator<Item = (&ParamS
         let (start, end) = (range.start.max(before), range.end.min(before + param.num_elements()));
         (start < end).then(|| (param, start - before..end - before))
     })
+}
+
+/// A range in parts of at most `limit`.
+pub(crate) fn parts(range: Range<usize>, limit: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(limit).map(move |start| start..range.end.min(start + limit))
 }
 
 /// Reads an adapter made for a model of these shapes.

@@ -1,11 +1,15 @@
 //! On what a run computes: how many ranks, on which device, in which element type. Everything else of the plan is the same
 //! on all machines.
 
+use std::sync::Arc;
+
+use scout_comm::Job;
+use scout_comm::gpu::GpuGroup;
 use scout_config::RunConfig;
 use scout_core::{ByteCount, DType};
 use scout_device::Device;
 
-use crate::error::{Result, TrainError};
+use crate::error::Result;
 
 /// Element type of weights and activations. What is trained, its optimizer, norms, softmax and losses are f32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,30 +41,31 @@ pub enum Kind {
     Gpu,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Machine {
     pub world_size: usize,
     pub device: Device,
     pub compute: ComputeType,
+    /// How the GPUs of the ranks reach each other; none with one rank, and none on the host.
+    pub gpus: Option<Arc<GpuGroup>>,
 }
 
 /// That many ranks on the host.
 impl From<usize> for Machine {
     fn from(world_size: usize) -> Machine {
-        Machine { world_size, device: Device::Cpu, compute: ComputeType::F32 }
+        Machine { world_size, device: Device::Cpu, compute: ComputeType::F32, gpus: None }
     }
 }
 
 impl Machine {
-    /// Fails where a plan can be made for such a machine, and nothing runs on it yet.
-    pub fn must_be_built(&self) -> Result<()> {
-        match self.device {
-            Device::Cuda(_) if self.world_size > 1 => {
-                let problem = "training on several GPUs is not built yet: start one rank, or use `device: cpu`";
-                Err(TrainError::Config { key: "device", problem: problem.to_string() })
-            }
-            _ => Ok(()),
-        }
+    /// One of the ranks of `job`, on `device`. All ranks call it: their GPUs meet here.
+    pub fn of_rank(device: Device, compute: ComputeType, job: &Job) -> Result<Machine> {
+        let world_size = job.mesh().size();
+        let gpus = match &device {
+            Device::Cuda(gpu) if world_size > 1 => Some(Arc::new(GpuGroup::connect(gpu, &*job.comm)?)),
+            _ => None,
+        };
+        Ok(Machine { world_size, device, compute, gpus })
     }
 }
 
@@ -98,15 +103,5 @@ impl Hardware {
 impl From<usize> for Hardware {
     fn from(world_size: usize) -> Hardware {
         Hardware { world_size, kind: Kind::Host, compute: ComputeType::F32, room: Room::Unknown }
-    }
-}
-
-impl From<&Machine> for Hardware {
-    fn from(machine: &Machine) -> Hardware {
-        let (kind, room) = match &machine.device {
-            Device::Cpu => (Kind::Host, Room::Unknown),
-            Device::Cuda(gpu) => (Kind::Gpu, Room::BesideWeights(gpu.working_memory().capacity())),
-        };
-        Hardware { world_size: machine.world_size, kind, compute: machine.compute, room }
     }
 }

@@ -27,10 +27,12 @@ pub struct MemoryPlan {
     pub activations: Activations,
     /// Scratch memory of libraries.
     pub workspace: ByteCount,
+    /// What they take beside it where several GPUs work together.
+    pub libraries: ByteCount,
     pub budget: Option<ByteCount>,
 }
 
-/// Of the largest micro-batch.
+/// Of the largest run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Activations {
     /// From the forward pass to the backward pass.
@@ -49,7 +51,14 @@ impl MemoryPlan {
     /// As if everything were at its most at one time. It is not quite: what that leaves over, fills the gaps between blocks
     /// of different sizes.
     pub fn total(&self) -> ByteCount {
-        [self.shard, self.gathered, self.trained, self.activations.most(), self.workspace].into_iter().sum()
+        let activations = self.activations.most();
+        [self.shard, self.gathered, self.trained, activations, self.workspace, self.libraries].into_iter().sum()
+    }
+
+    /// What is left for all that a step takes out of working memory: without a budget as much as it needs.
+    pub fn working(&self) -> ByteCount {
+        let all = self.budget.unwrap_or(self.total());
+        ByteCount(all.0.saturating_sub((self.shard + self.gathered + self.libraries).0))
     }
 
     pub fn fits(&self) -> bool {
@@ -57,12 +66,32 @@ impl MemoryPlan {
     }
 }
 
-/// The largest micro-batch of a run, as far as memory is concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The largest flat run of several, as far as memory is concerned: none has more of any of these.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LargestBatch {
     pub num_rows: usize,
     pub num_tokens: usize,
     pub longest_row: usize,
+}
+
+impl LargestBatch {
+    /// A run of rows of these lengths.
+    pub fn of(lengths: impl IntoIterator<Item = usize>) -> LargestBatch {
+        lengths.into_iter().fold(LargestBatch::default(), |batch, length| LargestBatch {
+            num_rows: batch.num_rows + 1,
+            num_tokens: batch.num_tokens + length,
+            longest_row: batch.longest_row.max(length),
+        })
+    }
+
+    /// What neither of the two exceeds.
+    pub fn or(self, other: LargestBatch) -> LargestBatch {
+        LargestBatch {
+            num_rows: self.num_rows.max(other.num_rows),
+            num_tokens: self.num_tokens.max(other.num_tokens),
+            longest_row: self.longest_row.max(other.longest_row),
+        }
+    }
 }
 
 /// A pass forward and back.
@@ -88,6 +117,8 @@ struct Widths {
     f: u64,
 }
 
+/// Context and NCCL, on each of several GPUs.
+const OF_SEVERAL_GPUS: ByteCount = ByteCount(3 << 29);
 /// An f32 or a u32 for each token.
 const NUMBER: u64 = 4;
 /// Of a batch itself: ids, positions and three names, and of every scored position its row, token and weight.
@@ -119,6 +150,14 @@ impl Pass<'_> {
         // The library's own stays where it is while attention works.
         let beside_attention = Choice::First.scratch(ByteCount(0)) + self.of_attention_by_cudnn();
         of_products.max(beside_attention)
+    }
+
+    /// For the driver's context and its peers, and for NCCL, whose channels have buffers for each rank.
+    pub fn libraries(&self, world_size: usize) -> ByteCount {
+        match self.kind {
+            Kind::Gpu if world_size > 1 => OF_SEVERAL_GPUS,
+            Kind::Gpu | Kind::Host => ByteCount(0),
+        }
     }
 
     fn of_attention_by_cudnn(&self) -> ByteCount {

@@ -10,21 +10,24 @@ use scout_config::{self as written, RunConfig};
 use scout_core::{ExitCode, ParamSpec, Projection, UnitId};
 use scout_device::cuda::Choice;
 use scout_model::{Keep, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
-use scout_shard::{ShardPlan, WeightsMode};
+use scout_shard::ShardPlan;
 
 use crate::adapter::AdapterState;
 use crate::error::{Result, TrainError};
 use crate::load;
 use crate::machine::{Hardware, Kind};
-use crate::memory::{self, LargestBatch, MemoryPlan, WAYS};
+use crate::memory::{self, LargestBatch, MemoryPlan};
 use crate::optimizer::OptimizerSettings;
+use crate::rates::Link;
 use crate::reducer::most_in_flight;
+use crate::runs::{Largest, Rows};
 use crate::schedule::{Decay, LearningRate};
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, StepSettings};
+use crate::ways::{Resident, Run, WHOLE_LAYER, Way};
 use crate::weight_set::WeightSet;
 
-/// Units gathered ahead of the block in use.
+/// Units gathered ahead of the block in use, where no times are known.
 pub(crate) const LOOKAHEAD: usize = 2;
 /// Where the model comes from.
 #[derive(Debug, Clone)]
@@ -47,10 +50,14 @@ pub struct RunPlan {
     /// Empty where adapters are trained.
     pub weights: Arc<WeightSet>,
     pub adapter_layout: AdapterLayout,
-    /// That of the way of keeping that was chosen.
+    /// That of the way that was chosen.
     pub memory: MemoryPlan,
-    /// All ways of keeping, from the one that keeps the most, each with the memory it takes.
-    pub ways: [(Keep, MemoryPlan); WAYS.len()],
+    /// Runs in which each rank computes its rows of an update, one behind the other.
+    pub runs: usize,
+    /// The one that was chosen.
+    pub way: Way,
+    /// The fastest first where they differ in more than what they keep; else from the one that keeps the most.
+    pub ways: Vec<Way>,
     /// How algorithms of a GPU are chosen: the same in every run, or by their speed.
     pub choice: Choice,
     pub steps: Option<StepsPlan>,
@@ -122,8 +129,6 @@ impl RunPlan {
         if !weights.is_empty() {
             check_output(config, &source)?;
         }
-        let shards = ShardPlan::new(units.units(), hardware.world_size, weights_mode(config), LOOKAHEAD);
-        let shards = shards.stored_as(hardware.compute.dtype());
         let model = Model::new(&source.config, &units)?;
         let schedules = match weights.is_empty() {
             true => Schedules::of(&model),
@@ -134,6 +139,7 @@ impl RunPlan {
             None if weights.is_empty() => lora_settings(&config.lora),
             None => LoraSettings { projections: BTreeSet::new(), ..lora_settings(&config.lora) },
         };
+        let rows = rows(config, data);
         let dropout = start.map_or(config.lora.lora_dropout, |start| start.settings.dropout);
         let pass = memory::Pass {
             config: &source.config,
@@ -141,26 +147,35 @@ impl RunPlan {
             drops: dropout > 0.0,
             // A layer is two blocks; one that is walked back by half keeps all that a layer keeps.
             kept_layers: (model.blocks.len() - schedules.first_backward).div_ceil(2),
-            batch: largest_batch(config, data),
+            batch: rows.largest_run(rows.num_micro_batches),
             kind: hardware.kind,
             compute: hardware.compute,
             choice: if config.device.deterministic { Choice::First } else { Choice::Timed },
         };
-        let most = MemoryPlan {
-            shard: shards.kept_bytes(),
-            gathered: shards.gathered_peak(&schedules.train),
-            trained: AdapterState::bytes(&LoraLayout::new(&source.config, &lora), &hardware)
+        let layout = LoraLayout::new(&source.config, &lora);
+        // However weights are held, parts and sums of what is trained are the same.
+        let is_whole = config.device.weights == written::Weights::Resident;
+        let shards = ShardPlan::new(units.units(), hardware.world_size, &|_| is_whole, LOOKAHEAD);
+        let shards = shards.stored_as(hardware.compute.dtype());
+        let run = Run {
+            units: &units,
+            schedules: &schedules,
+            hardware,
+            pass,
+            rows,
+            link: Link::of(config.device.gather),
+            num_adapter_elements: layout.num_elements(),
+            trained: AdapterState::bytes(&layout, &hardware)
                 + TrainedWeights::bytes(&weights, &shards)
                 + most_in_flight(&weights, &shards, &schedules.send),
-            activations: pass.activations(Keep::Everything),
-            workspace: pass.workspace(),
             budget: config.device.device_memory.or(hardware.memory(shards.kept_bytes())),
         };
-        let ways = WAYS.map(|keep| (keep, MemoryPlan { activations: pass.activations(keep), ..most }));
-        let (keep, memory) = choose(&ways, pass.batch)?;
+        let ways = ways(config, &run)?;
+        let way = choose(&ways, pass.batch)?;
+        let shards = run.shards(&way.resident, way.lookahead);
         let choice = pass.choice;
         let steps = data.map(|data| steps(config, data));
-        let settings = step_settings(config, keep, steps, dropout);
+        let settings = step_settings(config, way.keep, steps, dropout);
         let adapter_layout = adapter_layout(config, source.style);
         let weights = Arc::new(weights);
         Ok(RunPlan {
@@ -172,7 +187,9 @@ impl RunPlan {
             lora,
             weights,
             adapter_layout,
-            memory,
+            memory: way.memory,
+            runs: way.runs,
+            way,
             ways,
             choice,
             steps,
@@ -225,18 +242,9 @@ impl RunPlan {
 pub struct DataCounts {
     pub num_rows: usize,
     pub updates_per_epoch: usize,
-    /// Tokens of the largest micro-batch.
-    pub most_tokens: usize,
-    pub longest_row: usize,
-    /// Rows of a micro-batch, at most.
-    pub most_rows: usize,
-}
-
-fn weights_mode(config: &RunConfig) -> WeightsMode {
-    match config.device.weights {
-        written::Weights::Resident => WeightsMode::Resident,
-        written::Weights::Auto | written::Weights::Zero3 => WeightsMode::Zero3,
-    }
+    pub trained: Largest,
+    /// Of held-out rows, as many at a time as an update has; nothing where they are not scored.
+    pub scored: Largest,
 }
 
 fn adapter_layout(config: &RunConfig, style: NameStyle) -> AdapterLayout {
@@ -248,27 +256,56 @@ fn adapter_layout(config: &RunConfig, style: NameStyle) -> AdapterLayout {
     }
 }
 
-/// As much is kept as the budget allows; what is not kept is computed again.
-fn choose(ways: &[(Keep, MemoryPlan)], batch: LargestBatch) -> Result<(Keep, MemoryPlan)> {
-    if let Some(way) = ways.iter().find(|(_, memory)| memory.fits()) {
+/// Ways from which to choose. Several GPUs whose memory is known make a choice of what is resident; else that is as written.
+/// GPUs that hold everything may merge micro-batches; not where runs must agree bit by bit, for how much memory was found
+/// would show in the result.
+fn ways(config: &RunConfig, run: &Run) -> Result<Vec<Way>> {
+    let all = run.pass.config.num_layers;
+    let written = match config.device.resident_layers {
+        written::ResidentLayers::Count(count) if count > all => {
+            let problem = format!("is {count}, and the model has {all} layers");
+            return Err(TrainError::Config { key: "resident_layers", problem });
+        }
+        written::ResidentLayers::Count(count) => Some(count),
+        written::ResidentLayers::Auto => None,
+    };
+    let is_whole = run.hardware.world_size == 1 || config.device.weights == written::Weights::Resident;
+    let resident = match is_whole {
+        true => Resident::everything(all),
+        false => Resident { num_layers: written.unwrap_or(0), ..Resident::NOTHING },
+    };
+    Ok(match run.hardware.kind {
+        Kind::Gpu if !is_whole && run.budget.is_some() => run.ways_on_several_gpus(written),
+        Kind::Gpu if !is_whole => run.ways_of_keeping(resident, WHOLE_LAYER),
+        Kind::Gpu if run.budget.is_some() && run.rows.num_micro_batches > 1 && run.pass.choice == Choice::Timed => {
+            run.ways_of_merging(resident, LOOKAHEAD)
+        }
+        Kind::Gpu | Kind::Host => run.ways_of_keeping(resident, LOOKAHEAD),
+    })
+}
+
+/// The first that fits: they come in the order in which they are to be preferred.
+fn choose(ways: &[Way], batch: LargestBatch) -> Result<Way> {
+    if let Some(way) = ways.iter().find(|way| way.memory.fits()) {
         return Ok(*way);
     }
-    let (_, least) = ways[ways.len() - 1];
-    let (needed, budget) = (least.total(), least.budget.unwrap_or_default());
+    let needed = ways.iter().map(|way| way.memory.total()).min().unwrap_or_default();
+    let budget = ways.first().and_then(|way| way.memory.budget).unwrap_or_default();
     Err(TrainError::DoesNotFit { needed, budget, tokens: batch.num_tokens })
 }
 
-/// Without data every row may be as long as the configuration lets it be.
-fn largest_batch(config: &RunConfig, data: Option<DataCounts>) -> LargestBatch {
+/// Without data every row is as long as it may be.
+fn rows(config: &RunConfig, data: Option<DataCounts>) -> Rows {
     let (num_rows, longest_row) = (config.train.per_device_train_batch_size, config.data.cutoff_len);
-    match data {
-        None => LargestBatch { num_rows, num_tokens: num_rows * longest_row, longest_row },
-        Some(data) => LargestBatch {
-            num_rows: data.most_rows,
-            num_tokens: data.most_tokens.max(1),
-            longest_row: data.longest_row,
-        },
-    }
+    let num_micro_batches = config.train.gradient_accumulation_steps;
+    let (trained, scored) = match data {
+        Some(data) => (data.trained, data.scored),
+        None => {
+            let micro_batch = LargestBatch { num_rows, num_tokens: num_rows * longest_row, longest_row };
+            (Largest::of_alike(micro_batch, num_micro_batches), Largest::default())
+        }
+    };
+    Rows { num_micro_batches, trained, scored }
 }
 
 /// What is not built yet for GPUs is refused before anything is read.
@@ -310,10 +347,15 @@ fn lora_settings(lora: &written::LoraConfig) -> LoraSettings {
     LoraSettings { rank: lora.lora_rank, alpha: lora.lora_alpha, use_rslora: lora.use_rslora, projections }
 }
 
+/// Updates of a whole run.
+pub(crate) fn num_steps(config: &RunConfig, updates_per_epoch: usize) -> usize {
+    let by_epochs = (updates_per_epoch as f64 * config.train.num_train_epochs).ceil() as usize;
+    config.train.max_steps.unwrap_or(by_epochs)
+}
+
 fn steps(config: &RunConfig, data: DataCounts) -> StepsPlan {
     let train = &config.train;
-    let by_epochs = (data.updates_per_epoch as f64 * train.num_train_epochs).ceil() as usize;
-    let total_steps = train.max_steps.unwrap_or(by_epochs);
+    let total_steps = num_steps(config, data.updates_per_epoch);
     let warmup_steps = match train.warmup_steps {
         0 => (total_steps as f64 * train.warmup_ratio).ceil() as usize,
         steps => steps,

@@ -7,16 +7,21 @@ use scout_checkpoint::{LoadedAdapter, check_model_file};
 use scout_config::{self as written, EvalStrategy, RunConfig};
 use scout_core::ExitCode;
 use scout_data::{
-    Dataset, DatasetRequest, Date, Dealing, Encoding, ExampleSet, FlatBatch, LossReduction, PackedOrder, SampleOrder,
-    Shuffle, Template, TokenStatistics, Tokenizer, UpdateCounts, UpdateOrder, WeightedRow, compose_update, hold_out,
-    tokenise,
+    Balance, Dataset, DatasetRequest, Date, Dealing, Dealt, Encoding, ExampleSet, FlatBatch, LossReduction,
+    PackedOrder, RowCost, SampleOrder, Shuffle, Template, TokenStatistics, Tokenizer, UpdateCounts, UpdateOrder,
+    UpdatePlan, WeightedRow, hold_out, tokenise,
 };
-use scout_model::{Batch, Document, Target};
+use scout_model::{Batch, Document, ModelConfig, Target};
 
 use crate::error::{Result, TrainError};
 use crate::load;
 use crate::machine::{Hardware, Machine};
-use crate::plan::{DataCounts, ModelSource, RunPlan};
+use crate::memory::LargestBatch;
+use crate::plan::{self, DataCounts, ModelSource, RunPlan};
+use crate::runs::{self, Largest};
+
+/// Rows that are dealt for a plan, at most: some seconds' worth.
+const MOST_ROWS_DEALT: usize = 1 << 22;
 
 /// The rows of a run as tokens, and the order in which updates take them.
 pub struct RunData {
@@ -24,6 +29,10 @@ pub struct RunData {
     pub held_out: ExampleSet,
     pub order: Box<dyn UpdateOrder + Send + Sync>,
     pub reduction: LossReduction,
+    /// By which ranks are balanced.
+    pub cost: RowCost,
+    /// In which a rank computes its rows of an update, as the plan says; before there is one, as many as micro-batches.
+    pub runs: usize,
     pub statistics: TokenStatistics,
 }
 
@@ -44,20 +53,28 @@ pub struct Planned {
     pub notes: Vec<String>,
 }
 
-/// Reads and checks everything but weights, for a number of ranks on the host or for another machine.
-pub fn prepare(config: &RunConfig, machine: impl Into<Machine>) -> Result<Prepared> {
-    prepare_model(config, ModelSource::find(config, false)?, machine)
+/// Reads and checks everything but weights, for a number of ranks on the host.
+pub fn prepare(config: &RunConfig, world_size: usize) -> Result<Prepared> {
+    Ok(plan_model(config, ModelSource::find(config, false)?, world_size)?.on(world_size.into()))
 }
 
-/// The same for a model that was found already.
-pub fn prepare_model(config: &RunConfig, source: ModelSource, machine: impl Into<Machine>) -> Result<Prepared> {
-    let machine: Machine = machine.into();
-    machine.must_be_built()?;
-    let Planned { plan, data, start, notes } = plan_model(config, source, &machine)?;
-    Ok(Prepared { plan, data, start, notes, machine })
+impl Planned {
+    /// Ready for `machine`, which is the one that it was planned for.
+    pub fn on(self, machine: Machine) -> Prepared {
+        let Planned { plan, data, start, notes } = self;
+        Prepared { plan, data, start, notes, machine }
+    }
+
+    /// How evenly the work of an epoch lies on the ranks, as far as the run gets and as can be dealt in some seconds.
+    pub fn balance(&self) -> Balance {
+        let steps = self.plan.steps.expect("data is known");
+        let affordable = MOST_ROWS_DEALT / steps.num_rows.div_ceil(steps.updates_per_epoch).max(1);
+        let num_steps = steps.total_steps.min(steps.updates_per_epoch).min(affordable.max(1));
+        self.data.balance(num_steps)
+    }
 }
 
-/// Reads and checks all that [`prepare_model`] does, for a machine that need not be here.
+/// Reads and checks everything but weights, for a machine that need not be here.
 pub fn plan_model(config: &RunConfig, source: ModelSource, hardware: impl Into<Hardware>) -> Result<Planned> {
     let hardware: Hardware = hardware.into();
     let folder = source.folder.clone().ok_or_else(|| TrainError::Config {
@@ -69,9 +86,8 @@ pub fn plan_model(config: &RunConfig, source: ModelSource, hardware: impl Into<H
         None => None,
     };
     let mut notes: Vec<String> = source.config.warning().into_iter().collect();
-    if config.device.resident_layers != written::ResidentLayers::Auto {
-        let effect = "a rank alone holds every layer, and plans for more ranks do not use it yet";
-        notes.push(format!("`resident_layers` has no effect: {effect}"));
+    if config.device.resident_layers != written::ResidentLayers::Auto && hardware.world_size == 1 {
+        notes.push("`resident_layers` has no effect: a rank alone holds every layer".to_string());
     }
     if let Some(start) = &start {
         let settings = &start.settings;
@@ -80,8 +96,9 @@ pub fn plan_model(config: &RunConfig, source: ModelSource, hardware: impl Into<H
             settings.rank, settings.alpha
         ));
     }
-    let data = read_data(config, &folder, source.config.vocab_size, hardware.world_size)?;
+    let mut data = read_data(config, &folder, &source.config, hardware.world_size)?;
     let plan = RunPlan::resolve(config, source, hardware, Some(data.counts(config)), start.as_ref())?;
+    data.runs = plan.runs;
     let steps = plan.steps.expect("data is known");
     if steps.total_steps == 0 {
         return Err(TrainError::Config { key: "num_train_epochs", problem: "leaves no step to train".to_string() });
@@ -124,9 +141,10 @@ pub fn encoding(config: &RunConfig) -> Result<Encoding> {
     Ok(Encoding::from_keys(data.cutoff_len, data.train_on_prompt, data.mask_history)?)
 }
 
-fn read_data(config: &RunConfig, folder: &Path, vocab_size: usize, world_size: usize) -> Result<RunData> {
+fn read_data(config: &RunConfig, folder: &Path, model: &ModelConfig, world_size: usize) -> Result<RunData> {
     let template = template(config, folder)?;
     let num_ids = template.tokenizer().num_ids();
+    let vocab_size = model.vocab_size;
     if num_ids > vocab_size {
         return Err(TrainError::Input {
             path: folder.join("tokenizer.json").display().to_string(),
@@ -143,7 +161,15 @@ fn read_data(config: &RunConfig, folder: &Path, vocab_size: usize, world_size: u
         written::LossReduction::Token => LossReduction::Token,
         written::LossReduction::MicroBatchMean => LossReduction::MicroBatchMean,
     };
-    Ok(RunData { examples, held_out, order, reduction, statistics })
+    let runs = order.accumulation();
+    Ok(RunData { examples, held_out, order, reduction, cost: row_cost(model), runs, statistics })
+}
+
+/// What a row costs by the count of useful operations, of which attention counts only what chunks let it see.
+pub(crate) fn row_cost(model: &ModelConfig) -> RowCost {
+    let pair = plan::useful_flops(model, 0, 1) / plan::useful_flops(model, 1, 0);
+    let chunked = model.rope_layers.iter().filter(|rotates| **rotates).count() as f64 / model.num_layers as f64;
+    RowCost { chunk_size: model.attention_chunk_size, pair: pair * (1.0 - chunked), pair_in_chunk: pair * chunked }
 }
 
 fn order(config: &RunConfig, examples: &ExampleSet, world: usize) -> Result<Box<dyn UpdateOrder + Send + Sync>> {
@@ -159,11 +185,52 @@ fn order(config: &RunConfig, examples: &ExampleSet, world: usize) -> Result<Box<
 }
 
 impl RunData {
-    /// The micro-batches of one rank in one update, and what the update holds over all ranks.
+    /// The runs of one rank in one update, and what the update holds over all ranks.
     pub fn update(&self, step: usize, rank: usize, chunk_size: usize) -> Result<(Vec<Batch>, UpdateCounts)> {
-        let (flat, counts) = compose_update(&self.examples, &*self.order, step as u64, rank, self.reduction);
+        let plan = self.update_plan(step);
+        let flat = plan.flat_batches(&self.examples, rank);
         let batches = flat.iter().map(|flat| batch(flat, chunk_size)).collect::<Result<_>>()?;
-        Ok((batches, counts))
+        Ok((batches, plan.counts))
+    }
+
+    /// The rows of an update, `[rank][run]`.
+    pub fn update_plan(&self, step: usize) -> UpdatePlan {
+        let UpdatePlan { ranks, counts } = self.balanced(self.order.update(step as u64));
+        let runs = |batches| self.in_runs(batches, |row: &WeightedRow| self.examples.length(row.row));
+        UpdatePlan { ranks: ranks.into_iter().map(runs).collect(), counts }
+    }
+
+    fn in_runs<T: Clone>(&self, micro_batches: Vec<Vec<T>>, length: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+        runs::in_runs(micro_batches, self.order.accumulation(), self.runs, length)
+    }
+
+    /// How evenly the work of the first so many updates lies on the ranks.
+    pub fn balance(&self, num_steps: usize) -> Balance {
+        self.updates().take(num_steps).map(|update| update.balance(&self.examples, &self.cost)).sum()
+    }
+
+    /// All updates of all epochs, which do not end, in micro-batches.
+    fn updates(&self) -> impl Iterator<Item = UpdatePlan> {
+        (0..).flat_map(|epoch| self.order.epoch(epoch)).map(|dealt| self.balanced(dealt))
+    }
+
+    /// Rows are always dealt anew where there is more than one rank or micro-batch to deal them to.
+    fn balanced(&self, dealt: Dealt) -> UpdatePlan {
+        UpdatePlan::new(&self.examples, dealt, self.reduction).balanced(&self.examples, &self.cost)
+    }
+
+    /// Held-out rows, as many at a time as an update has on a rank, in as many runs.
+    fn scored_updates(&self, rows_per_batch: usize) -> Vec<Vec<Vec<usize>>> {
+        let rows: Vec<usize> = (0..self.held_out.len()).collect();
+        let batches: Vec<Vec<usize>> = rows.chunks(rows_per_batch).map(<[usize]>::to_vec).collect();
+        batches.chunks(self.order.accumulation()).map(<[Vec<usize>]>::to_vec).collect()
+    }
+
+    /// The held-out rows that are scored together.
+    pub fn scored_runs(&self, rows_per_batch: usize) -> Vec<Vec<usize>> {
+        let updates = self.scored_updates(rows_per_batch).into_iter();
+        let runs = updates.flat_map(|batches| self.in_runs(batches, |row| self.held_out.length(*row)));
+        runs.filter(|rows| !rows.is_empty()).collect()
     }
 
     /// The held-out rows of one rank; see [`scoring_batches`].
@@ -174,51 +241,71 @@ impl RunData {
         rank: usize,
         chunk_size: usize,
     ) -> Result<Vec<Batch>> {
-        scoring_batches(&self.held_out, rows_per_batch, (world, rank), chunk_size)
+        scoring_batches(&self.held_out, &self.scored_runs(rows_per_batch), (world, rank), chunk_size)
     }
 
     /// Every row that is trained on, once, to be scored on one rank.
     pub fn all_rows(&self, rows_per_batch: usize, chunk_size: usize) -> Result<Vec<Batch>> {
-        scoring_batches(&self.examples, rows_per_batch, (1, 0), chunk_size)
+        let rows: Vec<usize> = (0..self.examples.len()).collect();
+        let runs: Vec<Vec<usize>> = rows.chunks(rows_per_batch).map(<[usize]>::to_vec).collect();
+        scoring_batches(&self.examples, &runs, (1, 0), chunk_size)
     }
 
-    fn counts(&self, config: &RunConfig) -> DataCounts {
+    /// What memory is planned by: exactly the largest updates and micro-batches that the run will meet, for which every
+    /// update is dealt once, or what they cannot exceed where that would take long.
+    pub(crate) fn counts(&self, config: &RunConfig) -> DataCounts {
+        let (num_rows, updates_per_epoch) = (self.examples.len(), self.order.updates_per_epoch() as usize);
+        let num_steps = plan::num_steps(config, updates_per_epoch);
+        let mut trained = Largest::default();
+        if num_steps.saturating_mul(num_rows.div_ceil(updates_per_epoch)) > MOST_ROWS_DEALT {
+            trained = self.bounds(config);
+        } else {
+            for of_rank in self.updates().take(num_steps).flat_map(|update| update.ranks) {
+                trained.meet(&of_rank, |row| self.examples.length(row.row));
+            }
+        }
+        let mut scored = Largest::default();
+        if evaluation_interval(config, updates_per_epoch).is_some() {
+            for update in self.scored_updates(config.train.per_device_train_batch_size) {
+                scored.meet(&update, |row| self.held_out.length(*row));
+            }
+        }
+        DataCounts { num_rows, updates_per_epoch, trained, scored }
+    }
+
+    /// What no update exceeds, whatever the order. Balanced micro-batches have no more tokens than they were dealt with, and
+    /// as many rows as that allows.
+    fn bounds(&self, config: &RunConfig) -> Largest {
         let rows_per_batch = config.train.per_device_train_batch_size;
-        let budget = rows_per_batch * config.data.cutoff_len;
         let mut lengths = self.examples.lengths();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
-        let longest: usize = lengths.iter().take(rows_per_batch).sum();
-        let packs = config.data.packing || config.data.neat_packing;
-        let fitting = lengths.iter().rev().scan(0, |sum, length| {
-            *sum += length;
-            Some(*sum)
-        });
-        DataCounts {
-            num_rows: self.examples.len(),
-            updates_per_epoch: self.order.updates_per_epoch() as usize,
-            most_tokens: if packs { budget } else { longest },
-            longest_row: lengths.first().copied().unwrap_or(0),
-            most_rows: if packs { fitting.take_while(|sum| *sum <= budget).count().max(1) } else { rows_per_batch },
-        }
+        let (Some(&longest), Some(&shortest)) = (lengths.first(), lengths.last()) else {
+            return Largest::default();
+        };
+        let tokens = match config.data.packing || config.data.neat_packing {
+            true => rows_per_batch * config.data.cutoff_len,
+            false => lengths.iter().cycle().take(rows_per_batch).sum(),
+        };
+        let micro_batch = LargestBatch { num_rows: tokens / shortest.max(1), num_tokens: tokens, longest_row: longest };
+        Largest::of_alike(micro_batch, config.train.gradient_accumulation_steps)
     }
 }
 
-/// The rows of one rank, `rows_per_batch` at a time; every rank gets the same number of batches, if need be empty ones.
-/// Each target weighs one over all targets of all ranks.
+/// The runs of one rank, which takes them in turns with the others; every rank gets the same number, if need be empty
+/// ones. Each target weighs one over all targets of all ranks.
 fn scoring_batches(
     examples: &ExampleSet,
-    rows_per_batch: usize,
+    runs: &[Vec<usize>],
     (world, rank): (usize, usize),
     chunk_size: usize,
 ) -> Result<Vec<Batch>> {
     let num_targets: usize = (0..examples.len()).map(|row| examples.targets(row)).sum();
     let weight = (1.0 / num_targets.max(1) as f64) as f32;
-    let rows: Vec<WeightedRow> = (0..examples.len()).map(|row| WeightedRow { row, weight }).collect();
-    let dealt: Vec<&[WeightedRow]> = rows.chunks(rows_per_batch).collect();
-    (0..dealt.len().div_ceil(world))
+    (0..runs.len().div_ceil(world))
         .map(|turn| {
-            let rows = dealt.get(turn * world + rank).copied().unwrap_or_default();
-            batch(&FlatBatch::from_rows(examples, rows), chunk_size)
+            let rows = runs.get(turn * world + rank).map(Vec::as_slice).unwrap_or_default();
+            let rows: Vec<WeightedRow> = rows.iter().map(|&row| WeightedRow { row, weight }).collect();
+            batch(&FlatBatch::from_rows(examples, &rows), chunk_size)
         })
         .collect()
 }
@@ -244,3 +331,7 @@ fn batch(flat: &FlatBatch, chunk_size: usize) -> Result<Batch> {
     let targets: Vec<Target> = flat.targets.iter().map(target).collect();
     Ok(Batch::new(&documents, &targets, chunk_size)?)
 }
+
+#[cfg(test)]
+#[path = "prepare_tests.rs"]
+mod tests;

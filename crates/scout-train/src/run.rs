@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use scout_checkpoint::{LoadedAdapter, ModelFolder};
 use scout_comm::Job;
-use scout_config::RunConfig;
+use scout_comm::gpu::Wish;
+use scout_config::{Gather, RunConfig};
 use scout_core::{ByteCount, Phase, UnitSpec};
 use scout_device::{Account, Device};
 use scout_model::{LoraLayout, Model};
@@ -17,10 +18,12 @@ use scout_telemetry::{EvalResults, Progress, StepRecord, TrainResults};
 use crate::adapter::{AdapterState, initial_values};
 use crate::attention_plans::{Made, Sizes};
 use crate::error::{Result, TrainError};
+use crate::gpu_store::GpuRoom;
 use crate::load::Reading;
 use crate::machine::Machine;
 use crate::plan::{RunPlan, StepsPlan};
 use crate::prepare::{Prepared, RunData, evaluation_interval};
+use crate::readers::{Progressed, Readers};
 use crate::recorder::{Recorder, Summary};
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{StepReport, Trainer};
@@ -68,11 +71,19 @@ impl<'a> Parts<'a> {
 /// ends one rank ends all of them, with the same reason.
 pub fn run(config: &RunConfig, prepared: Prepared, job: &Job, progress: &mut Progress) -> Result<Outcome> {
     let rank = job.mesh().rank();
-    run_on_this_rank(config, prepared, job, progress)
-        .inspect_err(|error| job.comm.abort(&format!("rank {rank}: {}", error.with_causes())))
+    let mut trainer = None;
+    let outcome = run_on_this_rank(config, &prepared, job, (progress, &mut trainer));
+    // The others are told before anything is freed that they may be fetching from.
+    outcome.inspect_err(|error| job.comm.abort(&format!("rank {rank}: {}", error.with_causes())))
 }
 
-fn run_on_this_rank(config: &RunConfig, prepared: Prepared, job: &Job, progress: &mut Progress) -> Result<Outcome> {
+/// Puts a trainer into `seat`, where it stays if something fails.
+fn run_on_this_rank(
+    config: &RunConfig,
+    prepared: &Prepared,
+    job: &Job,
+    (progress, seat): (&mut Progress, &mut Option<Trainer>),
+) -> Result<Outcome> {
     let output_dir = config
         .output
         .output_dir
@@ -84,24 +95,24 @@ fn run_on_this_rank(config: &RunConfig, prepared: Prepared, job: &Job, progress:
         false => None,
     };
     job.whereabouts.enter(Phase::Load);
-    let parts = Parts::of(config, &prepared);
+    let parts = Parts::of(config, prepared);
     let account = parts.account();
     let store = read_and_prepare(parts, &prepared.data, job, &account, progress)?;
-    let mut trainer = assemble(parts, job, account, store)?;
+    let trainer = seat.insert(assemble(parts, job, account, store)?);
     let steps = prepared.plan.steps.expect("a prepared run knows its steps");
-    let mut session = Session::begin(config, &prepared, steps, &trainer)?;
+    let mut session = Session::begin(config, prepared, steps, trainer)?;
     progress.begin(0, steps.total_steps as u64);
     for step in 0..steps.total_steps {
-        session.step(&mut trainer, step)?;
+        session.step(trainer, step)?;
         if session.logs_after(step) {
-            let record = session.take_record(step, &trainer);
+            let record = session.take_record(step, trainer)?;
             if let Some(recorder) = &mut recorder {
                 recorder.logged(&record, progress)?;
             }
         }
         if session.evaluates_after(step) {
             job.whereabouts.enter(Phase::Evaluate);
-            let (record, results) = session.evaluate(step, &trainer)?;
+            let (record, results) = session.evaluate(step, trainer)?;
             if let Some(recorder) = &mut recorder {
                 recorder.evaluated(&record, results, progress)?;
             }
@@ -111,11 +122,12 @@ fn run_on_this_rank(config: &RunConfig, prepared: Prepared, job: &Job, progress:
     progress.finish();
     let outcome = session.finish(output_dir, memory_peak(&trainer.device));
     job.whereabouts.enter(Phase::Save);
-    save::save(config, &prepared, &trainer, &outcome.output_dir)?;
+    save::save(config, prepared, trainer, &outcome.output_dir)?;
     if let Some(recorder) = recorder {
         recorder.finish(config, &outcome.summary)?;
     }
     job.comm.barrier()?; // nobody leaves before the result is on disk
+    trainer.leave()?;
     Ok(outcome)
 }
 
@@ -131,11 +143,17 @@ fn read_and_prepare(
     let (read, made) = std::thread::scope(|scope| {
         let sizes = || Sizes::of_run(config, plan, data, job.mesh().rank().0);
         let making = scope.spawn(move || attention_plans::prepare(machine, &plan.source.config, sizes));
-        (read_weights(parts, job, account), making.join().expect("a panic is on its way out already"))
+        let tell = |progressed: Progressed| progress.reading(progressed.done, progressed.in_all);
+        let read = read_weights(parts, job, account, &mut Readers::default().telling(tell));
+        (read, making.join().expect("a panic is on its way out already"))
     });
-    let (store, reading) = read?;
+    progress.finish_reading();
+    let Weights { store, reading, said } = read?;
     if let Some(reading) = reading {
         progress.say(&reading.on_all_ranks(&*job.comm)?)?;
+    }
+    for line in said {
+        progress.say(&line)?;
     }
     if let Some(Made { num_shapes, took, scratch }) = made? {
         let seconds = took.as_secs_f64();
@@ -159,7 +177,7 @@ pub fn build_random(config: &RunConfig, plan: &RunPlan, machine: &Machine, job: 
 
 fn build_parts(parts: Parts, job: &Job) -> Result<Trainer> {
     let account = parts.account();
-    let (store, _) = read_weights(parts, job, &account)?;
+    let Weights { store, .. } = read_weights(parts, job, &account, &mut Readers::default())?;
     assemble(parts, job, account, store)
 }
 
@@ -171,23 +189,48 @@ fn memory_peak(device: &Device) -> Option<ByteCount> {
     }
 }
 
-/// What this rank keeps, and what was read for it; nothing where weights are random.
-fn read_weights(parts: Parts, job: &Job, account: &Account) -> Result<(ShardStore, Option<Reading>)> {
+/// What this rank keeps; what was read for it, which is nothing where weights are random; and how it will be gathered, for
+/// people.
+struct Weights {
+    store: ShardStore,
+    reading: Option<Reading>,
+    said: Vec<String>,
+}
+
+fn read_weights(parts: Parts, job: &Job, account: &Account, readers: &mut Readers) -> Result<Weights> {
     let (Parts { config, plan, machine, .. }, rank) = (parts, job.mesh().rank());
-    let (Some(folder), false) = (&plan.source.folder, config.model.random_weights) else {
-        let seed = config.train.seed;
-        return Ok(match &machine.device {
-            Device::Cpu => (random_weights(plan, seed, rank, account)?, None),
-            Device::Cuda(gpu) => (gpu_weights::random(&plan.shards, seed, gpu)?, None),
-        });
+    let files = match (&plan.source.folder, config.model.random_weights) {
+        (Some(folder), false) => Some(ModelFolder::open(folder)?),
+        _ => None,
     };
-    let files = ModelFolder::open(folder)?;
-    let begun = Instant::now();
-    let store = match &machine.device {
-        Device::Cpu => load::weights(&files, &plan.shards, rank, account)?,
-        Device::Cuda(gpu) => gpu_weights::read(&files, &plan.shards, gpu)?,
+    let (mut begun, mut took, seed) = (Instant::now(), None, config.train.seed);
+    let (store, said) = match (&machine.device, &files) {
+        (Device::Cpu, Some(files)) => (load::weights_by(files, &plan.shards, rank, account, readers)?, Vec::new()),
+        (Device::Cpu, None) => (random_weights(plan, seed, rank, account)?, Vec::new()),
+        (Device::Cuda(gpu), files) => {
+            let walked = (&plan.shards, &plan.schedules);
+            let mut room = GpuRoom::new(walked, gpu, (wish(config), job))?;
+            let said = std::mem::take(&mut room.said);
+            begun = Instant::now(); // trials are over
+            let kept = match files {
+                Some(files) => gpu_weights::read(files, &plan.shards, rank, (gpu, room.arena()), readers)?,
+                None => gpu_weights::random(&plan.shards, rank, seed, (gpu, room.arena()))?,
+            };
+            took = Some(begun.elapsed()); // mapping what others have read waits for them
+            (room.store(&plan.shards, kept)?, said)
+        }
     };
-    Ok((store, Some(Reading { bytes: files.bytes_read(), took: begun.elapsed() })))
+    let took = took.unwrap_or(begun.elapsed());
+    let reading = files.map(|files| Reading { bytes: files.bytes_read(), took });
+    Ok(Weights { store, reading, said })
+}
+
+fn wish(config: &RunConfig) -> Wish {
+    match config.device.gather {
+        Gather::Auto => Wish::Auto,
+        Gather::Copy => Wish::Copy,
+        Gather::Nccl => Wish::Nccl,
+    }
 }
 
 fn assemble(parts: Parts, job: &Job, account: Account, store: ShardStore) -> Result<Trainer> {
@@ -266,7 +309,7 @@ impl<'a> Session<'a> {
             evaluation,
             begun: now,
             line_begun: now,
-            line_waited: trainer.job.comm.waited(),
+            line_waited: trainer.waited()?,
             losses: Vec::with_capacity(steps.total_steps),
             since_line: Vec::new(),
             tokens_since_line: 0,
@@ -301,12 +344,12 @@ impl<'a> Session<'a> {
     }
 
     /// The line for the steps since the last one.
-    fn take_record(&mut self, step: usize, trainer: &Trainer) -> StepRecord {
+    fn take_record(&mut self, step: usize, trainer: &Trainer) -> Result<StepRecord> {
         let seconds = self.line_begun.elapsed().as_secs_f64();
         let num_steps = self.since_line.len() as f64;
         let mean_loss = self.since_line.iter().map(|report| report.loss).sum::<f64>() / num_steps;
         let last = self.since_line.last().copied();
-        let waited = trainer.job.comm.waited();
+        let waited = trainer.waited()?;
         let record = StepRecord {
             loss: Some(mean_loss as f32),
             grad_norm: last.map(|report| report.grad_norm as f32),
@@ -330,11 +373,11 @@ impl<'a> Session<'a> {
         self.flops_since_line = 0.0;
         self.line_begun = Instant::now();
         self.line_waited = waited;
-        record
+        Ok(record)
     }
 
     fn evaluate(&mut self, step: usize, trainer: &Trainer) -> Result<(StepRecord, EvalResults)> {
-        let (begun, waited) = (Instant::now(), trainer.job.comm.waited());
+        let (begun, waited) = (Instant::now(), trainer.waited()?);
         let loss = trainer.evaluate(&self.evaluation)?;
         let record = StepRecord { eval_loss: Some(loss as f32), ..self.record(step) };
         let seconds = begun.elapsed().as_secs_f64();
@@ -347,7 +390,7 @@ impl<'a> Session<'a> {
         };
         // Time spent on held-out rows is nobody's step time.
         self.line_begun += begun.elapsed();
-        self.line_waited += trainer.job.comm.waited() - waited;
+        self.line_waited += trainer.waited()? - waited;
         self.evaluated = Some(results);
         Ok((record, results))
     }

@@ -3,14 +3,16 @@
 use std::time::{Duration, Instant};
 
 use scout_comm::Job;
-use scout_config::RunConfig;
+use scout_config::{LrSchedulerType, RunConfig};
+use scout_data::{Dealing, Example, ExampleSet, IGNORED, LossReduction, SampleOrder, Shuffle};
 use scout_device::{Device, Tensor};
-use scout_model::{Batch, Document, ModelConfig, Routes, Target};
+use scout_model::{Batch, ModelConfig, Routes};
 
 use crate::attention_plans::{self, Sizes};
 use crate::error::Result;
-use crate::machine::Machine;
-use crate::plan::{DataCounts, ModelSource, RunPlan};
+use crate::machine::{Hardware, Machine};
+use crate::plan::{ModelSource, RunPlan};
+use crate::prepare::{RunData, row_cost};
 use crate::run;
 use crate::trainer::{StepReport, Trainer};
 
@@ -31,11 +33,19 @@ pub enum Routing {
     Natural,
 }
 
+/// Made-up rows, dealt to ranks and updates as a run without accumulation deals its own: in their order, balanced, the last
+/// update of an epoch wrapping to its start.
+pub struct Workload {
+    config: RunConfig,
+    data: RunData,
+}
+
+/// One rank of a benchmark.
 pub struct StepBench {
     pub plan: RunPlan,
     trainer: Trainer,
-    /// One for each step; steps take them in turns.
-    batches: Vec<Batch>,
+    /// What this rank computes in each update of an epoch; steps take them in turns.
+    updates: Vec<Vec<Batch>>,
     next_step: usize,
 }
 
@@ -52,40 +62,109 @@ pub fn with_layers(source: ModelSource, num_layers: usize) -> ModelSource {
     ModelSource { config: ModelConfig { num_layers, rope_layers, ..source.config }, ..source }
 }
 
-impl StepBench {
-    /// Each entry of `steps` is the rows of one micro-batch.
-    pub fn new(
-        config: &RunConfig,
-        source: ModelSource,
-        machine: &Machine,
-        steps: &[Vec<Row>],
-        routing: Routing,
-    ) -> Result<StepBench> {
-        machine.must_be_built()?;
-        let plan = RunPlan::resolve(config, source, machine, Some(counts(steps)), None)?;
-        let batches: Vec<Batch> =
-            steps.iter().map(|rows| batch(&plan.source.config, rows, routing)).collect::<Result<_>>()?;
-        let sizes = || Sizes::of_batches(&batches, plan.source.config.attention_chunk_size);
-        attention_plans::prepare(machine, &plan.source.config, sizes)?;
-        let trainer = run::build_random(config, &plan, machine, &Job::alone(Duration::from_secs(600)))?;
-        Ok(StepBench { plan, trainer, batches, next_step: 0 })
+impl Workload {
+    /// `batch` rows an update on each of `world` ranks.
+    pub fn new(config: &RunConfig, model: &ModelConfig, rows: &[Row], world: usize, batch: usize) -> Result<Workload> {
+        let mut config = config.clone();
+        config.model.random_weights = true;
+        config.train.per_device_train_batch_size = batch;
+        config.train.gradient_accumulation_steps = 1;
+        // Training goes on for as long as time is taken.
+        config.train.lr_scheduler_type = LrSchedulerType::Constant;
+        (config.train.num_train_epochs, config.train.max_steps) = (1.0, None);
+        (config.data.packing, config.data.neat_packing) = (false, false);
+        let examples = made_up(rows, model.vocab_size);
+        let dealing = Dealing { world, batch, accumulation: 1 };
+        let data = RunData {
+            order: Box::new(SampleOrder::new(examples.len(), dealing, Shuffle::Off)?),
+            held_out: ExampleSet::default(),
+            reduction: LossReduction::MicroBatchMean,
+            cost: row_cost(model),
+            runs: 1,
+            statistics: *examples.statistics(),
+            examples,
+        };
+        Ok(Workload { config, data })
     }
 
-    /// How many different micro-batches there are.
-    pub fn num_batches(&self) -> usize {
-        self.batches.len()
+    /// Of an epoch.
+    pub fn num_updates(&self) -> usize {
+        self.data.order.updates_per_epoch() as usize
+    }
+
+    /// What a run of it needs.
+    pub fn plan(&self, source: ModelSource, hardware: impl Into<Hardware>) -> Result<RunPlan> {
+        RunPlan::resolve(&self.config, source, hardware, Some(self.data.counts(&self.config)), None)
+    }
+
+    /// What `rank` computes in each update of an epoch.
+    fn batches(&self, config: &ModelConfig, rank: usize, routing: Routing) -> Result<Vec<Vec<Batch>>> {
+        let routed = |batch: Batch| match routing {
+            Routing::Natural => Ok(batch),
+            Routing::Balanced => Ok(Batch { routes: Some(balanced(config, batch.num_tokens())?), ..batch }),
+        };
+        let of_update = |update| {
+            let (batches, _) = self.data.update(update, rank, config.attention_chunk_size)?;
+            batches.into_iter().map(routed).collect()
+        };
+        (0..self.num_updates()).map(of_update).collect()
+    }
+}
+
+impl StepBench {
+    /// On the machine that was planned for. Every rank calls it.
+    pub fn new(
+        workload: Workload,
+        plan: RunPlan,
+        (machine, job): (&Machine, &Job),
+        routing: Routing,
+    ) -> Result<StepBench> {
+        let Workload { config, data } = workload;
+        let workload = Workload { data: RunData { runs: plan.runs, ..data }, config };
+        let model = &plan.source.config;
+        let updates = workload.batches(model, job.mesh().rank().0, routing)?;
+        let sizes = || Sizes::of_batches(updates.iter().flatten(), model.attention_chunk_size);
+        attention_plans::prepare(machine, model, sizes)?;
+        let trainer = run::build_random(&workload.config, &plan, machine, job)?;
+        Ok(StepBench { plan, trainer, updates, next_step: 0 })
+    }
+
+    /// What this rank computes in each update of an epoch.
+    pub fn updates(&self) -> &[Vec<Batch>] {
+        &self.updates
     }
 
     pub fn step(&mut self) -> Result<Timed> {
-        let batch = self.next_step % self.batches.len();
         let begun = Instant::now();
-        let report = self.trainer.step(std::slice::from_ref(&self.batches[batch]), self.next_step)?;
-        // The optimizer's work is queued behind what the step waited for.
+        let report = self.queue()?;
+        self.finish()?;
+        Ok(Timed { report, time: begun.elapsed() })
+    }
+
+    /// As [`StepBench::step`], without waiting for the optimizer's work, which a GPU does while the next step begins.
+    pub fn queue(&mut self) -> Result<StepReport> {
+        let update = self.next_step % self.updates.len();
+        let report = self.trainer.step(&self.updates[update], self.next_step)?;
+        self.next_step += 1;
+        Ok(report)
+    }
+
+    /// Waits for all work that is queued.
+    pub fn finish(&self) -> Result<()> {
         if let Device::Cuda(gpu) = &self.trainer.device {
             gpu.finish()?;
         }
-        self.next_step += 1;
-        Ok(Timed { report, time: begun.elapsed() })
+        Ok(())
+    }
+
+    /// How long this rank has stood still for others. Waits for the GPU.
+    pub fn waited(&self) -> Result<Duration> {
+        self.trainer.waited()
+    }
+
+    /// Every rank calls it when it has done its steps.
+    pub fn leave(&mut self) -> Result<()> {
+        self.trainer.leave()
     }
 
     pub fn useful_flops(&self, report: &StepReport) -> f64 {
@@ -93,33 +172,17 @@ impl StepBench {
     }
 }
 
-fn counts(steps: &[Vec<Row>]) -> DataCounts {
-    let most = |of: fn(&[Row]) -> usize| steps.iter().map(|rows| of(rows)).max().unwrap_or(0);
-    DataCounts {
-        num_rows: steps.iter().map(Vec::len).sum(),
-        updates_per_epoch: steps.len(),
-        most_tokens: most(|rows| rows.iter().map(|row| row.num_tokens).sum()),
-        longest_row: most(|rows| rows.iter().map(|row| row.num_tokens).max().unwrap_or(0)),
-        most_rows: most(<[Row]>::len),
-    }
-}
-
-fn batch(config: &ModelConfig, rows: &[Row], routing: Routing) -> Result<Batch> {
-    let token = |index: usize| (index.wrapping_mul(7919) % config.vocab_size) as u32;
-    let (mut documents, mut targets, mut start) = (Vec::new(), Vec::new(), 0);
+fn made_up(rows: &[Row], vocab_size: usize) -> ExampleSet {
+    let token = |index: usize| (index.wrapping_mul(7919) % vocab_size) as u32;
+    let (mut examples, mut start) = (ExampleSet::default(), 0);
     for (sample_id, row) in (0..).zip(rows) {
-        documents.push(Document { sample_id, tokens: (start..start + row.num_tokens).map(token).collect() });
-        let first = row.num_tokens - row.num_learned.min(row.num_tokens.saturating_sub(1));
-        targets.extend((start + first..start + row.num_tokens).map(|learned| (learned as u32 - 1, token(learned))));
+        let ids: Vec<u32> = (start..start + row.num_tokens).map(token).collect();
+        let mut labels: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        labels[..row.num_tokens.saturating_sub(row.num_learned)].fill(IGNORED);
+        examples.push(&Example { ids, labels, ..Example::default() }, sample_id);
         start += row.num_tokens;
     }
-    let weight = 1.0 / targets.len().max(1) as f32;
-    let targets: Vec<Target> = targets.into_iter().map(|(row, token)| Target { row, token, weight }).collect();
-    let batch = Batch::new(&documents, &targets, config.attention_chunk_size)?;
-    Ok(match routing {
-        Routing::Natural => batch,
-        Routing::Balanced => Batch { routes: Some(balanced(config, start)?), ..batch },
-    })
+    examples
 }
 
 fn balanced(config: &ModelConfig, num_tokens: usize) -> Result<Routes> {
@@ -133,12 +196,19 @@ mod tests {
     use super::*;
     use crate::synth::{SynthShape, config};
 
+    fn workload(lengths: &[usize], world: usize, batch: usize) -> Workload {
+        let run = RunConfig::from_text("bench.yaml", "random_weights: true\n", &[], &[]).unwrap().config;
+        let rows: Vec<Row> = lengths.iter().map(|&num_tokens| Row { num_tokens, num_learned: 3 }).collect();
+        Workload::new(&run, &config(SynthShape::Tiny, None), &rows, world, batch).unwrap()
+    }
+
     #[test]
     fn rows_learn_their_last_tokens_and_balanced_experts_get_equal_shares() {
         let model = config(SynthShape::Tiny, None);
-        let rows = [Row { num_tokens: 9, num_learned: 3 }, Row { num_tokens: 7, num_learned: 7 }];
-        let batch = batch(&model, &rows, Routing::Balanced).unwrap();
-        assert_eq!(&*batch.target_rows.u32s().unwrap(), &[5, 6, 7, 9, 10, 11, 12, 13, 14]);
+        let batches = workload(&[9, 3], 1, 2).batches(&model, 0, Routing::Balanced).unwrap();
+        let [batch] = &batches[0][..] else { panic!("{} batches", batches[0].len()) };
+        // The first token of a row is predicted by nothing.
+        assert_eq!(&*batch.target_rows.u32s().unwrap(), &[5, 6, 7, 9, 10]);
         let ids = batch.ids.u32s().unwrap().to_vec();
         let targets = batch.target_tokens.u32s().unwrap().to_vec();
         assert_eq!(targets[..3], ids[6..9]);
@@ -153,13 +223,38 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_dealt_as_a_padded_trainer_deals_them_and_weigh_what_they_weigh_there() {
+        let model = config(SynthShape::Tiny, None);
+        // Three rows on two ranks of one row: the second update wraps to the first row.
+        let workload = workload(&[8, 9, 10], 2, 1);
+        assert_eq!(workload.num_updates(), 2);
+        let of_rank = |rank| workload.batches(&model, rank, Routing::Natural).unwrap();
+        let tokens = |batches: &[Vec<Batch>]| -> Vec<usize> {
+            batches.iter().map(|update| update.iter().map(Batch::num_tokens).sum()).collect()
+        };
+        let ranks = [of_rank(0), of_rank(1)];
+        assert_eq!(ranks.each_ref().map(|rank| tokens(rank)), [vec![8, 10], vec![9, 8]]);
+        // A mean over two micro-batches of the mean over three targets.
+        let weights = ranks[0][0][0].target_weights.f32s().unwrap().to_vec();
+        assert_eq!(weights, [1.0 / 6.0; 3]);
+    }
+
+    #[test]
+    fn a_run_of_the_alpaca_lengths_has_as_many_updates_as_the_padded_trainer() {
+        for (batch, expected) in [(16, 8), (1, 125)] {
+            assert_eq!(workload(&[5; 1000], 8, batch).num_updates(), expected);
+        }
+    }
+
+    #[test]
     fn a_benchmark_step_trains() {
-        let run = scout_config::RunConfig::from_text("bench.yaml", "random_weights: true\n", &[], &[]).unwrap().config;
         let source =
             ModelSource { config: config(SynthShape::Tiny, None), style: scout_model::NameStyle::Text, folder: None };
         let source = with_layers(source, 2);
-        let rows = vec![vec![Row { num_tokens: 12, num_learned: 11 }]];
-        let mut bench = StepBench::new(&run, source, &1.into(), &rows, Routing::Natural).unwrap();
+        let workload = workload(&[12], 1, 1);
+        let plan = workload.plan(source, 1).unwrap();
+        let job = Job::alone(Duration::from_secs(60));
+        let mut bench = StepBench::new(workload, plan, (&1.into(), &job), Routing::Natural).unwrap();
         let losses: Vec<f64> = (0..3).map(|_| bench.step().unwrap().report.loss).collect();
         assert!(losses[2] < losses[0], "{losses:?}");
     }

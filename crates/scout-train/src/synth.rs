@@ -145,6 +145,27 @@ pub fn fill(seed: u64, param: &ParamSpec, range: Range<usize>, out: &mut [f32]) 
 /// Elements that share a stream of noise: what a GPU makes at a time.
 pub(crate) const PIECE: usize = 64 << 20;
 
+/// What is wanted of one piece of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OfPiece {
+    pub piece: usize,
+    /// Elements of the whole piece.
+    pub piece_len: usize,
+    /// The wanted ones, counted from where the piece begins.
+    pub elements: Range<usize>,
+}
+
+/// Elements `range` of a tensor of `len`, at least one, piece by piece. A range may begin and end in the middle of a piece.
+pub(crate) fn within_pieces(range: Range<usize>, len: usize) -> impl Iterator<Item = OfPiece> {
+    let pieces = range.start / PIECE..range.end.div_ceil(PIECE);
+    let of_piece = move |piece| {
+        let begin = piece * PIECE;
+        let elements = range.start.max(begin) - begin..range.end.min(begin + PIECE) - begin;
+        OfPiece { piece, piece_len: PIECE.min(len - begin), elements }
+    };
+    pieces.map(of_piece)
+}
+
 /// Names the noise of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stream(u64);
@@ -305,6 +326,21 @@ mod tests {
         assert!((variance.sqrt() / (1.2 / 5.0) - 1.0).abs() < 0.1, "{variance}");
         fill(8, &param, 0..123, &mut part);
         assert_ne!(part, whole[..123]);
+    }
+
+    #[test]
+    fn parts_of_pieces_put_together_are_the_range_that_was_wanted() {
+        let len = 3 * PIECE + 7;
+        for range in [0..len, 0..1, 5..PIECE, PIECE - 1..PIECE + 1, PIECE..2 * PIECE, 2 * PIECE + 3..len] {
+            let mut next = range.start;
+            for part in within_pieces(range.clone(), len) {
+                assert_eq!(part.piece_len, if part.piece == 3 { 7 } else { PIECE });
+                assert_eq!(part.piece * PIECE + part.elements.start, next, "{range:?}");
+                assert!(!part.elements.is_empty() && part.elements.end <= part.piece_len, "{range:?}: {part:?}");
+                next += part.elements.len();
+            }
+            assert_eq!(next, range.end, "{range:?}");
+        }
     }
 
     #[test]

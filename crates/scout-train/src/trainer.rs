@@ -1,13 +1,15 @@
 //! The trainer: one step readable on a page. Gather, compute, release, reduce and update are visible calls in this
 //! order; what is gathered when was decided by the plan before the first batch.
 
+use std::time::Duration;
+
 use scout_comm::Job;
 use scout_core::Phase;
 use scout_device::{Account, Device, Tensor};
 use scout_model::head::Loss;
 use scout_model::pass::Dropout;
 use scout_model::{Batch, Block, Keep, LoraWeights, Model, NoTrace, Pass, Trace};
-use scout_shard::{Schedule, ShardPlan, ShardStore, Walk};
+use scout_shard::{Ring, Schedule, ShardPlan, ShardStore, Walk};
 
 use crate::adapter::AdapterState;
 use crate::error::{Result, TrainError};
@@ -102,7 +104,7 @@ impl Trainer {
     pub fn step(&mut self, micro_batches: &[Batch], step: usize) -> Result<StepReport> {
         let comm = &*self.job.comm;
         let lora = self.adapter.weights()?;
-        let mut gradients = self.gradients()?;
+        let mut gradients = self.gradients(micro_batches.len())?;
         let mut losses = Vec::with_capacity(micro_batches.len());
         for batch in micro_batches {
             self.job.whereabouts.enter_step(Phase::Forward, step as u64 + 1);
@@ -134,10 +136,27 @@ impl Trainer {
         })
     }
 
-    /// Nothing found yet, for the micro-batches of one update.
-    pub fn gradients(&self) -> Result<StepGradients<'_>> {
+    /// How long this rank has stood still for others: its thread, and arithmetic on its GPU. Waits for the GPU.
+    pub fn waited(&self) -> Result<Duration> {
+        let on_gpu = self.store.ring().map(Ring::waited).transpose()?.unwrap_or_default();
+        Ok(self.job.comm.waited() + on_gpu)
+    }
+
+    /// The end of all gathering. On GPUs ranks read each other's memory, so nobody frees any before all of them have done
+    /// here; every rank calls it.
+    pub fn leave(&mut self) -> Result<()> {
+        let (Device::Cuda(gpu), Some(ring)) = (&self.device, self.store.take_ring()) else { return Ok(()) };
+        gpu.finish()?;
+        gpu.copy().finish(gpu.patience())?;
+        self.job.comm.barrier()?; // nobody fetches any more
+        drop(ring);
+        Ok(self.job.comm.barrier()?) // nobody has mapped what others are about to free
+    }
+
+    /// Nothing found yet, for so many micro-batches of one update.
+    pub fn gradients(&self, num_micro_batches: usize) -> Result<StepGradients<'_>> {
         let weights = Reducer::new(self.weights.set(), &self.plan, &self.job, &self.account);
-        Ok(StepGradients { lora: self.adapter.no_gradients()?, weights })
+        Ok(StepGradients::new(self.adapter.no_gradients()?, weights, num_micro_batches))
     }
 
     /// One pass through all blocks and back. Activation gradients are overwritten on the way; those of what is trained are
@@ -162,7 +181,7 @@ impl Trainer {
             let mut weights = walk.gather(&[head.unit])?;
             head.loss_and_gradient(&mut weights, &x, pass.batch, &mut gradients.sink(), trace)?
         };
-        gradients.weights.send(&[head.unit])?;
+        gradients.send_units(&[head.unit])?;
         drop(x);
         self.job.whereabouts.enter(Phase::Backward);
         for (block, saved) in self.model.blocks[first_backward..].iter().zip(tape).rev() {
@@ -173,11 +192,11 @@ impl Trainer {
             }
             let mut weights = walk.gather(&block.backward_units())?;
             dx = block.backward(&mut weights, dx, saved, pass, &mut gradients.sink())?;
-            gradients.weights.send(&block.backward_units())?; // summed by all ranks under the next block
+            gradients.send(block)?; // summed by all ranks under the next block
         }
         embedding.backward(&dx, pass.batch, &mut gradients.sink())?;
-        gradients.weights.send(&[embedding.unit])?;
-        gradients.weights.drain()?;
+        gradients.send_units(&[embedding.unit])?;
+        gradients.end_pass()?;
         Ok(loss)
     }
 

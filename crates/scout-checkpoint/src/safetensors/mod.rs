@@ -3,6 +3,7 @@
 
 mod element_type;
 mod header;
+mod numbers;
 mod reader;
 #[cfg(test)]
 mod tests;

@@ -2,19 +2,20 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use half::f16;
-use scout_core::{DType, Shape};
+use rustix::fs::{Advice, fadvise};
+use scout_core::{ByteCount, DType, Shape};
 
-use super::element_type::ElementType;
 use super::header::{self, LENGTH_BYTES, MAX_HEADER_BYTES, TensorEntry};
+use super::numbers;
 use crate::error::{CheckpointError, Result};
 
-/// Elements converted at a time: large enough for one disk request, small enough to stay in the cache.
+/// Elements that are read, then looked at and converted, at a time: few enough to stay in the cache meanwhile.
 const BLOCK_ELEMENTS: usize = 1 << 18;
 
 /// An open safetensors file whose header has passed every check. Threads may read from one at the same time.
@@ -30,6 +31,10 @@ pub struct TensorFile {
 }
 
 impl TensorFile {
+    /// What a call of `read_f32` or `read_as` takes of the host's memory beside its result, at most: numbers as they are
+    /// stored, and as f32.
+    pub const SCRATCH: ByteCount = ByteCount(2 * (BLOCK_ELEMENTS * size_of::<f32>()) as u64);
+
     /// Fails on anything the format forbids, on a file that is longer or shorter than its header says, and on what is
     /// not a regular file.
     pub fn open(path: &Path) -> Result<TensorFile> {
@@ -95,41 +100,83 @@ impl TensorFile {
     /// Fails when the tensor is of another kind, and on the first value that is not finite.
     pub fn read_f32(&self, name: &str, range: Range<usize>, out: &mut [f32]) -> Result<()> {
         let entry = self.entry(name)?;
-        let num_elements = entry.shape.num_elements();
-        if range.start > range.end || range.end > num_elements || range.len() != out.len() {
-            let room = out.len();
-            let mistake = format!("elements {range:?} of `{name}` ({num_elements} elements) into room for {room}");
-            return Err(CheckpointError::Misuse { path: self.path.clone(), mistake });
-        }
-        let convert = match entry.element_type.dtype() {
-            Some(DType::F32) => f32_from_f32,
-            Some(DType::BF16) => f32_from_bf16,
-            Some(DType::F16) => f32_from_f16,
-            _ => return Err(self.mistyped(entry, "F32, BF16 or F16")),
-        };
-        let element_bytes = size_of_element(entry.element_type);
-        let mut block = vec![0; BLOCK_ELEMENTS.min(out.len()) * element_bytes];
+        self.must_fit(entry, &range, out.len())?;
+        let stored = self.floating_type(entry)?;
+        let mut bytes = vec![0; BLOCK_ELEMENTS.min(out.len()) * bytes_of_one(stored)];
         let mut first = range.start;
         for values in out.chunks_mut(BLOCK_ELEMENTS) {
-            let bytes = &mut block[..values.len() * element_bytes];
-            self.read_bytes(entry, (first * element_bytes) as u64, bytes)?;
-            convert(bytes, values);
-            if let Some(offset) = values.iter().position(|value| !value.is_finite()) {
-                let (index, value) = (first + offset, values[offset]);
-                let (path, tensor) = (self.path.clone(), name.to_string());
-                return Err(CheckpointError::NotFinite { path, tensor, index, value });
-            }
+            self.read_block(entry, stored, first, &mut bytes[..values.len() * bytes_of_one(stored)])?;
+            numbers::to_f32(&bytes, stored, values);
             first += values.len();
         }
         Ok(())
     }
 
+    /// Reads the elements `range` of a floating-point tensor as f32 or bf16, in the order of bytes that files have.
+    ///
+    /// Where the file holds that type, bytes go from there to `out` and nowhere else. Fails as
+    /// [`TensorFile::read_f32`] does, and where a value that is finite in the file is not finite in `dtype`.
+    pub fn read_as(&self, name: &str, range: Range<usize>, dtype: DType, out: &mut [u8]) -> Result<()> {
+        let entry = self.entry(name)?;
+        if !matches!(dtype, DType::F32 | DType::BF16) {
+            return Err(self.misuse(format!("elements of `{name}` as {dtype}, expected f32 or bf16")));
+        }
+        let room = out.len() / bytes_of_one(dtype);
+        if !out.len().is_multiple_of(bytes_of_one(dtype)) {
+            return Err(self.misuse(format!("elements of `{name}` as {dtype} into {} bytes", out.len())));
+        }
+        self.must_fit(entry, &range, room)?;
+        let stored = self.floating_type(entry)?;
+        let mut first = range.start;
+        if stored == dtype {
+            for block in out.chunks_mut(BLOCK_ELEMENTS * bytes_of_one(dtype)) {
+                self.read_block(entry, dtype, first, block)?;
+                first += block.len() / bytes_of_one(dtype);
+            }
+            return Ok(());
+        }
+        let block_len = BLOCK_ELEMENTS.min(room);
+        let (mut bytes, mut values) = (vec![0; block_len * bytes_of_one(stored)], vec![0.0; block_len]);
+        for block in out.chunks_mut(BLOCK_ELEMENTS * bytes_of_one(dtype)) {
+            let values = &mut values[..block.len() / bytes_of_one(dtype)];
+            let bytes = &mut bytes[..values.len() * bytes_of_one(stored)];
+            self.read_block(entry, stored, first, bytes)?;
+            numbers::to_f32(bytes, stored, values);
+            numbers::from_f32(values, dtype, block);
+            self.must_be_finite(entry, dtype, first, block)?;
+            first += values.len();
+        }
+        Ok(())
+    }
+
+    /// Tells the system that the elements `range` of a tensor will be read soon. Only a hint: nothing fails.
+    pub fn announce(&self, name: &str, range: Range<usize>) -> Result<()> {
+        let bytes = self.bytes_of(name, range)?;
+        // Where the file system knows no such hint, reading takes longer and that is all.
+        let _ = fadvise(&self.file, bytes.start, NonZeroU64::new(bytes.end - bytes.start), Advice::WillNeed);
+        Ok(())
+    }
+
+    /// Asks the system to forget what it keeps of the file in memory, so that reading it again is reading the disk.
+    pub fn leave_the_page_cache(&self) -> Result<()> {
+        // What was written and has not reached the disk cannot be forgotten.
+        let forget = || self.file.sync_data().and_then(|()| Ok(fadvise(&self.file, 0, None, Advice::DontNeed)?));
+        forget().map_err(|cause| CheckpointError::Read { path: self.path.clone(), cause })
+    }
+
+    /// Where the elements `range` of a tensor lie in the file.
+    pub fn bytes_of(&self, name: &str, range: Range<usize>) -> Result<Range<u64>> {
+        let entry = self.entry(name)?;
+        self.must_fit(entry, &range, range.len())?;
+        let begin = self.data_start + entry.bytes.start;
+        let bits = u64::from(entry.element_type.bits);
+        Ok(begin + range.start as u64 * bits / 8..begin + (range.end as u64 * bits).div_ceil(8))
+    }
+
     /// Reads a whole floating-point tensor, with the failures of `read_f32`.
     pub fn read_f32_all(&self, name: &str) -> Result<(Shape, Vec<f32>)> {
         let entry = self.entry(name)?;
-        if !matches!(entry.element_type.dtype(), Some(DType::F32 | DType::BF16 | DType::F16)) {
-            return Err(self.mistyped(entry, "F32, BF16 or F16"));
-        }
+        self.floating_type(entry)?;
         let mut values = vec![0.0; entry.shape.num_elements()];
         self.read_f32(name, 0..values.len(), &mut values)?;
         Ok((entry.shape.clone(), values))
@@ -168,31 +215,45 @@ impl TensorFile {
         Ok(())
     }
 
+    /// Reads elements as they are stored. Fails on the first that is not finite.
+    fn read_block(&self, entry: &TensorEntry, stored: DType, first: usize, out: &mut [u8]) -> Result<()> {
+        self.read_bytes(entry, (first * bytes_of_one(stored)) as u64, out)?;
+        self.must_be_finite(entry, stored, first, out)
+    }
+
+    fn must_be_finite(&self, entry: &TensorEntry, dtype: DType, first: usize, bytes: &[u8]) -> Result<()> {
+        let Some((offset, value)) = numbers::first_not_finite(bytes, dtype) else { return Ok(()) };
+        let (path, tensor) = (self.path.clone(), entry.name.clone());
+        Err(CheckpointError::NotFinite { path, tensor, index: first + offset, value })
+    }
+
+    fn must_fit(&self, entry: &TensorEntry, range: &Range<usize>, room: usize) -> Result<()> {
+        let num_elements = entry.shape.num_elements();
+        if range.start > range.end || range.end > num_elements || range.len() != room {
+            let name = &entry.name;
+            let mistake = format!("elements {range:?} of `{name}` ({num_elements} elements) into room for {room}");
+            return Err(self.misuse(mistake));
+        }
+        Ok(())
+    }
+
+    fn floating_type(&self, entry: &TensorEntry) -> Result<DType> {
+        match entry.element_type.dtype() {
+            Some(dtype @ (DType::F32 | DType::BF16 | DType::F16)) => Ok(dtype),
+            _ => Err(self.mistyped(entry, "F32, BF16 or F16")),
+        }
+    }
+
+    fn misuse(&self, mistake: String) -> CheckpointError {
+        CheckpointError::Misuse { path: self.path.clone(), mistake }
+    }
+
     fn mistyped(&self, entry: &TensorEntry, expected: &'static str) -> CheckpointError {
         let (tensor, found) = (entry.name.clone(), entry.element_type.to_string());
         CheckpointError::ElementType { path: self.path.clone(), tensor, found, expected }
     }
 }
 
-fn size_of_element(element_type: ElementType) -> usize {
-    usize::from(element_type.bits / 8)
-}
-
-fn f32_from_f32(bytes: &[u8], values: &mut [f32]) {
-    for (value, word) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
-        *value = f32::from_le_bytes(*word);
-    }
-}
-
-fn f32_from_bf16(bytes: &[u8], values: &mut [f32]) {
-    for (value, word) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
-        // bf16 is the upper half of an f32, so this is exact, and free of the library's special case for NaN.
-        *value = f32::from_bits(u32::from(u16::from_le_bytes(*word)) << 16);
-    }
-}
-
-fn f32_from_f16(bytes: &[u8], values: &mut [f32]) {
-    for (value, word) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
-        *value = f16::from_le_bytes(*word).to_f32();
-    }
+fn bytes_of_one(dtype: DType) -> usize {
+    dtype.size().0 as usize
 }

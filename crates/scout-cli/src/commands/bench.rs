@@ -1,7 +1,20 @@
 //! `bench`: how fast parts of the program are on this machine.
 
+mod comm;
+mod contest;
+mod environment;
+mod gather;
+mod lengths;
+mod load;
+mod meeting;
+mod ranks;
+mod sampler;
+mod seconds;
 mod shares;
 mod step;
+mod timing;
+mod told;
+mod trace;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +28,7 @@ use scout_kernels::selftest::rates::{self, Rate};
 use scout_train::TrainError;
 use serde_json::json;
 
+use self::seconds::seconds;
 use super::results::write_json;
 use super::selftest;
 use crate::surroundings::{self, print};
@@ -31,6 +45,12 @@ enum What {
     Gemm(Gemm),
     /// Whole training steps of a model's shape over made-up tokens, with random weights
     Step(step::Step),
+    /// Reading a model's weights to where they are kept, beside the disk's own rate
+    Load(load::Load),
+    /// Weights from all ranks to whole units on each of several GPUs, by every way that works, alone and under products
+    Gather(gather::Gather),
+    /// Collectives between GPUs, in the columns of nccl-tests
+    Comm(comm::Comm),
     /// Kernels whose time is that of moving bytes, on one GPU
     Kernels(OnGpu),
     /// Attention on packed documents, beside cuDNN called directly, on one GPU
@@ -67,20 +87,13 @@ struct Gemm {
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.what {
         What::Step(arguments) => step::run(arguments),
+        What::Load(arguments) => load::run(arguments),
+        What::Gather(arguments) => gather::run(arguments),
+        What::Comm(arguments) => comm::run(arguments),
         What::Gemm(arguments) => gemm(&open(&arguments.on)?, arguments),
         What::Kernels(on) => kernels(&open(on)?),
         What::Attention(on) => attention(&open(on)?),
         What::Experts(on) => experts(&open(on)?),
-    }
-}
-
-/// A time on the command line, ten minutes at most.
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_string())?;
-    if (0.0..=600.0).contains(&seconds) {
-        Ok(Duration::from_secs_f64(seconds))
-    } else {
-        Err("expected 0 to 600 seconds".to_string())
     }
 }
 

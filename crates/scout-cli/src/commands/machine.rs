@@ -1,40 +1,32 @@
-//! The device that a command computes on, opened with room for its weights.
+//! The device that a command computes on, found before its run is planned and taken when it is.
 
+use scout_comm::{Communicator, Job, Pending};
 use scout_config::{DeviceKind, RunConfig};
-use scout_core::ByteCount;
 use scout_core::causes::with_causes;
-use scout_device::Device;
-use scout_device::cuda::{Choice, CudaOptions};
+use scout_core::{ByteCount, DType};
+use scout_device::cuda::{Choice, CudaDevice, CudaOptions};
 use scout_device::device::DeviceWish;
-use scout_model::ModelConfig;
+use scout_device::{Buffer, Device, DeviceError, host};
 use scout_train::TrainError;
 use scout_train::machine::{ComputeType, Hardware, Kind, Machine, Room};
+use scout_train::plan::RunPlan;
 
+use crate::ranks::Seat;
 use crate::surroundings;
 
 /// What drivers and libraries take of a GPU beside weights and working memory.
 const LEFT_TO_LIBRARIES: ByteCount = ByteCount(3 << 30);
+/// Working memory of a GPU that is only asked what it is.
+const NEXT_TO_NOTHING: ByteCount = ByteCount(1 << 20);
 
-/// The device that `wish` means; never the host where a GPU was meant. Of a GPU's memory `weights` bytes are left for
-/// shards, and everything together takes no more than `limit`, where there is one.
-pub fn open_device(wish: DeviceWish, weights: ByteCount, limit: Option<ByteCount>) -> Result<Device, TrainError> {
-    Ok(Device::choose(wish, &options(weights, limit))?)
-}
-
-fn options(weights: ByteCount, limit: Option<ByteCount>) -> CudaOptions {
-    match limit {
-        Some(limit) => CudaOptions { working_memory: without(limit, weights), ..surroundings::cuda() },
-        None => CudaOptions { leave_free: Some(weights + LEFT_TO_LIBRARIES), ..surroundings::cuda() },
-    }
+/// GPU `ordinal`, with room for `weights` bytes beside its working memory.
+pub fn open_gpu(ordinal: u32, weights: ByteCount) -> Result<Device, TrainError> {
+    let leave_free = Some(weights + LEFT_TO_LIBRARIES);
+    Ok(Device::choose(DeviceWish::Cuda, &CudaOptions { leave_free, ordinal, ..surroundings::cuda() })?)
 }
 
 fn without(all: ByteCount, part: ByteCount) -> ByteCount {
     ByteCount(all.0.saturating_sub(part.0))
-}
-
-/// Bytes of a model's weights in the element type that a device computes with.
-pub fn weight_bytes(config: &ModelConfig, compute: ComputeType) -> ByteCount {
-    compute.dtype().size() * config.num_params()
 }
 
 fn wish(kind: DeviceKind) -> DeviceWish {
@@ -45,17 +37,95 @@ fn wish(kind: DeviceKind) -> DeviceWish {
     }
 }
 
-/// The machine that a configuration means for this model: bf16 or f32 on a GPU, f32 on the host.
-pub fn machine(config: &RunConfig, model: &ModelConfig, world_size: usize) -> Result<Machine, TrainError> {
-    let weights = weight_bytes(model, ComputeType::wanted(config, Kind::Gpu));
-    let choice = if config.device.deterministic { Choice::First } else { Choice::Timed };
-    let options = CudaOptions { choice, ..options(weights, config.device.device_memory) };
-    let device = Device::choose(wish(config.device.device), &options)?;
-    let kind = match &device {
-        Device::Cpu => Kind::Host,
-        Device::Cuda(_) => Kind::Gpu,
-    };
-    Ok(Machine { world_size, device, compute: ComputeType::wanted(config, kind) })
+/// What a rank computes on, found before it is known how much of it a run needs.
+pub struct Found {
+    device: Device,
+    world_size: usize,
+    compute: ComputeType,
+    /// Of the GPUs that this host has, the one of this rank.
+    ordinal: u32,
+    choice: Choice,
+}
+
+impl Found {
+    /// The device that a configuration means for the rank on this seat. Takes no memory that anybody would miss.
+    pub fn by(config: &RunConfig, seat: &Seat) -> Result<Found, TrainError> {
+        let choice = if config.device.deterministic { Choice::First } else { Choice::Timed };
+        let ordinal = seat.local_rank as u32;
+        let options = CudaOptions { working_memory: NEXT_TO_NOTHING, ordinal, ..surroundings::cuda() };
+        let device = Device::choose(wish(config.device.device), &options)?;
+        let kind = match &device {
+            Device::Cpu => Kind::Host,
+            Device::Cuda(_) => Kind::Gpu,
+        };
+        let compute = ComputeType::wanted(config, kind);
+        Ok(Found { device, world_size: seat.world_size, compute, ordinal, choice })
+    }
+
+    /// For people; nothing on the host.
+    pub fn describe(&self) -> Option<String> {
+        let Device::Cuda(gpu) = &self.device else { return None };
+        Some(format!("computing in {} on {gpu:?}, {}", self.compute.dtype(), gpu.properties().memory))
+    }
+
+    /// What the plan must know. All ranks see the memory of the one that has least free, so that they plan alike. Fails on
+    /// all of them where two ranks share a GPU.
+    pub fn hardware(&self, comm: &dyn Communicator) -> Result<Hardware, TrainError> {
+        let Device::Cuda(gpu) = &self.device else { return Ok(self.world_size.into()) };
+        must_be_alone(gpu, comm)?;
+        let (free, _) = gpu.context().memory()?;
+        let room = Room::ForAll(without(least(comm, free)?, LEFT_TO_LIBRARIES));
+        Ok(Hardware { world_size: self.world_size, kind: Kind::Gpu, compute: self.compute, room })
+    }
+
+    /// Takes of the device what `plan` says. All ranks call it: their GPUs meet here.
+    pub fn machine(self, plan: &RunPlan, job: &Job) -> Result<Machine, TrainError> {
+        let Found { device, compute, ordinal, choice, .. } = self;
+        let device = match device {
+            Device::Cpu => Device::Cpu,
+            Device::Cuda(found) => {
+                let working_memory = plan.memory.working();
+                let options = CudaOptions { working_memory, ordinal, choice, ..surroundings::cuda() };
+                // Opened before `found` is given up: the driver keeps what it has set up.
+                let opened = CudaDevice::open(&options)?;
+                drop(found);
+                Device::Cuda(opened)
+            }
+        };
+        Machine::of_rank(device, compute, job)
+    }
+}
+
+/// Each rank needs a GPU of its own.
+fn must_be_alone(gpu: &CudaDevice, comm: &dyn Communicator) -> Result<(), TrainError> {
+    const ROOM: usize = 96;
+    let place = format!("{} {}", host::boot_id(), gpu.properties().pci_bus_id);
+    let mut own = place.into_bytes();
+    own.resize(ROOM, 0);
+    let all = Buffer::zeros(DType::U8, ROOM * comm.mesh().size())?;
+    let all = comm.all_gather(&Buffer::from_u8(own), all).and_then(Pending::wait)?;
+    let places: Vec<&[u8]> = all.u8s()?.chunks_exact(ROOM).collect();
+    let Some((first, second)) = same(&places) else { return Ok(()) };
+    let reason = format!(
+        "ranks {first} and {second} are on the same GPU ({}); start as many ranks on a host as it has GPUs, and let each \
+         see all of them or one of its own",
+        gpu.properties().pci_bus_id
+    );
+    Err(DeviceError::Unavailable { wanted: "cuda".to_string(), reason }.into())
+}
+
+/// The first two that are equal.
+fn same<T: PartialEq>(places: &[T]) -> Option<(usize, usize)> {
+    let pairs = (0..places.len()).flat_map(|second| (0..second).map(move |first| (first, second)));
+    pairs.into_iter().find(|&(first, second)| places[first] == places[second])
+}
+
+/// The smallest number of all ranks.
+fn least(comm: &dyn Communicator, own: ByteCount) -> Result<ByteCount, TrainError> {
+    let all = Buffer::zeros(DType::U8, 8 * comm.mesh().size())?;
+    let all = comm.all_gather(&Buffer::from_u8(own.0.to_le_bytes().to_vec()), all).and_then(Pending::wait)?;
+    let numbers = all.u8s()?.chunks_exact(8).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")));
+    Ok(ByteCount(numbers.min().unwrap_or(own.0)))
 }
 
 /// What a plan must know of the machine that a configuration means, and what it cannot know because no GPU is here. Takes
@@ -66,7 +136,7 @@ pub fn hardware(config: &RunConfig, world_size: usize) -> (Hardware, Option<Stri
     if config.device.device == DeviceKind::Cuda && is_told {
         return (on_gpu(Room::Unknown), None);
     }
-    let options = CudaOptions { working_memory: ByteCount(1 << 20), ..surroundings::cuda() };
+    let options = CudaOptions { working_memory: NEXT_TO_NOTHING, ..surroundings::cuda() };
     match Device::choose(wish(config.device.device), &options) {
         Ok(Device::Cpu) => (world_size.into(), None),
         Ok(Device::Cuda(gpu)) => {
@@ -78,5 +148,17 @@ pub fn hardware(config: &RunConfig, world_size: usize) -> (Hardware, Option<Stri
             let unknown = "the memory of a GPU is unknown, so all is kept: `device_memory` tells it";
             (on_gpu(Room::Unknown), Some(format!("no GPU can be asked ({}); {unknown}", with_causes(&error))))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_that_share_a_gpu_are_found() {
+        assert_eq!(same(&["a", "b", "c"]), None);
+        assert_eq!(same(&["a", "b", "a", "b"]), Some((0, 2)));
+        assert_eq!(same::<u8>(&[]), None);
     }
 }

@@ -3,6 +3,7 @@
 
 use scout_config::RunConfig;
 use scout_core::{ByteCount, DType, ExitCode};
+use scout_data::Balance;
 use scout_device::cuda::Choice;
 use scout_device::cuda::dnn::{self, SumOrder};
 use scout_model::Keep;
@@ -10,11 +11,12 @@ use scout_shard::{Placement, Schedule, ShardPlan};
 use scout_telemetry::grouped;
 use scout_train::TrainError;
 use scout_train::machine::{ComputeType, Hardware, Kind};
-use scout_train::memory::{Activations, MemoryPlan};
+use scout_train::memory::Activations;
 use scout_train::plan::{ModelSource, RunPlan};
 use scout_train::prepare::plan_model;
 use scout_train::reducer::most_in_flight;
 use scout_train::trained_weights::TrainedWeights;
+use scout_train::ways::{Resident, StepTime, Way};
 use serde_json::json;
 
 use super::configuration::{ConfigArguments, load};
@@ -50,10 +52,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     // A model that is not there is told before a GPU is asked for anything.
     let source = ModelSource::find(&loaded.config, true)?;
     let (hardware, note) = hardware(&loaded.config, usize::from(arguments.world));
-    let (plan, unknown) = resolve(&loaded.config, source, hardware)?;
+    let Resolved { plan, data } = resolve(&loaded.config, source, hardware)?;
+    let balance = data.as_ref().ok().copied();
     let notes: Vec<&String> = loaded.notes.iter().chain(&note).collect();
     if arguments.json {
-        let mut json = as_json(&plan);
+        let mut json = as_json(&plan, balance);
         json["notes"] = json!(notes);
         print(&serde_json::to_string_pretty(&json)?)?;
         return Ok(ExitCode::Success);
@@ -61,39 +64,46 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     for note in notes {
         print(&format!("note: {note}"))?;
     }
-    for line in summary(&plan).into_iter().chain(unit_table(&plan)).chain(gathering(&plan)) {
+    let ranks = balance.filter(|_| plan.world_size() > 1).map(balance_words);
+    for line in summary(&plan).into_iter().chain(ranks).chain(unit_table(&plan)).chain(gathering(&plan)) {
         print(&line)?;
     }
-    if let Some(reason) = unknown {
+    if let Err(reason) = data {
         print(&format!("steps      unknown: {reason}"))?;
     }
     Ok(ExitCode::Success)
 }
 
-/// The plan, and why its steps are unknown if they are: data that is not there is no obstacle to planning, data that
-/// is there and wrong is.
-fn resolve(
-    config: &RunConfig,
-    source: ModelSource,
-    hardware: Hardware,
-) -> Result<(RunPlan, Option<String>), TrainError> {
+struct Resolved {
+    plan: RunPlan,
+    /// How evenly ranks are loaded by it, or why it is not known.
+    data: Result<Balance, String>,
+}
+
+/// The plan, and what is known of its data: data that is not there is no obstacle to planning, data that is there and wrong
+/// is.
+fn resolve(config: &RunConfig, source: ModelSource, hardware: Hardware) -> Result<Resolved, TrainError> {
+    let without_data = |source, reason: String| -> Result<Resolved, TrainError> {
+        Ok(Resolved { plan: RunPlan::resolve(config, source, hardware, None, None)?, data: Err(reason) })
+    };
     if config.data.dataset.is_empty() {
-        return Ok((
-            RunPlan::resolve(config, source, hardware, None, None)?,
-            Some("no `dataset` is given".to_string()),
-        ));
+        return without_data(source, "no `dataset` is given".to_string());
     }
     if source.folder.is_none() {
-        let reason = "the model folder with its tokenizer is not here".to_string();
-        return Ok((RunPlan::resolve(config, source, hardware, None, None)?, Some(reason)));
+        return without_data(source, "the model folder with its tokenizer is not here".to_string());
     }
     match plan_model(config, source.clone(), hardware) {
-        Ok(planned) => Ok((planned.plan, None)),
+        Ok(planned) => Ok(Resolved { data: Ok(planned.balance()), plan: planned.plan }),
         Err(error @ TrainError::Data(_)) if error.exit_code() == ExitCode::MissingInput => {
-            Ok((RunPlan::resolve(config, source, hardware, None, None)?, Some(error.to_string())))
+            without_data(source, error.to_string())
         }
         Err(error) => Err(error),
     }
+}
+
+fn balance_words(balance: Balance) -> String {
+    let excess = 100.0 * balance.excess();
+    format!("balance    the busiest rank of an update has {excess:.1} % more work than the average one")
 }
 
 /// The plan in a few lines.
@@ -112,16 +122,13 @@ pub fn summary(plan: &RunPlan) -> Vec<String> {
         format!("ranks      {}", plan.world_size()),
         format!("computing  {}", computing_words(plan)),
         format!("memory     {} a rank{}", memory.total(), budget(memory.budget)),
-        format!(
-            "           weights {}, gathered {}, {} {}, scratch {}",
-            memory.shard,
-            memory.gathered,
-            if plan.weights.is_empty() { "adapter and optimizer" } else { "gradients and optimizer" },
-            memory.trained,
-            memory.workspace,
-        ),
+        format!("           {}", memory_words(plan)),
     ];
-    lines.extend(ways_table(plan));
+    lines.extend(match differ_in_time(plan) {
+        true => timed_table(plan),
+        false => keeping_table(plan),
+    });
+    lines.extend(plan.way.time.map(step_words));
     if !plan.weights.is_empty() {
         let parts = TrainedWeights::bytes(&plan.weights, &plan.shards);
         let in_flight = most_in_flight(&plan.weights, &plan.shards, &plan.schedules.send);
@@ -166,21 +173,87 @@ fn computing_words(plan: &RunPlan) -> String {
     }
 }
 
+fn memory_words(plan: &RunPlan) -> String {
+    let memory = &plan.memory;
+    let trained = if plan.weights.is_empty() { "adapter and optimizer" } else { "gradients and optimizer" };
+    let libraries = match memory.libraries {
+        ByteCount(0) => String::new(),
+        bytes => format!(", NCCL and peers {bytes}"),
+    };
+    format!(
+        "weights {}, gathered {}, {trained} {}, scratch {}{libraries}",
+        memory.shard, memory.gathered, memory.trained, memory.workspace
+    )
+}
+
+/// Whether ways differ in more than what they keep.
+fn differ_in_time(plan: &RunPlan) -> bool {
+    let differ_in_runs = plan.ways.iter().any(|way| way.runs != plan.runs);
+    plan.hardware.kind == Kind::Gpu && (plan.world_size() > 1 || differ_in_runs)
+}
+
+fn verdict(plan: &RunPlan, way: &Way) -> &'static str {
+    match (*way == plan.way, way.memory.fits()) {
+        (true, _) => "  chosen",
+        (false, true) => "",
+        (false, false) => "  does not fit",
+    }
+}
+
 /// The ways of keeping, what each takes of memory, and which one was chosen: the first that fits.
-fn ways_table(plan: &RunPlan) -> Vec<String> {
+fn keeping_table(plan: &RunPlan) -> Vec<String> {
     let mut lines =
         vec![format!("{:<38} {:>12} {:>12} {:>12}", "activations of a micro-batch", "kept", "at work", "in all")];
-    lines.extend(plan.ways.iter().map(|(keep, memory)| {
-        let Activations { kept, at_work } = memory.activations;
-        let verdict = match (*keep == plan.settings.keep, memory.fits()) {
-            (true, _) => "  chosen",
-            (false, true) => "",
-            (false, false) => "  does not fit",
-        };
-        let (kept, at_work, all) = (kept.to_string(), at_work.to_string(), memory.total().to_string());
-        format!("           {:<27} {kept:>12} {at_work:>12} {all:>12}{verdict}", keep_words(*keep))
+    lines.extend(plan.ways.iter().map(|way| {
+        let Activations { kept, at_work } = way.memory.activations;
+        let (kept, at_work, all) = (kept.to_string(), at_work.to_string(), way.memory.total().to_string());
+        let verdict = verdict(plan, way);
+        format!("           {:<27} {kept:>12} {at_work:>12} {all:>12}{verdict}", keep_words(way.keep))
     }));
     lines
+}
+
+/// The fastest ways on GPUs, each with the residency and the reach of its gathers that suit it best.
+fn timed_table(plan: &RunPlan) -> Vec<String> {
+    let mut lines = vec![format!(
+        "ways       {:<27} {:>4} {:>22} {:>5} {:>11} {:>9} {:>9} {:>8}",
+        "of an update", "runs", "whole on every rank", "ahead", "memory", "step", "tok/s", "exposed"
+    )];
+    lines.extend(plan.ways.iter().map(|way| {
+        let (step, speed, exposed) = way.time.map_or_else(Default::default, |time| {
+            let speed = grouped(time.tokens_per_second() as u64);
+            (seconds(time.seconds), speed, format!("{:.1} %", 100.0 * time.exposed_share()))
+        });
+        let (memory, verdict) = (way.memory.total().to_string(), verdict(plan, way));
+        let (keeps, whole) = (keep_words(way.keep), resident_words(&way.resident));
+        let (runs, lookahead) = (way.runs, way.lookahead);
+        format!(
+            "           {keeps:<27} {runs:>4} {whole:>22} {lookahead:>5} {memory:>11} {step:>9} {speed:>9} {exposed:>8}{verdict}"
+        )
+    }));
+    lines
+}
+
+fn resident_words(resident: &Resident) -> String {
+    let Resident { num_layers, embedding, head } = *resident;
+    let ends = [(embedding, "embedding"), (head, "head")];
+    let ends = ends.into_iter().filter_map(|(is_whole, name)| is_whole.then_some(name));
+    let layers = (num_layers > 0).then(|| format!("{num_layers}"));
+    let words: Vec<String> = layers.into_iter().chain(ends.map(str::to_string)).collect();
+    if words.is_empty() { "nothing".to_string() } else { words.join(" + ") }
+}
+
+fn step_words(time: StepTime) -> String {
+    format!(
+        "step       {} predicted for an update of {} tokens a rank, at the rates of an H200: {} tokens/s a rank",
+        seconds(time.seconds),
+        grouped(time.num_tokens as u64),
+        grouped(time.tokens_per_second() as u64)
+    )
+}
+
+fn seconds(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{:.1} ms", 1e3 * seconds) } else { format!("{seconds:.2} s") }
 }
 
 fn budget(budget: Option<ByteCount>) -> String {
@@ -195,12 +268,18 @@ fn keep_words(keep: Keep) -> &'static str {
     }
 }
 
-/// Bytes of each kind of unit; the layers are alike, so the first stands for all.
+/// Bytes of each kind of unit. Layers that are held alike are alike, so the first of them stands for all.
 fn unit_table(plan: &RunPlan) -> Vec<String> {
     let num_layers = plan.source.config.num_layers;
-    let layer = plan.units.layer(0);
+    let is_whole =
+        |layer: &usize| plan.shards.unit(plan.units.layer(*layer).attention).placement == Placement::Resident;
     let mut ids = vec![(plan.units.embedding(), 1)];
-    ids.extend([layer.attention, layer.shared, layer.gate_up, layer.down].map(|id| (id, num_layers)));
+    for whole in [true, false] {
+        let alike: Vec<usize> = (0..num_layers).filter(|layer| is_whole(layer) == whole).collect();
+        let Some(&first) = alike.first() else { continue };
+        let layer = plan.units.layer(first);
+        ids.extend([layer.attention, layer.shared, layer.gate_up, layer.down].map(|id| (id, alike.len())));
+    }
     ids.push((plan.units.head(), 1));
     let mut lines = vec![format!(
         "{:<20} {:>6} {:>16} {:>12} {:>12} {:>14}",
@@ -227,9 +306,10 @@ fn gathering(plan: &RunPlan) -> Vec<String> {
         return vec!["gathered   nothing: every rank keeps all weights".to_string()];
     }
     let mut lines = vec![format!(
-        "gathered   {} units ahead of the block in use, at most {} at one time, in this order:",
+        "gathered   {} units ahead of the block in use, at most {} at one time, in this order{}:",
         plan.shards.lookahead(),
-        plan.memory.gathered
+        plan.memory.gathered,
+        if plan.way.resident == Resident::NOTHING { "" } else { ", where not whole already" }
     )];
     let runs = runs_of_layers(&plan.shards, &plan.schedules.train);
     lines.extend(runs.into_iter().map(|LayerRun { first, last, blocks }| match (first, last) {
@@ -279,7 +359,7 @@ fn split_name(name: &str) -> (Option<usize>, &str) {
     }
 }
 
-fn as_json(plan: &RunPlan) -> serde_json::Value {
+fn as_json(plan: &RunPlan, balance: Option<Balance>) -> serde_json::Value {
     let dtype = plan.shards.dtype();
     let unit = |id| {
         let shard = plan.shards.unit(id);
@@ -297,10 +377,16 @@ fn as_json(plan: &RunPlan) -> serde_json::Value {
     let names = |step: std::ops::Range<usize>| -> Vec<&str> {
         schedule.order()[step].iter().map(|id| plan.shards.unit(*id).spec.name.as_str()).collect()
     };
-    let way = |(keep, memory): &(Keep, MemoryPlan)| {
+    let way = |way: &Way| {
+        let Way { memory, resident, .. } = way;
         json!({
-            "keeps": keep_words(*keep), "kept": memory.activations.kept.0, "at_work": memory.activations.at_work.0,
-            "total": memory.total().0, "fits": memory.fits(), "chosen": *keep == plan.settings.keep,
+            "keeps": keep_words(way.keep), "runs": way.runs, "lookahead": way.lookahead,
+            "resident": {"layers": resident.num_layers, "embedding": resident.embedding, "head": resident.head},
+            "kept": memory.activations.kept.0, "at_work": memory.activations.at_work.0,
+            "total": memory.total().0, "fits": memory.fits(), "chosen": *way == plan.way,
+            "step_seconds": way.time.map(|time| time.seconds),
+            "tokens_per_second": way.time.map(|time| time.tokens_per_second()),
+            "exposed_share": way.time.map(|time| time.exposed_share()),
         })
     };
     let memory = &plan.memory;
@@ -316,14 +402,17 @@ fn as_json(plan: &RunPlan) -> serde_json::Value {
         "order": schedule.steps().map(names).collect::<Vec<_>>(),
         "memory": {
             "shard": memory.shard.0, "gathered": memory.gathered.0, "trained": memory.trained.0,
-            "activations": memory.activations.most().0, "workspace": memory.workspace.0, "total": memory.total().0,
+            "activations": memory.activations.most().0, "workspace": memory.workspace.0,
+            "libraries": memory.libraries.0, "total": memory.total().0,
             "budget": memory.budget.map(|budget| budget.0),
         },
         "ways": plan.ways.iter().map(way).collect::<Vec<_>>(),
         "keeps": keep_words(plan.settings.keep),
+        "runs": plan.runs,
         "steps": plan.steps.map(|steps| json!({
             "rows": steps.num_rows, "updates_per_epoch": steps.updates_per_epoch,
             "total": steps.total_steps, "warmup": steps.warmup_steps,
         })),
+        "balance": balance.map(|balance| json!({"excess": balance.excess()})),
     })
 }

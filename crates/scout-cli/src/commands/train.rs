@@ -5,20 +5,18 @@ use std::time::Instant;
 use scout_comm::Job;
 use scout_config::{FinetuningType, Loaded, RunConfig};
 use scout_core::{ExitCode, Phase};
-use scout_device::Device;
 use scout_telemetry::{Progress, grouped};
 use scout_train::identity;
-use scout_train::machine::Machine;
 use scout_train::plan::{ModelSource, RunPlan};
-use scout_train::prepare::prepare_model;
+use scout_train::prepare::plan_model;
 use scout_train::run::{self, Outcome};
 
 use super::configuration::{ConfigArguments, load};
-use super::machine::machine;
+use super::machine::Found;
 use super::plan;
 use crate::build_info;
 use crate::joined::{Identity, Joined, Waits};
-use crate::ranks::Ranks;
+use crate::ranks::{Ranks, Seat};
 use crate::surroundings;
 
 pub fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
@@ -36,14 +34,9 @@ pub fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
     }
     surroundings::share_the_host(ranks.seat.local_size.unwrap_or(1))?;
     let source = ModelSource::find(&loaded.config, false)?;
-    let machine = machine(&loaded.config, &source.config, ranks.mesh().size())?;
-    if let Device::Cuda(gpu) = &machine.device {
-        let dtype = machine.compute.dtype();
-        progress.say(&format!("computing in {dtype} on {gpu:?}, {}", gpu.properties().memory))?;
-    }
     let joined = join(&ranks, &loaded.config, &source, &mut progress)?;
     joined.work(|job| {
-        let outcome = train(&loaded, (source, machine), job, &mut progress)?;
+        let outcome = train(&loaded, source, (&ranks.seat, job), &mut progress)?;
         progress.say(&format!("done in {:.1} s", begun.elapsed().as_secs_f64()))?;
         for line in closing_lines(&loaded, &outcome) {
             progress.say(&line)?;
@@ -61,20 +54,25 @@ fn join(ranks: &Ranks, config: &RunConfig, source: &ModelSource, progress: &mut 
 /// Trains and returns what the run can tell.
 fn train(
     loaded: &Loaded,
-    (source, machine): (ModelSource, Machine),
-    job: &Job,
+    source: ModelSource,
+    (seat, job): (&Seat, &Job),
     progress: &mut Progress,
 ) -> anyhow::Result<Outcome> {
     let config = &loaded.config;
-    job.whereabouts.enter(Phase::Data);
-    let prepared = prepare_model(config, source, machine)?;
-    for note in &prepared.notes {
-        progress.say(&format!("note: {note}"))?;
-    }
-    for line in opening_lines(&prepared.plan) {
+    let found = Found::by(config, seat)?;
+    if let Some(line) = found.describe() {
         progress.say(&line)?;
     }
-    Ok(run::run(config, prepared, job, progress)?)
+    job.whereabouts.enter(Phase::Data);
+    let planned = plan_model(config, source, found.hardware(&*job.comm)?)?;
+    for note in &planned.notes {
+        progress.say(&format!("note: {note}"))?;
+    }
+    for line in opening_lines(&planned.plan) {
+        progress.say(&line)?;
+    }
+    let machine = found.machine(&planned.plan, job)?;
+    Ok(run::run(config, planned.on(machine), job, progress)?)
 }
 
 /// The plan in a few lines, before training.

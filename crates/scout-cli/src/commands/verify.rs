@@ -6,19 +6,21 @@ use std::path::PathBuf;
 use std::process::ExitCode as ProcessExitCode;
 use std::time::Duration;
 
+use scout_comm::Job;
+use scout_comm::gpu::Wish;
 use scout_core::{ByteCount, ExitCode, env};
-use scout_device::device::DeviceWish;
 use scout_launch::{Launch, Lines};
 use scout_model::ModelConfig;
 use scout_telemetry::Progress;
+use scout_train::TrainError;
 use scout_train::machine::{ComputeType, Machine};
-use scout_train::verify::{Held, Row, Status, Verdict, identity_of, verify_on_gpu, verify_on_rank, verify_on_threads};
+use scout_train::verify::{Held, Row, Status, Verdict, identity_of, verify_on_rank, verify_on_threads, weights_on_gpu};
 use serde_json::json;
 
 use super::launch;
-use super::machine::{open_device, weight_bytes};
+use super::machine::open_gpu;
 use crate::failure::Mistake;
-use crate::joined::{Identity, Joined, Waits};
+use crate::joined::{ALONE_DEADLINE, Identity, Joined, Waits};
 use crate::ranks::Ranks;
 use crate::surroundings::{self, print};
 
@@ -41,6 +43,9 @@ pub struct Arguments {
     /// What ranks are and how they reach each other
     #[arg(long, value_enum, default_value = "threads")]
     transport: Transport,
+    /// How several GPUs gather units
+    #[arg(long, value_enum, default_value = "auto")]
+    gather: GatherName,
     /// Print JSON, one object for each row
     #[arg(long)]
     json: bool,
@@ -59,6 +64,25 @@ enum TypeName {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
+enum GatherName {
+    /// The fastest way that works
+    Auto,
+    /// Copy engines
+    Copy,
+    Nccl,
+}
+
+impl From<GatherName> for Wish {
+    fn from(name: GatherName) -> Wish {
+        match name {
+            GatherName::Auto => Wish::Auto,
+            GatherName::Copy => Wish::Copy,
+            GatherName::Nccl => Wish::Nccl,
+        }
+    }
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
 enum Transport {
     /// Threads of this process
     Threads,
@@ -67,36 +91,40 @@ enum Transport {
 }
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<ProcessExitCode> {
-    if let DeviceName::Cuda = arguments.device {
-        return Ok(ProcessExitCode::from(on_gpu(arguments)?.code()));
-    }
-    if arguments.dtype == TypeName::Bf16 {
+    if let (DeviceName::Cpu, TypeName::Bf16) = (arguments.device, arguments.dtype) {
         return Err(usage("`--dtype bf16` needs `--device cuda`: the host computes in f32"));
     }
     let ranks = surroundings::ranks()?;
-    let code = match (arguments.transport, arguments.world) {
+    let folder = &arguments.folder;
+    let code = match (arguments.device, arguments.transport, arguments.world) {
         _ if ranks.mesh().size() > 1 => as_rank(arguments, &ranks)?,
-        (Transport::Tcp, 2..) => return as_processes(arguments),
-        (_, world) => report(&verify_on_threads(&arguments.folder, usize::from(world))?, arguments.json)?,
+        (DeviceName::Cpu, Transport::Tcp, 2..) => return as_processes(arguments, &[(env::TRANSPORT, "tcp")]),
+        // Memory of a GPU can be mapped by other processes, and by no other thread of its own.
+        (DeviceName::Cuda, _, 2..) => return as_processes(arguments, &[]),
+        (DeviceName::Cpu, _, world) => report(&verify_on_threads(folder, usize::from(world))?, arguments.json)?,
+        (DeviceName::Cuda, _, _) => {
+            let alone = Job::alone(ALONE_DEADLINE);
+            let on = machine(arguments, &ranks, &alone)?;
+            report(&verify_on_rank(folder, &alone, (&on, Wish::Auto))?, arguments.json)?
+        }
     };
     Ok(ProcessExitCode::from(code.code()))
 }
 
-/// Computes on one GPU.
-fn on_gpu(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    if arguments.world > 1 {
-        return Err(usage("`--world` with `--device cuda` is not built yet: several GPUs cannot share weights so far"));
-    }
-    let compute = match arguments.dtype {
-        TypeName::F32 => ComputeType::F32,
-        TypeName::Bf16 => ComputeType::Bf16,
+/// What this rank computes on.
+fn machine(arguments: &Arguments, ranks: &Ranks, job: &Job) -> Result<Machine, TrainError> {
+    let compute = match (arguments.device, arguments.dtype) {
+        (DeviceName::Cpu, _) => return Ok(ranks.mesh().size().into()),
+        (DeviceName::Cuda, TypeName::F32) => ComputeType::F32,
+        (DeviceName::Cuda, TypeName::Bf16) => ComputeType::Bf16,
     };
-    // A folder without a readable model is a failed row, found below.
+    // A folder without a readable model is a failed row, found later.
     let model = ModelConfig::read(&arguments.folder.join("config.json"));
-    let weights = model.map(|model| weight_bytes(&model, compute)).unwrap_or_default();
-    let device = open_device(DeviceWish::Cuda, weights, None)?;
-    let machine = Machine { world_size: 1, device, compute };
-    report(&verify_on_gpu(&arguments.folder, &machine)?, arguments.json)
+    let weights = match &model {
+        Ok(model) => weights_on_gpu(model, ranks.mesh().size(), compute)?,
+        Err(_) => ByteCount(0),
+    };
+    Machine::of_rank(open_gpu(ranks.seat.local_rank as u32, weights)?, compute, job)
 }
 
 fn usage(message: &str) -> anyhow::Error {
@@ -104,12 +132,12 @@ fn usage(message: &str) -> anyhow::Error {
 }
 
 /// Starts this command once for each rank. Of all of them the first one alone prints.
-fn as_processes(arguments: &Arguments) -> anyhow::Result<ProcessExitCode> {
+fn as_processes(arguments: &Arguments, variables: &[(&'static str, &str)]) -> anyhow::Result<ProcessExitCode> {
     let started = Launch {
         program: std::env::current_exe()?,
         arguments: std::env::args_os().skip(1).collect::<Vec<OsString>>(),
         num_ranks: usize::from(arguments.world),
-        variables: vec![(env::TRANSPORT, "tcp".to_string())],
+        variables: variables.iter().map(|&(name, value)| (name, value.to_string())).collect(),
         lines: Lines::Plain,
     };
     Ok(launch::exit_code(launch::wait_for(&started)?))
@@ -127,7 +155,10 @@ fn as_rank(arguments: &Arguments, ranks: &Ranks) -> anyhow::Result<ExitCode> {
     let digest = identity_of(&arguments.folder);
     let joined =
         Joined::with_others(ranks, Identity { config: digest, model: digest }, waits, &mut Progress::silent())?;
-    let verdict = joined.work(|job| Ok(verify_on_rank(&arguments.folder, job)?))?;
+    let verdict = joined.work(|job| {
+        let machine = machine(arguments, ranks, job)?;
+        Ok(verify_on_rank(&arguments.folder, job, (&machine, arguments.gather.into()))?)
+    })?;
     match mesh.is_first() {
         true => report(&verdict, arguments.json),
         false => Ok(code_of(&verdict.all_rows())),

@@ -10,7 +10,7 @@ use scout_core::{ExitCode, env};
 
 use super::seat::{Launcher, names};
 use super::variables::{Variables, number, required};
-use crate::failure::Mistake;
+use crate::failure::{Mistake, leave_at_once};
 
 /// How long a rank may live on after its launcher died without a word.
 const POLL: Duration = Duration::from_millis(500);
@@ -100,7 +100,7 @@ fn watch(lineage: Lineage) -> Result<(), Mistake> {
         let text = format!("error: the launcher of this rank (pid {launcher}) is gone\n");
         // Its end of our stderr may be gone as well.
         let _ = std::io::stderr().write_all(text.as_bytes());
-        std::process::exit(ExitCode::PeerLost.code().into());
+        leave_at_once(ExitCode::PeerLost.code().into())
     };
     match thread::Builder::new().name("parent-watch".to_string()).spawn(wait) {
         Ok(_) => Ok(()),

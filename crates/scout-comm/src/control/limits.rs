@@ -24,17 +24,8 @@ pub struct Ending(Arc<End>);
 type End = dyn Fn(&Verdict, bool) + Send + Sync;
 
 impl Ending {
-    /// Prints the verdict, if it is this rank's to print and nobody has printed it, and ends the process with its code.
-    pub fn of_the_process() -> Ending {
-        Ending::calling(|verdict, speaks| {
-            if speaks {
-                eprintln!("error: {}", verdict.sentence);
-            }
-            std::process::exit(verdict.code.code().into())
-        })
-    }
-
-    /// Calls `end` with the verdict and whether this rank is to print it.
+    /// Calls `end` with the verdict and whether this rank is to print it. It does not come back where the process is ended
+    /// as it should be.
     pub fn calling(end: impl Fn(&Verdict, bool) + Send + Sync + 'static) -> Ending {
         Ending(Arc::new(end))
     }

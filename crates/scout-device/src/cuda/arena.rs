@@ -5,6 +5,7 @@
 //! used a block leave an event, and home waits for it before the memory is used again. The host never waits.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use cudarc::driver::sys::CUdeviceptr;
 use scout_core::ByteCount;
@@ -13,9 +14,6 @@ use super::context::Context;
 use super::free_list::FreeList;
 use super::stream::{Event, Stream};
 use crate::{DeviceError, Lease, Purpose, Result};
-
-/// Blocks begin at multiples of this, so whole-line accesses and every alignment that cuBLASLt knows are possible.
-const GRAIN: usize = 512;
 
 /// Clones are the same arena.
 #[derive(Clone)]
@@ -29,6 +27,8 @@ struct Memory {
     base: CUdeviceptr,
     home: Arc<Stream>,
     free: Mutex<FreeList<Arc<Event>>>,
+    /// Who frees the memory when dropped; the driver where there is none.
+    owner: Option<Box<dyn Send + Sync>>,
 }
 
 /// A part of an arena. Dropping it gives the memory to whoever takes next, in the order of the streams.
@@ -42,6 +42,10 @@ pub struct Block {
 }
 
 impl Arena {
+    /// Blocks begin at multiples of so many bytes, so whole-line accesses and every alignment that cuBLASLt knows are
+    /// possible.
+    pub const GRAIN: usize = 512;
+
     /// Asks the driver for `bytes`. The account sees what is taken from the arena, not the arena.
     pub fn new(
         context: &Arc<Context>,
@@ -50,11 +54,28 @@ impl Arena {
         bytes: usize,
         home: &Arc<Stream>,
     ) -> Result<Arena> {
-        let bytes = bytes.next_multiple_of(GRAIN);
+        let bytes = bytes.next_multiple_of(Arena::GRAIN);
         let base = context.allocate(purpose, bytes)?;
         let free = Mutex::new(FreeList::new(bytes));
-        let memory = Memory { context: context.clone(), name, base, home: home.clone(), free };
+        let memory = Memory { context: context.clone(), name, base, home: home.clone(), free, owner: None };
         Ok(Arena { memory: Arc::new(memory) })
+    }
+
+    /// An arena in memory that `owner` allocated, `bytes` from `base` on, and frees when it is dropped.
+    ///
+    /// # Safety
+    ///
+    /// The bytes lie on the GPU of `home`, nobody else uses them, and they stay until `owner` is dropped.
+    pub(super) unsafe fn over(
+        name: &'static str,
+        (base, bytes): (CUdeviceptr, usize),
+        home: &Arc<Stream>,
+        owner: Box<dyn Send + Sync>,
+    ) -> Arena {
+        // What lies behind the last whole grain is not used: a block never ends after the arena.
+        let (free, context) = (Mutex::new(FreeList::new(bytes / Arena::GRAIN * Arena::GRAIN)), home.context().clone());
+        let memory = Memory { context, name, base, home: home.clone(), free, owner: Some(owner) };
+        Arena { memory: Arc::new(memory) }
     }
 
     pub fn capacity(&self) -> ByteCount {
@@ -75,10 +96,14 @@ impl Arena {
         &self.memory.home
     }
 
+    pub(super) fn holds(&self, block: &Block) -> bool {
+        Arc::ptr_eq(&self.memory, &block.memory)
+    }
+
     /// Takes `bytes`, whose contents are arbitrary. Fails with a table of where the bytes are when they do not fit.
     pub fn take(&self, purpose: Purpose, bytes: usize) -> Result<Block> {
         let memory = &self.memory;
-        let bytes = bytes.next_multiple_of(GRAIN);
+        let bytes = bytes.next_multiple_of(Arena::GRAIN);
         let lease = memory.context.account.lease(purpose, ByteCount(bytes as u64))?;
         let taken = {
             let mut free = memory.lock();
@@ -181,8 +206,29 @@ impl Drop for Block {
     }
 }
 
+impl Memory {
+    /// Waits, for some seconds at most, for all work that was queued on blocks of the arena.
+    fn becomes_idle(&mut self) -> bool {
+        const FAREWELL: Duration = Duration::from_secs(5);
+        let Ok(free) = self.free.get_mut() else { return false };
+        let mut is_idle = self.home.finish(FAREWELL).is_ok();
+        free.retain_fences(|fence| {
+            is_idle = is_idle && fence.wait(FAREWELL).is_ok();
+            !is_idle
+        });
+        is_idle
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.context.free(self.base);
+        match self.owner.take() {
+            None => self.context.free(self.base),
+            // Unlike the driver, owners do not wait for work under way. Lost rather than freed under the GPU's hands.
+            Some(owner) => match self.becomes_idle() {
+                true => drop(owner),
+                false => std::mem::forget(owner),
+            },
+        }
     }
 }

@@ -60,7 +60,8 @@ pub struct SteadyStep {
 }
 
 impl Context {
-    /// The GPU at `ordinal` among those that the driver shows to this process.
+    /// The GPU at `ordinal` among those that the driver shows to this process; where it shows one alone, that one: a
+    /// launcher that hands each rank a GPU hides the others.
     pub fn open(libraries: Libraries, ordinal: u32, account: Account) -> Result<Context> {
         let driver = libraries.driver;
         // SAFETY: flags must be 0; may be called any number of times.
@@ -68,6 +69,7 @@ impl Context {
         let mut count = 0;
         // SAFETY: writes one number.
         check(&driver, "cuDeviceGetCount", unsafe { (driver.cuDeviceGetCount)(&mut count) })?;
+        let ordinal = if count == 1 { 0 } else { ordinal };
         if ordinal as i64 >= i64::from(count) {
             return Err(DeviceError::Unavailable {
                 wanted: "cuda".to_string(),

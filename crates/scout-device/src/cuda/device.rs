@@ -16,9 +16,9 @@ use super::envelopes::Envelopes;
 use super::kernels::{Kernel, Kernels};
 use super::libraries::{Found, Libraries, Search};
 use super::nvml::Gauge;
-use super::profile::{Profiler, Share};
+use super::profile::{Effort, Profiler, Share, Timed};
 use super::source::KernelSource;
-use super::stream::{Priority, Stream};
+use super::stream::{Event, Priority, Stream};
 use super::uploads::Uploads;
 use crate::{Account, DeviceError, Purpose, Result};
 
@@ -83,8 +83,9 @@ impl CudaDevice {
     pub fn open(options: &CudaOptions) -> Result<Arc<CudaDevice>> {
         let libraries = Libraries::open(&options.search)?;
         let context = Arc::new(Context::open(libraries, options.ordinal, Account::new(None))?);
-        let compute = Arc::new(Stream::new(&context, Priority::High)?);
-        let copy = Arc::new(Stream::new(&context, Priority::Low)?);
+        // Copies inside of the GPU are kernels. Behind products without end they would get what those leave at their ends.
+        let compute = Arc::new(Stream::new(&context, Priority::Low)?);
+        let copy = Arc::new(Stream::new(&context, Priority::High)?);
         let bytes = match options.leave_free {
             None => options.working_memory,
             Some(rest) => ByteCount(context.memory()?.0.0.saturating_sub(rest.0)),
@@ -137,7 +138,7 @@ impl CudaDevice {
         &self.compute
     }
 
-    /// Where copies are queued that must not stand in the way of arithmetic.
+    /// Where copies are queued that arithmetic does not wait for, or waits for later.
     pub fn copy(&self) -> &Arc<Stream> {
         &self.copy
     }
@@ -218,14 +219,29 @@ impl CudaDevice {
         Gauge::open(&self.context)
     }
 
-    /// From now on every piece of work is timed, until [`CudaDevice::end_profile`].
+    /// Does `work`, which queues on `stream` what other GPUs take part in, so that a profile shows it under a name.
+    pub fn communicate<T, E: From<DeviceError>>(
+        &self,
+        stream: &Arc<Stream>,
+        name: impl FnOnce() -> String,
+        work: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        self.profiler.time(stream, || (name(), Effort::Communication), work)
+    }
+
+    /// From now on every piece of work is timed, until [`CudaDevice::end_profile`] or [`CudaDevice::end_trace`].
     pub fn begin_profile(&self) {
         self.profiler.begin();
     }
 
-    /// What was timed, by name, the longest first. Stops the host until all of it is done.
+    /// What was timed among the arithmetic, by name, the longest first. Stops the host until all of it is done.
     pub fn end_profile(&self) -> Result<Vec<Share>> {
         self.profiler.end(&self.compute, self.patience)
+    }
+
+    /// What was timed on all streams, with its place in time since `zero`. Stops the host until all of it is done.
+    pub fn end_trace(&self, zero: &Event) -> Result<Vec<Timed>> {
+        self.profiler.end_in_time(&self.compute, zero, self.patience)
     }
 
     /// Stops the host until all arithmetic queued so far is done.

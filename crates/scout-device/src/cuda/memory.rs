@@ -8,6 +8,7 @@ use scout_core::{ByteCount, DType, Shape};
 use super::arena::Block;
 use super::device::CudaDevice;
 use super::region::Region;
+use super::stream::Stream;
 use crate::tensor::Tensor;
 use crate::{DeviceError, Purpose, Result};
 
@@ -108,6 +109,12 @@ impl DeviceBuffer {
 
     /// Queues on the compute stream: elements from `start` on become those of `from`, which has the same element type.
     pub fn copy_from(&mut self, start: usize, from: &Tensor) -> Result<()> {
+        let compute = self.device.compute().clone();
+        self.copy_from_on(start, from, &compute)
+    }
+
+    /// As [`DeviceBuffer::copy_from`], on another stream, which has to wait for whatever was queued on either side before.
+    pub fn copy_from_on(&mut self, start: usize, from: &Tensor, stream: &Arc<Stream>) -> Result<()> {
         const WHAT: &str = "copy on the GPU";
         self.must_be_alone(WHAT)?;
         if from.dtype() != self.dtype {
@@ -118,7 +125,7 @@ impl DeviceBuffer {
             return Err(DeviceError::Shape { what: WHAT, found: from.shape().clone(), expected });
         }
         let region = from.region(WHAT)?;
-        let (context, stream, bytes) = (self.block.context(), self.device.compute(), from.bytes().0 as usize);
+        let (context, bytes) = (self.block.context(), from.bytes().0 as usize);
         if !Arc::ptr_eq(context, region.block.context()) {
             let problem = "found a tensor on another device".to_string();
             return Err(DeviceError::Value { what: WHAT, problem });

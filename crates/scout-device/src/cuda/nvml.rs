@@ -1,11 +1,13 @@
-//! What the GPU's clocks and power supply say while it works.
+//! What the GPU's clocks, power supply and counters say while it works.
 
 use std::ffi::CString;
 use std::ptr::null_mut;
 
+use scout_core::ByteCount;
+
 use super::context::Context;
 use super::foreign;
-use super::tables::{Nvml, NvmlDevice};
+use super::tables::{Nvml, NvmlDevice, NvmlMemory, NvmlUtilization};
 use crate::{DeviceError, Result};
 
 /// A GPU as the management library sees it.
@@ -19,6 +21,10 @@ pub struct Gauge<'a> {
 pub struct Reading {
     pub sm_clock_megahertz: u32,
     pub power_watts: f64,
+    /// Part of the last sample, up to a second, in which kernels ran; none where NVML refuses to say.
+    pub utilization_percent: Option<u32>,
+    /// Of all processes together; none where NVML refuses to say.
+    pub memory_used: Option<ByteCount>,
 }
 
 impl Gauge<'_> {
@@ -44,7 +50,26 @@ impl Gauge<'_> {
         // SAFETY: as above.
         let code = unsafe { (self.nvml.nvmlDeviceGetPowerUsage)(self.device, &mut milliwatts) };
         check("nvmlDeviceGetPowerUsage", code)?;
-        Ok(Reading { sm_clock_megahertz: megahertz, power_watts: f64::from(milliwatts) / 1e3 })
+        Ok(Reading {
+            sm_clock_megahertz: megahertz,
+            power_watts: f64::from(milliwatts) / 1e3,
+            utilization_percent: self.utilization_percent(),
+            memory_used: self.memory_used(),
+        })
+    }
+
+    fn utilization_percent(&self) -> Option<u32> {
+        let mut utilization = NvmlUtilization::default();
+        // SAFETY: writes two numbers; the handle comes from the library.
+        let code = unsafe { (self.nvml.nvmlDeviceGetUtilizationRates)(self.device, &mut utilization) };
+        (code == 0).then_some(utilization.gpu)
+    }
+
+    fn memory_used(&self) -> Option<ByteCount> {
+        let mut memory = NvmlMemory::default();
+        // SAFETY: writes three numbers; the handle comes from the library.
+        let code = unsafe { (self.nvml.nvmlDeviceGetMemoryInfo)(self.device, &mut memory) };
+        (code == 0).then_some(ByteCount(memory.used))
     }
 }
 

@@ -1,5 +1,5 @@
-//! How long the parts of a step take on the GPU: an event before and one after each piece of work, in a step that is run
-//! for this alone. The events themselves keep small kernels apart, so such a step is slower than the others.
+//! How long the parts of a step take on the GPU, and when: an event before and one after each piece of work, in a step that
+//! is run for this alone. The events themselves keep small kernels apart, so such a step is slower than the others.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::product::Problem;
 use super::stream::{Event, Stream};
-use crate::Result;
+use crate::{DeviceError, Result};
 
 /// What is being timed; nothing outside of a profiled step.
 #[derive(Default)]
@@ -16,8 +16,20 @@ pub(super) struct Profiler(Mutex<Option<Vec<Span>>>);
 struct Span {
     name: String,
     effort: Effort,
+    stream: Arc<Stream>,
     begin: Event,
     end: Event,
+}
+
+/// A piece of work with its place in time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timed {
+    pub name: String,
+    /// Whether it was queued among the arithmetic, and not beside it.
+    pub on_compute: bool,
+    /// Since the zero that was asked for.
+    pub begin: Duration,
+    pub time: Duration,
 }
 
 /// What a piece of work asks of the GPU, to hold its time against.
@@ -27,7 +39,9 @@ pub enum Effort {
     Products(Vec<Product>),
     /// So many bytes to be read or written.
     Bytes(u64),
-    /// Something that neither describes.
+    /// What other GPUs send, or waiting for it.
+    Communication,
+    /// Something that none of these describes.
     Other,
 }
 
@@ -48,6 +62,8 @@ pub struct Share {
     pub bytes: u64,
     /// The products among them, each as often as it was called.
     pub products: Vec<Product>,
+    /// Whether other GPUs take part.
+    pub communicates: bool,
 }
 
 impl Share {
@@ -61,6 +77,7 @@ impl Share {
         match effort {
             Effort::Products(products) => self.products.extend(products),
             Effort::Bytes(bytes) => self.bytes += bytes,
+            Effort::Communication => self.communicates = true,
             Effort::Other => {}
         }
     }
@@ -72,38 +89,44 @@ impl Profiler {
     }
 
     /// Does `work`, which queues on `stream`, and remembers when it began and ended there if that is asked for.
-    pub(super) fn time(
+    pub(super) fn time<T, E: From<DeviceError>>(
         &self,
         stream: &Arc<Stream>,
         what: impl FnOnce() -> (String, Effort),
-        work: impl FnOnce() -> Result<()>,
-    ) -> Result<()> {
+        work: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
         if !self.is_on() {
             return work();
         }
         let begin = stream.record_time()?;
-        work()?;
+        let done = work()?;
         let end = stream.record_time()?;
         let (name, effort) = what();
-        let span = Span { name, effort, begin, end };
+        let span = Span { name, effort, stream: stream.clone(), begin, end };
         if let Some(spans) = &mut *self.0.lock().expect("no holder of this lock panics") {
             spans.push(span);
         }
-        Ok(())
+        Ok(done)
     }
 
-    /// From now on every piece of work is timed, until [`Profiler::end`].
+    /// From now on every piece of work is timed, until one of those that end it.
     pub(super) fn begin(&self) {
         *self.0.lock().expect("no holder of this lock panics") = Some(Vec::new());
     }
 
-    /// What was timed, by name, the longest first. Stops the host until everything that was queued on `stream` is done;
-    /// no wait is longer than `patience`.
-    pub(super) fn end(&self, stream: &Stream, patience: Duration) -> Result<Vec<Share>> {
-        let spans = self.0.lock().expect("no holder of this lock panics").take().unwrap_or_default();
-        stream.finish(patience)?;
+    fn take(&self) -> Vec<Span> {
+        self.0.lock().expect("no holder of this lock panics").take().unwrap_or_default()
+    }
+
+    /// What was timed on `compute`, by name, the longest first. Stops the host until everything that was queued there is
+    /// done; no wait is longer than `patience`.
+    pub(super) fn end(&self, compute: &Arc<Stream>, patience: Duration) -> Result<Vec<Share>> {
+        let spans = self.take();
+        compute.finish(patience)?;
         let mut shares: BTreeMap<String, Share> = BTreeMap::new();
-        for Span { name, effort, begin, end } in spans {
+        // What runs beside arithmetic takes no time of its own.
+        for Span { name, effort, begin, end, .. } in spans.into_iter().filter(|span| Arc::ptr_eq(&span.stream, compute))
+        {
             end.wait(patience)?;
             let share = shares.entry(name).or_insert_with_key(|name| Share::new(name.clone()));
             share.add(effort, end.since(&begin)?);
@@ -111,5 +134,16 @@ impl Profiler {
         let mut shares: Vec<Share> = shares.into_values().collect();
         shares.sort_by_key(|share| std::cmp::Reverse(share.time));
         Ok(shares)
+    }
+
+    /// What was timed on all streams, in the order in which the host queued it. Stops the host until all of it is done; no
+    /// wait is longer than `patience`.
+    pub(super) fn end_in_time(&self, compute: &Arc<Stream>, zero: &Event, patience: Duration) -> Result<Vec<Timed>> {
+        let in_time = |Span { name, stream, begin, end, .. }: Span| {
+            end.wait(patience)?;
+            let on_compute = Arc::ptr_eq(&stream, compute);
+            Ok(Timed { name, on_compute, begin: begin.since(zero)?, time: end.since(&begin)? })
+        };
+        self.take().into_iter().map(in_time).collect()
     }
 }

@@ -19,14 +19,15 @@ use cudarc::cudnn::sys::{
 };
 use cudarc::driver::sys as driver_sys;
 use cudarc::driver::sys::{
-    CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUlaunchConfig,
-    CUmodule, CUresult, CUstream, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave,
-    CUtensorMapL2promotion, CUtensorMapSwizzle,
+    CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUipcMemHandle,
+    CUlaunchConfig, CUmodule, CUresult, CUstream, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill,
+    CUtensorMapInterleave, CUtensorMapL2promotion, CUtensorMapSwizzle,
 };
 use cudarc::nvrtc::sys as nvrtc_sys;
 use cudarc::nvrtc::sys::{nvrtcProgram, nvrtcResult};
 
-use super::foreign::functions;
+use super::foreign::{Code, functions};
+use super::nccl_config::{NcclConfig, NcclUniqueId};
 
 functions! {
     /// `libcuda.so.1`, which comes with the driver.
@@ -50,10 +51,16 @@ functions! {
     fn cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream) -> CUresult;
     fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream) -> CUresult;
     fn cuMemcpyDtoDAsync_v2(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream) -> CUresult;
+    fn cuMemcpyAsync(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream) -> CUresult;
+    fn cuIpcGetMemHandle(handle: *mut CUipcMemHandle, address: CUdeviceptr) -> CUresult;
+    fn cuIpcOpenMemHandle_v2(address: *mut CUdeviceptr, handle: CUipcMemHandle, flags: c_uint) -> CUresult;
+    fn cuIpcCloseMemHandle(address: CUdeviceptr) -> CUresult;
     fn cuMemsetD8Async(to: CUdeviceptr, value: c_uchar, bytes: usize, stream: CUstream) -> CUresult;
     fn cuStreamCreateWithPriority(stream: *mut CUstream, flags: c_uint, priority: c_int) -> CUresult;
     fn cuStreamDestroy_v2(stream: CUstream) -> CUresult;
     fn cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint) -> CUresult;
+    fn cuStreamWaitValue32_v2(stream: CUstream, address: CUdeviceptr, value: u32, flags: c_uint) -> CUresult;
+    fn cuStreamWriteValue32_v2(stream: CUstream, address: CUdeviceptr, value: u32, flags: c_uint) -> CUresult;
     fn cuEventCreate(event: *mut CUevent, flags: c_uint) -> CUresult;
     fn cuEventDestroy_v2(event: CUevent) -> CUresult;
     fn cuEventRecord(event: CUevent, stream: CUstream) -> CUresult;
@@ -169,18 +176,69 @@ functions! {
 /// What the management library calls a device: an opaque pointer.
 pub type NvmlDevice = *mut c_void;
 
+/// `nvmlUtilization_t`: percent of the last sample in which kernels ran, and in which memory was accessed.
+#[repr(C)]
+#[derive(Default)]
+pub struct NvmlUtilization {
+    pub gpu: c_uint,
+    pub memory: c_uint,
+}
+
+/// `nvmlMemory_t`, in bytes.
+#[repr(C)]
+#[derive(Default)]
+pub struct NvmlMemory {
+    pub total: u64,
+    pub free: u64,
+    pub used: u64,
+}
+
 functions! {
-    /// `libnvidia-ml.so.1`, which comes with the driver: clocks and power.
+    /// `libnvidia-ml.so.1`, which comes with the driver: clocks, power and how busy a GPU is.
     pub struct Nvml;
     fn nvmlInit_v2() -> c_int;
     fn nvmlSystemGetDriverVersion(version: *mut c_char, bytes: c_uint) -> c_int;
     fn nvmlDeviceGetHandleByPciBusId_v2(id: *const c_char, device: *mut NvmlDevice) -> c_int;
     fn nvmlDeviceGetClockInfo(device: NvmlDevice, kind: c_uint, megahertz: *mut c_uint) -> c_int;
     fn nvmlDeviceGetPowerUsage(device: NvmlDevice, milliwatts: *mut c_uint) -> c_int;
+    fn nvmlDeviceGetUtilizationRates(device: NvmlDevice, utilization: *mut NvmlUtilization) -> c_int;
+    fn nvmlDeviceGetMemoryInfo(device: NvmlDevice, memory: *mut NvmlMemory) -> c_int;
 }
 
+/// What NCCL calls a communicator: an opaque pointer.
+pub type NcclComm = *mut c_void;
+/// What NCCL calls a window, memory that lies alike on all ranks: an opaque pointer.
+pub type NcclWindow = *mut c_void;
+
 functions! {
-    /// `libnccl.so.2`: so far it is only asked for its version.
+    /// `libnccl.so.2`. Declared by hand after the header of 2.28.9; element types and operations are numbers.
     pub struct Nccl;
     fn ncclGetVersion(version: *mut c_int) -> c_int;
+    fn ncclGetUniqueId(id: *mut NcclUniqueId) -> c_int;
+    fn ncclCommInitRankConfig(
+        comm: *mut NcclComm, world_size: c_int, id: NcclUniqueId, rank: c_int, config: *mut NcclConfig,
+    ) -> c_int;
+    fn ncclCommFinalize(comm: NcclComm) -> c_int;
+    fn ncclCommDestroy(comm: NcclComm) -> c_int;
+    fn ncclCommAbort(comm: NcclComm) -> c_int;
+    fn ncclCommGetAsyncError(comm: NcclComm, error: *mut Code) -> c_int;
+    fn ncclMemAlloc(address: *mut *mut c_void, bytes: usize) -> c_int;
+    fn ncclMemFree(address: *mut c_void) -> c_int;
+    fn ncclCommWindowRegister(
+        comm: NcclComm, start: *mut c_void, bytes: usize, window: *mut NcclWindow, flags: c_int,
+    ) -> c_int;
+    fn ncclCommWindowDeregister(comm: NcclComm, window: NcclWindow) -> c_int;
+    fn ncclAllGather(
+        send: *const c_void, receive: *mut c_void, send_count: usize, dtype: c_int, comm: NcclComm, stream: CUstream,
+    ) -> c_int;
+    fn ncclReduceScatter(
+        send: *const c_void, receive: *mut c_void, receive_count: usize, dtype: c_int, operation: c_int, comm: NcclComm,
+        stream: CUstream,
+    ) -> c_int;
+    fn ncclAllReduce(
+        send: *const c_void, receive: *mut c_void, count: usize, dtype: c_int, operation: c_int, comm: NcclComm,
+        stream: CUstream,
+    ) -> c_int;
+    loose fn ncclGetErrorString(code: c_int) -> *const c_char;
+    loose fn ncclGetLastError(comm: NcclComm) -> *const c_char;
 }

@@ -38,13 +38,18 @@ pub(super) fn median(mut times: Vec<Duration>) -> Duration {
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
-/// Clock and power on average; none of no readings.
+/// Clock, power and utilisation on average, and the most memory; none of no readings.
 pub fn mean_reading(readings: &[Reading]) -> Option<Reading> {
     let count = readings.len();
     let clocks: u64 = readings.iter().map(|reading| u64::from(reading.sm_clock_megahertz)).sum();
     let watts: f64 = readings.iter().map(|reading| reading.power_watts).sum();
-    (count > 0)
-        .then(|| Reading { sm_clock_megahertz: (clocks / count as u64) as u32, power_watts: watts / count as f64 })
+    let known: Vec<u32> = readings.iter().filter_map(|reading| reading.utilization_percent).collect();
+    (count > 0).then(|| Reading {
+        sm_clock_megahertz: (clocks / count as u64) as u32,
+        power_watts: watts / count as f64,
+        utilization_percent: (!known.is_empty()).then(|| known.iter().sum::<u32>() / known.len() as u32),
+        memory_used: readings.iter().filter_map(|reading| reading.memory_used).max(),
+    })
 }
 
 /// Measures kernels one after the other.

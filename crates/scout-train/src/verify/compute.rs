@@ -7,26 +7,29 @@ use std::sync::Arc;
 
 use scout_checkpoint::{AdapterLayout, LoadedAdapter, ModelFolder, adapter};
 use scout_comm::Job;
-use scout_core::{ByteCount, Mesh};
+use scout_comm::gpu::Wish;
+use scout_core::{ByteCount, ExitCode, Mesh};
 use scout_device::{Account, Device, Purpose, Tensor};
 use scout_model::head::Loss;
 use scout_model::lora::Factor;
 use scout_model::{
     Batch, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, NoTrace, Routes, Trace, UnitPlan, rope,
 };
-use scout_shard::{ShardPlan, WeightsMode};
+use scout_shard::{ShardPlan, none_resident};
 
 use super::compare::{Numbered, Numbers, Precision};
 use super::held::Held;
 use super::padded::Padded;
 use super::recording::{Recording, integers};
-use super::together::merge_rows;
+use super::together::{agree, merge_rows};
 use super::training::Recipe;
 use crate::adapter::AdapterState;
-use crate::error::Result;
+use crate::error::{Result, TrainError};
+use crate::gpu_store::GpuRoom;
 use crate::gradients;
 use crate::machine::{ComputeType, Machine};
 use crate::plan::LOOKAHEAD;
+use crate::readers::Readers;
 use crate::sums::sum_over_ranks;
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, Trainer};
@@ -47,27 +50,41 @@ pub struct Bench {
     routes: Option<Vec<Vec<i64>>>,
 }
 
+/// Everything that can be sharded is, so that all of it is gathered.
+pub fn shards(units: &UnitPlan, world_size: usize, compute: ComputeType) -> ShardPlan {
+    ShardPlan::new(units.units(), world_size, &none_resident, LOOKAHEAD).stored_as(compute.dtype())
+}
+
 impl Bench {
-    /// Reads this rank's weights. Waits for no other rank.
-    pub fn open(folder: &Path, config: ModelConfig, job: &Job, machine: &Machine) -> Result<Bench> {
+    /// Reads this rank's weights. On GPUs all ranks go on together or not at all.
+    pub fn open(folder: &Path, config: ModelConfig, job: &Job, (machine, wish): (&Machine, Wish)) -> Result<Bench> {
         let files = ModelFolder::open(folder)?;
         let style = NameStyle::of_names(files.names());
         let units = UnitPlan::new(&config, style);
         files.check(&units.checkpoint_params(&config, style), &UnitPlan::STORED_AS)?;
         let mesh = job.mesh();
-        let plan = ShardPlan::new(units.units(), mesh.size(), WeightsMode::Zero3, LOOKAHEAD);
-        let plan = plan.stored_as(machine.compute.dtype());
+        let plan = shards(&units, mesh.size(), machine.compute);
+        let model = Model::new(&config, &units)?.to_device(&machine.device)?;
+        let schedules = Schedules::of(&model);
         let (account, store) = match &machine.device {
             Device::Cpu => {
                 let account = Account::new(None);
                 let store = load::weights(&files, &plan, mesh.rank(), &account)?;
                 (account, store)
             }
-            Device::Cuda(gpu) => (gpu.account().clone(), gpu_weights::read(&files, &plan, gpu)?),
+            Device::Cuda(gpu) => {
+                let room = GpuRoom::new((&plan, &schedules), gpu, (wish, job))?;
+                let mut readers = Readers::default();
+                let kept = gpu_weights::read(&files, &plan, mesh.rank(), (gpu, room.arena()), &mut readers);
+                let kept = agree(&*job.comm, kept)?.map_err(|problem| TrainError::Input {
+                    path: folder.display().to_string(),
+                    problem,
+                    code: ExitCode::BadData,
+                })?;
+                (gpu.account().clone(), room.store(&plan, kept)?)
+            }
         };
         let read = [files.bytes_read(), load::stored_bytes(&files, &plan, mesh.rank())?];
-        let model = Model::new(&config, &units)?.to_device(&machine.device)?;
-        let schedules = Schedules::of(&model);
         let adapter = without_adapter(&config, mesh, &account)?.to_machine(machine)?;
         let settings = Recipe::default().settings();
         let weights = TrainedWeights::new(Arc::default(), &plan, &account)?;
@@ -171,6 +188,11 @@ impl Bench {
         }
     }
 
+    /// Every rank calls it at the end.
+    pub fn leave(&mut self) -> Result<()> {
+        self.trainer.leave()
+    }
+
     fn mesh(&self) -> Mesh {
         self.trainer.job.mesh()
     }
@@ -197,7 +219,7 @@ impl Bench {
         let comm = &*self.trainer.job.comm;
         let batch = self.batch(probe)?.to_device(&self.trainer.device)?;
         let lora = self.trainer.adapter.weights()?;
-        let mut gradients = self.trainer.gradients()?;
+        let mut gradients = self.trainer.gradients(1)?;
         let pass = self.trainer.pass(&batch, &lora, Some(0));
         let loss = self.trainer.forward_backward(&pass, &mut gradients, &mut &*seen)?;
         let mut computed = self.loss_of_all_ranks(&loss, &batch)?;

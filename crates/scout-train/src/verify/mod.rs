@@ -20,8 +20,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use scout_comm::Job;
-use scout_core::{Phase, Rank};
-use scout_model::{ModelConfig, NameStyle};
+use scout_comm::gpu::Wish;
+use scout_core::{ByteCount, Phase, Rank};
+use scout_model::{Model, ModelConfig, NameStyle, UnitPlan};
+use scout_shard::ring_bytes;
 
 use checks::Checks;
 use compare::{Kind, Precision};
@@ -38,7 +40,8 @@ use training::Recorded;
 pub use verdict::{Group, Verdict};
 
 use crate::error::{Result, TrainError};
-use crate::machine::Machine;
+use crate::machine::{ComputeType, Machine};
+use crate::trainer::Schedules;
 
 /// Why 4-bit rows wait.
 const NO_FOUR_BIT: &str = "4-bit weights are not built yet";
@@ -49,12 +52,15 @@ const DEADLINE: Duration = Duration::from_secs(600);
 
 /// Compares everything in `folder`. An error means that there is nothing to compare with; everything else is a row.
 pub fn verify(folder: &Path) -> Result<Verdict> {
-    verify_on_rank(folder, &Job::alone(DEADLINE))
+    verify_on_rank(folder, &Job::alone(DEADLINE), (&1.into(), Wish::Auto))
 }
 
-/// The same on one GPU, under tolerances of its own.
-pub fn verify_on_gpu(folder: &Path, machine: &Machine) -> Result<Verdict> {
-    verdict_on(folder, &Job::alone(DEADLINE), machine)
+/// Bytes of a GPU that the weights of such a comparison take on each rank, whole units in use included.
+pub fn weights_on_gpu(config: &ModelConfig, world_size: usize, compute: ComputeType) -> Result<ByteCount> {
+    let units = UnitPlan::new(config, NameStyle::Text);
+    let plan = compute::shards(&units, world_size, compute);
+    let schedules = Schedules::of(&Model::new(config, &units)?);
+    Ok(plan.kept_bytes() + ring_bytes(&plan, &[&schedules.train, &schedules.evaluate]))
 }
 
 /// What ranks that compare together must have in common, in a few bytes: which folder of numbers, of which model.
@@ -70,18 +76,19 @@ pub fn identity_of(folder: &Path) -> [u8; 32] {
 
 /// The same, computed sharded by `world_size` ranks that are threads of this process.
 pub fn verify_on_threads(folder: &Path, world_size: usize) -> Result<Verdict> {
-    on_threads(world_size, DEADLINE, |job| verify_on_rank(folder, job))
+    on_threads(world_size, DEADLINE, |job| verify_on_rank(folder, job, (&job.mesh().size().into(), Wish::Auto)))
 }
 
 /// The same on one of the ranks of a job: row i of every batch belongs to rank i modulo their number, weights are
-/// sharded, and every rank returns the same verdict. Fails on all ranks when one of them cannot go on.
-pub fn verify_on_rank(folder: &Path, job: &Job) -> Result<Verdict> {
+/// sharded, and every rank returns the same verdict. A GPU has tolerances of its own, and ways of gathering, of which `wish`
+/// leaves some. Fails on all ranks when one of them cannot go on.
+pub fn verify_on_rank(folder: &Path, job: &Job, (machine, wish): (&Machine, Wish)) -> Result<Verdict> {
     let rank = job.mesh().rank();
-    verdict_on(folder, job, &job.mesh().size().into())
+    verdict_on(folder, job, (machine, wish))
         .inspect_err(|error| job.comm.abort(&format!("rank {rank}: {}", error.with_causes())))
 }
 
-fn verdict_on(folder: &Path, job: &Job, machine: &Machine) -> Result<Verdict> {
+fn verdict_on(folder: &Path, job: &Job, on: (&Machine, Wish)) -> Result<Verdict> {
     let comm = &*job.comm;
     let manifest = Manifest::read(folder)?;
     let verdict = Verdict::default();
@@ -92,7 +99,7 @@ fn verdict_on(folder: &Path, job: &Job, machine: &Machine) -> Result<Verdict> {
     };
     let spelling = hub_spelling(folder, &config);
     job.whereabouts.enter(Phase::Load);
-    let bench = match agree(comm, Bench::open(folder, config, job, machine))? {
+    let bench = match agree(comm, Bench::open(folder, config, job, on))? {
         Ok(bench) => bench,
         Err(reason) => {
             let verdict = Verdict { rows: vec![spelling], ..verdict };
@@ -106,9 +113,10 @@ fn verdict_on(folder: &Path, job: &Job, machine: &Machine) -> Result<Verdict> {
         (None, true) => checks.natural_folder()?,
         (None, false) => checks.text_folder()?,
     }
-    let Checks { bench, mut verdict, .. } = checks;
+    let Checks { mut bench, mut verdict, .. } = checks;
     if bench.precision() != Precision::Host {
-        return Ok(verdict); // memory of a GPU is taken in grains, and nothing of it is shared out
+        bench.leave()?;
+        return Ok(verdict); // memory of a GPU is taken in grains: the account never says quite what the plan says
     }
     verdict.ranks = bench.held().of_all(comm)?;
     let failures = verdict.ranks.iter().enumerate().flat_map(|(rank, held)| held.failures(Rank(rank)));

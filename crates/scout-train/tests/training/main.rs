@@ -14,3 +14,4 @@ mod plans;
 mod ranks;
 mod reproducible;
 mod run_folder;
+mod ways;

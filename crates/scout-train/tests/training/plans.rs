@@ -4,10 +4,12 @@ use scout_config::RunConfig;
 use scout_core::{ByteCount, ExitCode};
 use scout_data::{Dealing, SampleOrder, Shuffle, UpdateOrder};
 use scout_device::cuda::Choice;
-use scout_model::{Keep, ModelConfig, NameStyle};
+use scout_model::{Keep, NameStyle};
 use scout_train::machine::{ComputeType, Hardware, Kind, Room};
+use scout_train::memory::LargestBatch;
 use scout_train::plan::{DataCounts, ModelSource, RunPlan};
 use scout_train::prepare::prepare;
+use scout_train::runs::Largest;
 use scout_train::schedule::{Decay, LearningRate};
 use scout_train::synth::{self, SynthShape};
 use scout_train::{Result, TrainError};
@@ -29,7 +31,8 @@ fn resolve(config: &RunConfig, hardware: impl Into<Hardware>, data: Option<DataC
 
 /// Rows of equal length.
 fn counts(num_rows: usize, updates_per_epoch: usize, most_tokens: usize) -> DataCounts {
-    DataCounts { num_rows, updates_per_epoch, most_tokens, longest_row: most_tokens, most_rows: 1 }
+    let trained = Largest::of_alike(LargestBatch::of([most_tokens]), 1);
+    DataCounts { num_rows, updates_per_epoch, trained, scored: Largest::default() }
 }
 
 /// Rows, ranks, overrides → updates an epoch, updates in all, warm-up.
@@ -129,8 +132,9 @@ fn less_memory_keeps_less_and_too_little_is_refused() {
         };
         let free = with_memory(None).unwrap();
         assert_eq!(free.settings.keep, Keep::Everything);
-        assert_eq!(free.ways.map(|(keep, _)| keep), [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly]);
-        let [most, some, least] = free.ways.map(|(_, memory)| memory.total());
+        let keeps: Vec<Keep> = free.ways.iter().map(|way| way.keep).collect();
+        assert_eq!(keeps, [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly]);
+        let [most, some, least] = [0, 1, 2].map(|way| free.ways[way].memory.total());
         assert!(most > some && some > least, "{most} {some} {least}");
         for (memory, expected) in [
             (most, Keep::Everything),
@@ -159,8 +163,8 @@ fn a_plan_in_little_memory_trains_to_the_same_bits() {
         let mut config = bench.config(&["max_steps=3"]);
         let free = prepare(&config, 1).unwrap();
         if let Some(keep) = keep {
-            let way = free.plan.ways.into_iter().find(|(way, _)| *way == keep).unwrap();
-            config.device.device_memory = Some(way.1.total());
+            let way = free.plan.ways.into_iter().find(|way| way.keep == keep).unwrap();
+            config.device.device_memory = Some(way.memory.total());
             assert_eq!(prepare(&config, 1).unwrap().plan.settings.keep, keep);
         }
         crate::bench::train(&config, 3)
@@ -220,22 +224,6 @@ fn several_gpus_are_planned_with_shards_and_gathered_units() {
     assert!(eight.gathered.0 > 0 && eight.gathered < one.shard);
     let full = resolve(&config(&["finetuning_type=full"]), gpu(1, ComputeType::Bf16, Room::Unknown), None).unwrap_err();
     assert!(matches!(full, TrainError::Config { key: "finetuning_type", .. }), "{full}");
-}
-
-#[test]
-fn scout_on_eight_gpus_keeps_what_their_memory_allows() {
-    let scout = || ModelSource { config: ModelConfig::scout(), style: NameStyle::Conditional, folder: None };
-    let keep = |gib: u64, rows: &str| {
-        let config = config(&["lora_target=all", "cutoff_len=2048", rows, &format!("device_memory={gib}GiB")]);
-        let plan = RunPlan::resolve(&config, scout(), gpu(8, ComputeType::Bf16, Room::Unknown), None, None);
-        plan.map(|plan| plan.settings.keep).map_err(|error| error.exit_code())
-    };
-    // A token keeps 5.3 MB, 1.8 MB or 1.0 MB in 48 layers, beside 25 GiB of shards and 9 GiB of gathered units.
-    assert_eq!(keep(137, "per_device_train_batch_size=8"), Ok(Keep::Everything));
-    assert_eq!(keep(137, "per_device_train_batch_size=16"), Ok(Keep::AllButGateUp));
-    assert_eq!(keep(76, "per_device_train_batch_size=8"), Ok(Keep::AllButGateUp));
-    assert_eq!(keep(60, "per_device_train_batch_size=8"), Ok(Keep::InputOnly));
-    assert_eq!(keep(40, "per_device_train_batch_size=8"), Err(ExitCode::DeviceUnavailable));
 }
 
 #[test]

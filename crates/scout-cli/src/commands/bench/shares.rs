@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use scout_comm::Job;
 use scout_core::DType;
 use scout_device::cuda::{CudaDevice, Product, Reading, Share};
 use scout_kernels::attention::Segments;
@@ -14,12 +15,15 @@ use scout_train::TrainError;
 use scout_train::step_bench::StepBench;
 use serde_json::json;
 
+use super::told::goes_on;
 use crate::surroundings::print;
 
 /// What an H200 copies in a second, read and written: the bound of kernels that move bytes.
 const BYTES_PER_SECOND: f64 = 4.3e12;
 /// Products of fewer operations a byte are bound by memory.
 const OPERATIONS_PER_BYTE: f64 = 160.0;
+/// What a profile calls the waits of arithmetic for weights.
+const WAITING: &str = "waiting for units";
 /// Work that takes less of a step than this is not run again.
 const WORTH_REPEATING: f64 = 0.005;
 
@@ -57,12 +61,12 @@ enum Bound {
     Unknown,
 }
 
-/// Steps for at least `limit`, with an event around every piece of work.
-pub fn profile(bench: &mut StepBench, gpu: &CudaDevice, limit: Duration) -> Result<Profile, TrainError> {
+/// Steps for at least `limit`, with an event around every piece of work. All ranks call it.
+pub fn profile(bench: &mut StepBench, gpu: &CudaDevice, (limit, job): (Duration, &Job)) -> Result<Profile, TrainError> {
     let gauge = gpu.gauge().ok();
     let (mut num_steps, mut time, mut readings) = (0, Duration::ZERO, Vec::new());
     gpu.begin_profile();
-    while num_steps == 0 || time < limit {
+    while goes_on(job, num_steps == 0 || time < limit)? {
         time += bench.step()?.time;
         num_steps += 1;
         readings.extend(gauge.as_ref().and_then(|gauge| gauge.read().ok()));
@@ -155,6 +159,26 @@ impl Profile {
             self.milliseconds(share.time),
             self.percent(share.time),
         )
+    }
+
+    /// Of one step, while kernels of the model ran.
+    pub fn computed(&self) -> Duration {
+        self.sum(|share| !share.communicates)
+    }
+
+    /// Of one step, in collectives among the arithmetic. They run while all ranks wait for them, and for each other.
+    pub fn in_collectives(&self) -> Duration {
+        self.sum(|share| share.communicates && share.name != WAITING)
+    }
+
+    /// Of one step, while the GPU had nothing to do because the host had not queued it.
+    pub fn gaps(&self) -> Duration {
+        self.time.saturating_sub(self.parts.iter().map(|part| part.share.time).sum()) / self.num_steps as u32
+    }
+
+    fn sum(&self, counts: impl Fn(&Share) -> bool) -> Duration {
+        let shares = self.parts.iter().map(|part| &part.share);
+        shares.filter(|share| counts(share)).map(|share| share.time).sum::<Duration>() / self.num_steps as u32
     }
 
     /// Of one step.

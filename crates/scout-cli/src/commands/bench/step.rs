@@ -1,10 +1,12 @@
 //! `bench step`: training steps of a model's shape, timed. Weights and tokens are made up, so neither checkpoint nor data
 //! is needed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use scout_comm::Job;
+use scout_config::RunConfig;
 use scout_core::ExitCode;
 use scout_device::Device;
 use scout_device::cuda::CudaDevice;
@@ -13,17 +15,22 @@ use scout_model::ModelConfig;
 use scout_telemetry::grouped;
 use scout_train::TrainError;
 use scout_train::machine::Machine;
-use scout_train::plan::ModelSource;
-use scout_train::step_bench::{Routing, Row, StepBench, Timed, with_layers};
-use serde_json::json;
+use scout_train::plan::{ModelSource, RunPlan};
+use scout_train::step_bench::{Routing, Row, StepBench, Workload, with_layers};
+use serde_json::{Value, json};
 
-use super::seconds;
+use super::environment::environment;
+use super::ranks::Ranks;
+use super::seconds::seconds;
 use super::shares::{self, Comparison, Profile};
+use super::timing::{self, Limit, Outcome};
+use super::{lengths, meeting, trace};
 use crate::build_info::COMMIT;
 use crate::commands::configuration::{ConfigArguments, load};
-use crate::commands::machine::machine;
+use crate::commands::machine::Found;
 use crate::commands::results::write_json;
 use crate::failure::Mistake;
+use crate::ranks::Seat;
 use crate::surroundings::print;
 
 /// How useful work is counted; what is computed twice and what adapters cost is not.
@@ -55,9 +62,22 @@ pub struct Step {
     /// How long steps are timed
     #[arg(long, default_value = "10", value_parser = seconds)]
     seconds: Duration,
+    /// Time exactly so many steps, in place of `--seconds`
+    #[arg(long, conflicts_with = "seconds", value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+    /// Time a whole job of so many epochs over the rows of `--lengths`, without pauses between its updates
+    #[arg(long, requires = "lengths", conflicts_with_all = ["seconds", "steps"],
+          value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: Option<u32>,
+    /// Steps before time is taken; at least two, and one of each size, when left out
+    #[arg(long)]
+    warm_up: Option<u32>,
     /// Then run each kind of work of the step again, alone and for so many seconds, to compare (on a GPU)
     #[arg(long, value_parser = seconds)]
     compare: Option<Duration>,
+    /// Write what every stream of every rank does in one more step to this file, for Perfetto or Chrome
+    #[arg(long)]
+    trace: Option<PathBuf>,
     /// Write the results to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -71,89 +91,107 @@ enum RoutingName {
     Natural,
 }
 
-/// Sums over the timed steps, and the spread of their times.
-struct Outcome {
-    num_steps: usize,
-    num_tokens: usize,
-    flops: f64,
-    seconds: f64,
-    /// Shortest, median, longest.
-    spread: [f64; 3],
-    clocks: Vec<u32>,
-    watts: Vec<f64>,
-}
-
 pub fn run(step: &Step) -> anyhow::Result<ExitCode> {
     let config = load(&step.config)?.config;
     let mut source = ModelSource::find(&config, true)?;
     if let Some(num_layers) = step.layers {
         source = with_layers(source, usize::from(num_layers));
     }
-    let machine = machine(&config, &source.config, 1)?;
-    let num_rows = step.batch.map_or(config.train.per_device_train_batch_size, |rows| rows as usize);
-    let steps = rows(step, num_rows)?;
-    let comparison = step.compare.map(|at_least| comparison(&machine, &source.config, &steps, at_least)).transpose()?;
-    let routing = match step.routing {
-        RoutingName::Balanced => Routing::Balanced,
-        RoutingName::Natural => Routing::Natural,
+    let (ranks, joined) = meeting::meet(&config, &source)?;
+    joined.work(|job| measure(step, &config, source, (&ranks.seat, job)))
+}
+
+/// Runs on every rank; the first one tells.
+fn measure(
+    step: &Step,
+    config: &RunConfig,
+    source: ModelSource,
+    (seat, job): (&Seat, &Job),
+) -> anyhow::Result<ExitCode> {
+    let tell = |lines: Vec<String>| -> std::io::Result<()> {
+        let is_first = job.mesh().is_first();
+        lines.iter().filter(|_| is_first).try_for_each(|line| print(line))
     };
-    let mut bench = StepBench::new(&config, source, &machine, &steps, routing)?;
-    for line in about(&bench, &machine) {
-        print(&line)?;
+    let world_size = job.mesh().size();
+    let num_rows = step.batch.map_or(config.train.per_device_train_batch_size, |rows| rows as usize);
+    let rows = rows(step, num_rows * world_size)?;
+    let workload = Workload::new(config, &source.config, &rows, world_size, num_rows)?;
+    let found = Found::by(config, seat)?;
+    let plan = workload.plan(source, found.hardware(&*job.comm)?)?;
+    let machine = found.machine(&plan, job)?;
+    if step.compare.is_some() {
+        check_comparable(&machine, &plan.source.config, (&rows, workload.num_updates()))?;
     }
-    for _ in 0..WARM_UP.max(bench.num_batches()) {
+    let num_updates = workload.num_updates();
+    let mut bench = StepBench::new(workload, plan, (&machine, job), step.routing.into())?;
+    tell(about(&bench, &machine))?;
+    let all_sizes = WARM_UP.max(num_updates);
+    let warm_up = step.warm_up.map_or(all_sizes, |steps| steps as usize);
+    for _ in 0..warm_up {
         bench.step()?;
     }
-    let outcome = time(&mut bench, &machine, step.seconds)?;
-    for line in results(&outcome) {
-        print(&line)?;
-    }
-    let shares = match &machine.device {
+    let outcome = timing::time(&mut bench, &machine, (limit(step, num_updates), warm_up >= all_sizes), job)?;
+    tell(outcome.lines(world_size))?;
+    tell(whole_job(step, &outcome))?;
+    let profile = match &machine.device {
         Device::Cpu => None,
         Device::Cuda(gpu) => {
-            print(&format!("\n{}\n", gpu.account().table()))?;
-            let shares = shares(&mut bench, gpu, comparison.as_ref())?;
-            shares.print()?;
-            Some(shares.as_json())
+            tell(vec![format!("\n{}\n", gpu.account().table())])?;
+            let profile = profile(&mut bench, gpu, (step.compare, job))?;
+            if job.mesh().is_first() {
+                profile.print()?;
+            }
+            Some(profile)
         }
     };
-    if let Some(path) = &step.json {
-        write_json(path, &as_json(step, num_rows, &bench, (&outcome, shares)))?;
+    let ranks = Ranks::gather(&outcome, profile.as_ref(), (&machine, job))?;
+    if world_size > 1 {
+        tell(vec![String::new()])?;
+        tell(ranks.table())?;
     }
+    if let Some(path) = &step.trace {
+        trace::write(&mut bench, &machine.device, (path, job))?;
+    }
+    if let Some(path) = step.json.as_ref().filter(|_| job.mesh().is_first()) {
+        write_json(path, &as_json((step, num_rows), &bench.plan, &machine, (&outcome, profile.as_ref(), &ranks)))?;
+    }
+    bench.leave()?;
     Ok(ExitCode::Success)
 }
 
-/// The rows of each step.
-fn rows(step: &Step, num_rows: usize) -> anyhow::Result<Vec<Vec<Row>>> {
-    let Some(path) = &step.lengths else {
-        let row = Row { num_tokens: step.seq as usize, num_learned: step.seq as usize - 1 };
-        return Ok(vec![vec![row; num_rows]]);
-    };
-    let rows = read_lengths(path)?;
-    Ok(rows.chunks(num_rows).map(<[Row]>::to_vec).collect())
+/// Those of `--lengths`, or `count` of one length.
+fn rows(step: &Step, count: usize) -> anyhow::Result<Vec<Row>> {
+    match &step.lengths {
+        Some(path) => lengths::read(path),
+        None => Ok(vec![Row { num_tokens: step.seq as usize, num_learned: step.seq as usize - 1 }; count]),
+    }
 }
 
-/// Each answer is learned together with the mark of its end.
-fn read_lengths(path: &Path) -> anyhow::Result<Vec<Row>> {
-    let wrong = |problem: String, code| -> anyhow::Error {
-        Mistake { message: format!("`{}` {problem}", path.display()), code, hint: None }.into()
+fn limit(step: &Step, num_updates: usize) -> Limit {
+    match (step.epochs, step.steps) {
+        (Some(epochs), _) => Limit::WithoutPause(epochs as usize * num_updates),
+        (None, Some(steps)) => Limit::Steps(steps as usize),
+        (None, None) => Limit::Time(step.seconds),
+    }
+}
+
+/// What `--epochs` asked for.
+fn whole_job(step: &Step, outcome: &Outcome) -> Vec<String> {
+    let line = |epochs: u32| {
+        let (updates, seconds) = (outcome.num_steps(), outcome.seconds);
+        let tokens = grouped(outcome.num_tokens as u64);
+        format!("{updates} updates of {epochs} epochs: {tokens} tokens in {seconds:.3} s")
     };
-    let text = std::fs::read_to_string(path)
-        .map_err(|cause| wrong(format!("cannot be read: {cause}"), ExitCode::of_io(&cause, ExitCode::MissingInput)))?;
-    let number = |value: &serde_json::Value| value.as_u64().map(|number| number as usize);
-    let parse = || -> Option<Vec<Row>> {
-        let all: serde_json::Value = serde_json::from_str(&text).ok()?;
-        let overhead = number(&all["prompt_overhead"])?;
-        let learned_overhead = number(&all["output_overhead"])?;
-        let row = |lengths: &serde_json::Value| {
-            let [instruction, input, output] = [0, 1, 2].map(|index| number(&lengths[index]));
-            let num_learned = output? + learned_overhead;
-            Some(Row { num_tokens: overhead + instruction? + input? + output?, num_learned })
-        };
-        all["lengths"].as_array()?.iter().map(row).collect()
-    };
-    let expected = "does not hold `lengths` of three numbers each, `prompt_overhead` and `output_overhead`";
-    parse().filter(|rows| !rows.is_empty()).ok_or_else(|| wrong(expected.to_string(), ExitCode::BadData))
+    step.epochs.into_iter().map(line).collect()
+}
+
+impl From<RoutingName> for Routing {
+    fn from(name: RoutingName) -> Routing {
+        match name {
+            RoutingName::Balanced => Routing::Balanced,
+            RoutingName::Natural => Routing::Natural,
+        }
+    }
 }
 
 fn about(bench: &StepBench, machine: &Machine) -> Vec<String> {
@@ -177,116 +215,81 @@ fn about(bench: &StepBench, machine: &Machine) -> Vec<String> {
     lines
 }
 
-/// Steps for at least `limit`, three at least.
-fn time(bench: &mut StepBench, machine: &Machine, limit: Duration) -> anyhow::Result<Outcome> {
-    let gpu = match &machine.device {
-        Device::Cpu => None,
-        Device::Cuda(gpu) => Some(gpu),
-    };
-    let gauge = gpu.and_then(|gpu| gpu.gauge().ok());
-    // From here on, asking the driver for memory is an error: steps of known sizes find all they need in the arenas.
-    let _steady = gpu.map(|gpu| gpu.steady_step());
-    let mut steps: Vec<Timed> = Vec::new();
-    let (mut clocks, mut watts, mut timed) = (Vec::new(), Vec::new(), Duration::ZERO);
-    while timed < limit || steps.len() < 3 {
-        let step = bench.step()?;
-        timed += step.time;
-        steps.push(step);
-        if let Some(reading) = gauge.as_ref().and_then(|gauge| gauge.read().ok()) {
-            clocks.push(reading.sm_clock_megahertz);
-            watts.push(reading.power_watts);
-        }
-    }
-    let mut times: Vec<f64> = steps.iter().map(|step| step.time.as_secs_f64()).collect();
-    times.sort_by(f64::total_cmp);
-    Ok(Outcome {
-        num_steps: steps.len(),
-        num_tokens: steps.iter().map(|step| step.report.num_tokens).sum(),
-        flops: steps.iter().map(|step| bench.useful_flops(&step.report)).sum(),
-        seconds: timed.as_secs_f64(),
-        spread: [times[0], times[times.len() / 2], times[times.len() - 1]],
-        clocks,
-        watts,
-    })
-}
-
-fn results(outcome: &Outcome) -> Vec<String> {
-    let [shortest, median, longest] = outcome.spread.map(|seconds| seconds * 1e3);
-    let mut lines = vec![
-        format!(
-            "{} steps: {} tokens/s, {:.1} useful TFLOP/s",
-            outcome.num_steps,
-            grouped((outcome.num_tokens as f64 / outcome.seconds) as u64),
-            outcome.flops / outcome.seconds / 1e12
-        ),
-        format!("a step takes {median:.2} ms, {shortest:.2} at least and {longest:.2} at most"),
-    ];
-    if let (Some(clock), Some(watts)) =
-        (mean(outcome.clocks.iter().map(|&c| f64::from(c))), mean(outcome.watts.iter().copied()))
-    {
-        lines.push(format!("SM clock {clock:.0} MHz, {watts:.0} W between steps on average"));
-        lines.push("the driver was not asked for memory meanwhile".to_string());
-    }
-    lines
-}
-
-fn mean(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
-    let count = values.clone().count();
-    (count > 0).then(|| values.sum::<f64>() / count as f64)
-}
-
 /// As many more steps as make a profile, compared where that is asked for.
-fn shares(bench: &mut StepBench, gpu: &Arc<CudaDevice>, with: Option<&Comparison>) -> Result<Profile, TrainError> {
-    let Some(with) = with else { return shares::profile(bench, gpu, Duration::ZERO) };
-    let mut profile = shares::profile(bench, gpu, PROFILED)?;
-    profile.compare(gpu, with)?;
+fn profile(
+    bench: &mut StepBench,
+    gpu: &Arc<CudaDevice>,
+    (compare, job): (Option<Duration>, &Job),
+) -> Result<Profile, TrainError> {
+    let Some(at_least) = compare else { return shares::profile(bench, gpu, (Duration::ZERO, job)) };
+    let mut profile = shares::profile(bench, gpu, (PROFILED, job))?;
+    let ModelConfig { num_heads, num_kv_heads, head_dim, .. } = bench.plan.source.config;
+    // Of the one update that all steps have, whose runs are alike.
+    let borders = bench.updates()[0][0].documents.borders().to_vec();
+    let heads = [num_heads, num_kv_heads, head_dim];
+    profile.compare(gpu, &Comparison { segments: Segments::new(borders)?, heads, at_least })?;
     Ok(profile)
 }
 
 /// What `--compare` needs, looked for before anything runs.
-fn comparison(
+fn check_comparable(
     machine: &Machine,
     model: &ModelConfig,
-    steps: &[Vec<Row>],
-    at_least: Duration,
-) -> anyhow::Result<Comparison> {
-    let refuse = |problem: String| -> anyhow::Error {
-        Mistake { message: format!("`--compare` {problem}"), code: ExitCode::Usage, hint: None }.into()
-    };
+    (rows, num_updates): (&[Row], usize),
+) -> Result<(), Mistake> {
+    let refuse =
+        |problem: String| Err(Mistake { message: format!("`--compare` {problem}"), code: ExitCode::Usage, hint: None });
     if let Device::Cpu = machine.device {
-        return Err(refuse("works on a GPU only: `--device cuda`".to_string()));
+        return refuse("works on a GPU only: `--device cuda`".to_string());
     }
-    let [rows] = steps else {
-        return Err(refuse(format!("found {} batches, expected one that all steps have: `--seq`", steps.len())));
-    };
+    if num_updates > 1 {
+        return refuse(format!("found {num_updates} batches, expected one that all steps have: `--seq`"));
+    }
     if let Some(row) = rows.iter().find(|row| row.num_tokens > model.attention_chunk_size) {
         let expected = "expected rows that fit into one chunk of attention";
-        return Err(refuse(format!("found a row of {} tokens, {expected}", row.num_tokens)));
+        return refuse(format!("found a row of {} tokens, {expected}", row.num_tokens));
     }
-    let mut borders = vec![0];
-    for row in rows {
-        borders.push(borders[borders.len() - 1] + row.num_tokens as u32);
-    }
-    let segments = Segments::new(borders).map_err(TrainError::from)?;
-    Ok(Comparison { segments, heads: [model.num_heads, model.num_kv_heads, model.head_dim], at_least })
+    Ok(())
 }
 
 fn as_json(
-    step: &Step,
-    num_rows: usize,
-    bench: &StepBench,
-    (outcome, shares): (&Outcome, Option<serde_json::Value>),
-) -> serde_json::Value {
-    json!({
-        "benchmark": "step", "layers": bench.plan.source.config.num_layers, "gpus": 1, "batch": num_rows,
+    (step, num_rows): (&Step, usize),
+    plan: &RunPlan,
+    machine: &Machine,
+    (outcome, profile, ranks): (&Outcome, Option<&Profile>, &Ranks),
+) -> Value {
+    let world_size = plan.world_size();
+    let mut all = json!({
+        "benchmark": "step", "layers": plan.source.config.num_layers, "gpus": world_size, "batch": num_rows,
         "seq": if step.lengths.is_some() { json!(null) } else { json!(step.seq) },
-        "lengths": step.lengths, "routing": format!("{:?}", step.routing).to_lowercase(),
-        "tok_s_gpu": outcome.num_tokens as f64 / outcome.seconds,
-        "useful_tflops": outcome.flops / outcome.seconds / 1e12,
-        "step_s": outcome.spread[1], "step_s_spread": outcome.spread, "steps": outcome.num_steps,
-        "sm_clock_megahertz": mean(outcome.clocks.iter().map(|&clock| f64::from(clock))),
-        "power_watts": mean(outcome.watts.iter().copied()),
-        "shares": shares, "formula": FORMULA, "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT,
+        "lengths": step.lengths, "epochs": step.epochs, "routing": format!("{:?}", step.routing).to_lowercase(),
+        "tok_s_gpu": outcome.tokens_per_second(world_size), "useful_tflops": outcome.useful_tflops(world_size),
+        "step_s": outcome.spread[1], "step_s_spread": outcome.spread, "steps": outcome.num_steps(),
+        "seconds": outcome.seconds, "tokens": outcome.num_tokens, "loss_bits": outcome.loss_bits(),
+        "formula": FORMULA, "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT,
         "command": std::env::args().collect::<Vec<_>>().join(" "),
+    });
+    let of_ranks = json!({
+        "ranks": ranks.as_json(), "exposed_comm": ranks.exposed_share(),
+        "nvml_utilization": ranks.mean("nvml_utilization"),
+        "sm_clock_megahertz": ranks.mean("sm_clock_megahertz"), "power_watts": ranks.mean("power_watts"),
+        "shares": profile.map(Profile::as_json), "plan": of_plan(plan), "environment": environment(&machine.device),
+    });
+    if let (Value::Object(all), Value::Object(of_ranks)) = (&mut all, of_ranks) {
+        all.extend(of_ranks);
+    }
+    all
+}
+
+/// How weights were held, and what was predicted of it.
+fn of_plan(plan: &RunPlan) -> Value {
+    let resident = plan.way.resident;
+    json!({
+        "resident_layers": resident.num_layers, "embedding_resident": resident.embedding,
+        "head_resident": resident.head, "keep": format!("{:?}", plan.settings.keep), "runs": plan.runs,
+        "lookahead": plan.way.lookahead, "ring_bytes": plan.memory.gathered.0,
+        "predicted_peak_bytes": plan.memory.total().0,
+        "predicted_step_s": plan.way.time.map(|time| time.seconds),
+        "predicted_exposed_comm": plan.way.time.map(|time| time.exposed_share()),
     })
 }

@@ -1,0 +1,143 @@
+//! Steps, timed: how long each took, what it computed, and what the device said meanwhile.
+
+use std::time::{Duration, Instant};
+
+use scout_comm::Job;
+use scout_device::Device;
+use scout_device::cuda::Reading;
+use scout_kernels::selftest::meter::mean_reading;
+use scout_telemetry::grouped;
+use scout_train::StepReport;
+use scout_train::machine::Machine;
+use scout_train::step_bench::{StepBench, Timed};
+
+use super::sampler::Sampler;
+use super::told::goes_on;
+
+/// When to stop. Every rank does as many steps as the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// About so long, and three steps at least.
+    Time(Duration),
+    Steps(usize),
+    /// So many steps of a whole job, without pauses between them.
+    WithoutPause(usize),
+}
+
+/// The steps of one rank.
+pub struct Outcome {
+    pub reports: Vec<StepReport>,
+    /// Shortest, median, longest, in seconds.
+    pub spread: [f64; 3],
+    pub num_tokens: usize,
+    pub flops: f64,
+    /// All of them together.
+    pub seconds: f64,
+    /// Of it, while this rank stood still for others.
+    pub waited: Duration,
+    /// On average; none on the host and without NVML.
+    pub reading: Option<Reading>,
+    /// Whether asking the driver for memory would have been an error.
+    pub is_steady: bool,
+}
+
+/// Every rank calls it. With `is_steady` all sizes were met before, so that steps find all memory they need in the arenas.
+pub fn time(
+    bench: &mut StepBench,
+    machine: &Machine,
+    (limit, is_steady): (Limit, bool),
+    job: &Job,
+) -> anyhow::Result<Outcome> {
+    let gpu = match &machine.device {
+        Device::Cpu => None,
+        Device::Cuda(gpu) => Some(gpu),
+    };
+    let is_steady = is_steady && gpu.is_some();
+    let _steady = gpu.filter(|_| is_steady).map(|gpu| gpu.steady_step());
+    bench.finish()?;
+    job.comm.barrier()?; // all begin together
+    let sampler = gpu.map(Sampler::start).transpose()?;
+    let (mut steps, mut timed, mut waited) = (Vec::new(), Duration::ZERO, Duration::ZERO);
+    let begun = Instant::now();
+    loop {
+        let wants = match limit {
+            Limit::Time(limit) => goes_on(job, timed < limit || steps.len() < 3)?,
+            Limit::Steps(count) | Limit::WithoutPause(count) => steps.len() < count,
+        };
+        if !wants {
+            break;
+        }
+        // What ranks tell each other between steps belongs to none.
+        let before = bench.waited()?;
+        let step = step(bench, limit)?;
+        waited += bench.waited()? - before;
+        timed += step.time;
+        steps.push(step);
+    }
+    if let Limit::WithoutPause(_) = limit {
+        bench.finish()?;
+        timed = begun.elapsed();
+    }
+    let readings = sampler.map(Sampler::finish).unwrap_or_default();
+    let mut times: Vec<f64> = steps.iter().map(|step| step.time.as_secs_f64()).collect();
+    times.sort_by(f64::total_cmp);
+    Ok(Outcome {
+        spread: [times[0], times[times.len() / 2], times[times.len() - 1]],
+        num_tokens: steps.iter().map(|step| step.report.num_tokens).sum(),
+        flops: steps.iter().map(|step| bench.useful_flops(&step.report)).sum(),
+        reports: steps.into_iter().map(|step| step.report).collect(),
+        seconds: timed.as_secs_f64(),
+        waited,
+        reading: mean_reading(&readings),
+        is_steady,
+    })
+}
+
+fn step(bench: &mut StepBench, limit: Limit) -> anyhow::Result<Timed> {
+    if !matches!(limit, Limit::WithoutPause(_)) {
+        return Ok(bench.step()?);
+    }
+    let begun = Instant::now();
+    let report = bench.queue()?;
+    Ok(Timed { report, time: begun.elapsed() })
+}
+
+impl Outcome {
+    pub fn num_steps(&self) -> usize {
+        self.reports.len()
+    }
+
+    pub fn tokens_per_second(&self, world_size: usize) -> f64 {
+        self.num_tokens as f64 / self.seconds / world_size as f64
+    }
+
+    pub fn useful_tflops(&self, world_size: usize) -> f64 {
+        self.flops / self.seconds / world_size as f64 / 1e12
+    }
+
+    /// The f32 of each loss: equal where two runs computed the same.
+    pub fn loss_bits(&self) -> Vec<String> {
+        self.reports.iter().map(|report| format!("{:08x}", (report.loss as f32).to_bits())).collect()
+    }
+
+    pub fn lines(&self, world_size: usize) -> Vec<String> {
+        let [shortest, median, longest] = self.spread.map(|seconds| seconds * 1e3);
+        let mut lines = vec![
+            format!(
+                "{} steps: {} tokens/s, {:.1} useful TFLOP/s{}",
+                self.num_steps(),
+                grouped(self.tokens_per_second(world_size) as u64),
+                self.useful_tflops(world_size),
+                if world_size == 1 { "" } else { " on each rank" },
+            ),
+            format!("a step takes {median:.2} ms, {shortest:.2} at least and {longest:.2} at most"),
+        ];
+        if let Some(Reading { sm_clock_megahertz, power_watts, .. }) = self.reading {
+            lines.push(format!("SM clock {sm_clock_megahertz} MHz, {power_watts:.0} W on average while they ran"));
+        }
+        if self.is_steady {
+            lines.push("the driver was not asked for memory meanwhile".to_string());
+        }
+        lines
+    }
+}

@@ -1,0 +1,19 @@
+//! What it means to bring the parts of a unit together on GPUs. Who keeps the memory, and when a gather begins, is decided
+//! by whoever asks.
+
+use std::sync::Arc;
+
+use scout_device::Tensor;
+use scout_device::cuda::{DeviceBuffer, Stream};
+
+use crate::error::Result;
+
+/// A way from the parts that all ranks keep to whole units. Every rank gathers the same units in the same order.
+pub trait Gather: Send + Sync {
+    /// Where gathers are queued, one behind the other. Whoever reads a result waits for an event of it.
+    fn stream(&self) -> &Arc<Stream>;
+
+    /// Queues that `full` becomes the parts of all ranks in their order. `part` is this rank's, in the arena that was shown
+    /// to the others; nobody writes there while gathers are under way.
+    fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<()>;
+}

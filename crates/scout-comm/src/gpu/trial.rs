@@ -1,0 +1,149 @@
+//! Which way units are gathered: the fastest of those that a configuration means and that work here, found by gathering.
+
+use std::time::Duration;
+
+use scout_core::{ByteCount, DType};
+use scout_device::cuda::DeviceBuffer;
+use scout_device::{Purpose, Tensor};
+
+use super::exchange;
+use super::gather::Gather;
+use super::ways::{GatherMemory, Ranks, Way};
+use crate::error::{CommError, Result};
+
+/// What a configuration asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Whatever works and is fastest for a step.
+    Auto,
+    Copy,
+    Nccl,
+}
+
+/// The way that was chosen and what was found on the way to it.
+pub struct Chosen {
+    pub way: Way,
+    /// For people: each way that was tried with its rate, and why others were not.
+    pub said: Vec<String>,
+}
+
+/// Kernels that gather take multiprocessors away from arithmetic, which copy engines do not: alone they have to be that
+/// much faster before they are worth it. Gathering 4.5 GB under products slowed those from 781 to 583 TFLOP/s on eight
+/// H200.
+const KERNELS_MUST_WIN_BY: f64 = 1.3;
+/// Gathers of each way that are timed, after one that is not.
+const TIMED: usize = 3;
+
+impl Wish {
+    /// Ways that it allows, among so many ranks.
+    pub fn ways(self, world_size: usize) -> Vec<Way> {
+        // Two ranks are always in step: each has one other to turn to.
+        let copying: &[Way] = if world_size > 2 { &[Way::CopyFree, Way::CopyInStep] } else { &[Way::CopyFree] };
+        let by_nccl = [Way::NcclByCopy, Way::Nccl];
+        match self {
+            Wish::Auto => [copying, &by_nccl].concat(),
+            Wish::Copy => copying.to_vec(),
+            Wish::Nccl => by_nccl.to_vec(),
+        }
+    }
+}
+
+/// Chooses on all ranks alike, by gathering a unit of which each rank keeps `part`, in memory that is given back.
+pub fn choose(wish: Wish, ranks: Ranks, part: ByteCount) -> Result<Chosen> {
+    let world_size = ranks.comm.mesh().size();
+    let remote = part.as_f64() * (world_size - 1) as f64;
+    let (mut tried, mut said): (Vec<(Way, f64)>, Vec<String>) = (Vec::new(), Vec::new());
+    for way in wish.ways(world_size) {
+        match time_on_all(way, ranks, part) {
+            Ok(seconds) => {
+                said.push(format!("gather by {way}: {:.0} GB/s into each GPU", remote / seconds / 1e9));
+                tried.push((way, seconds));
+            }
+            Err(CommError::NoWay { reason, .. }) => said.push(format!("gather by {way}: not here, {reason}")),
+            Err(error) => return Err(error),
+        }
+    }
+    let Some(way) = best(&tried) else {
+        return Err(CommError::NoWay { way: "any way that `gather` allows", reason: said.join("; ") });
+    };
+    said.push(format!("units are gathered by {way}"));
+    Ok(Chosen { way, said })
+}
+
+/// The fastest way, where kernels must win by more than a little.
+fn best(tried: &[(Way, f64)]) -> Option<Way> {
+    let weighed = |&(way, seconds): &(Way, f64)| match way.takes_multiprocessors() {
+        true => seconds * KERNELS_MUST_WIN_BY,
+        false => seconds,
+    };
+    tried.iter().min_by(|a, b| weighed(a).total_cmp(&weighed(b))).map(|(way, _)| *way)
+}
+
+/// Seconds of a gather on the slowest rank.
+fn time_on_all(way: Way, ranks: Ranks, part: ByteCount) -> Result<f64> {
+    let Ranks { device, comm } = ranks;
+    let room = |bytes: u64| ByteCount(bytes.next_multiple_of(scout_device::cuda::Arena::GRAIN as u64));
+    let ring = room(part.0 * comm.mesh().size() as u64);
+    let memory = way.memory(ranks, room(part.0), ring)?;
+    let own = (|| {
+        let block = memory.parts.take(Purpose::Shard, part.0 as usize)?;
+        let mut own = DeviceBuffer::new(device, block, DType::U8, [part.0 as usize])?;
+        own.clear()?;
+        device.finish()?;
+        Ok::<Tensor, scout_device::DeviceError>(own.into_tensor())
+    })();
+    let own = exchange::must_agree(comm, own)?;
+    let gather = way.open(ranks, &memory)?;
+    let seconds = time(&*gather, &own, &memory, ranks).map(|time| time.as_secs_f64());
+    let slowest = exchange::largest(comm, seconds?)?;
+    drop(gather);
+    comm.barrier()?; // nobody has mapped what others are about to free
+    Ok(slowest)
+}
+
+/// The time of one gather on this rank.
+fn time(gather: &dyn Gather, part: &Tensor, memory: &GatherMemory, ranks: Ranks) -> Result<Duration> {
+    let Ranks { device, comm } = ranks;
+    let len = part.num_elements() * comm.mesh().size();
+    let once = || -> Result<()> {
+        let block = memory.ring.take(Purpose::Gathered, len)?;
+        gather.queue(part, &mut DeviceBuffer::new(device, block, part.dtype(), [len])?)
+    };
+    once()?;
+    gather.stream().finish(device.patience())?;
+    comm.barrier()?; // all begin together, and nobody times the others' start
+    let begun = gather.stream().record_time()?;
+    for _ in 0..TIMED {
+        once()?;
+    }
+    let done = gather.stream().record_time()?;
+    done.wait(device.patience())?;
+    Ok(done.since(&begun)? / TIMED as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_gather_only_where_they_are_much_faster() {
+        let (copy, step, kernels) = (Way::CopyFree, Way::CopyInStep, Way::Nccl);
+        for (tried, expected) in [
+            (vec![(copy, 2.0), (step, 1.1), (kernels, 1.0)], Some(step)),
+            (vec![(copy, 2.0), (kernels, 1.0)], Some(kernels)),
+            (vec![(copy, 1.2), (kernels, 1.0)], Some(copy)),
+            (vec![(kernels, 9.0)], Some(kernels)),
+            (vec![], None),
+        ] {
+            assert_eq!(best(&tried), expected, "{tried:?}");
+        }
+    }
+
+    #[test]
+    fn a_wish_for_one_kind_never_tries_the_other() {
+        assert_eq!(Wish::Copy.ways(2), [Way::CopyFree]);
+        assert_eq!(Wish::Copy.ways(8), [Way::CopyFree, Way::CopyInStep]);
+        assert_eq!(Wish::Nccl.ways(8), [Way::NcclByCopy, Way::Nccl]);
+        assert_eq!(Wish::Auto.ways(2), [Way::CopyFree, Way::NcclByCopy, Way::Nccl]);
+    }
+}

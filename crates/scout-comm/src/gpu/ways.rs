@@ -1,0 +1,107 @@
+//! The ways of gathering that there are. Each needs memory of its own kind: what other processes map must be a plain
+//! allocation, and what NCCL's copy engines fill must be one of its windows. So a way is chosen before there is memory.
+
+use std::fmt;
+use std::sync::Arc;
+
+use scout_core::ByteCount;
+use scout_device::Purpose;
+use scout_device::cuda::{Arena, CudaDevice, Nccl, Settings};
+
+use super::copy::{CopyEngines, Pace, Peers};
+use super::exchange;
+use super::gather::Gather;
+use super::nccl::{self, ByNccl};
+use crate::communicator::Communicator;
+use crate::error::Result;
+
+/// Who moves the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Copy engines, each rank's when it likes.
+    CopyFree,
+    /// Copy engines, all ranks beginning each unit together.
+    CopyInStep,
+    /// NCCL, which leaves the copying to copy engines.
+    NcclByCopy,
+    /// NCCL's kernels.
+    Nccl,
+}
+
+/// What a job's ranks on GPUs gather with: a device, and how to talk to the others on the host.
+#[derive(Clone, Copy)]
+pub struct Ranks<'a> {
+    pub device: &'a Arc<CudaDevice>,
+    pub comm: &'a dyn Communicator,
+}
+
+/// Where parts lie and where they become whole units.
+pub struct GatherMemory {
+    pub parts: Arena,
+    pub ring: Arena,
+    /// What gathers between them, where that is NCCL.
+    nccl: Option<Arc<Nccl>>,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Way::CopyFree => "copy engines",
+            Way::CopyInStep => "copy engines in step",
+            Way::NcclByCopy => "NCCL's copy engines",
+            Way::Nccl => "NCCL's kernels",
+        })
+    }
+}
+
+impl Way {
+    /// Whether arithmetic has fewer multiprocessors meanwhile.
+    pub fn takes_multiprocessors(self) -> bool {
+        self == Way::Nccl
+    }
+
+    /// Asks the driver for both arenas, of so many bytes. Every rank calls it with the same numbers; all fail where one
+    /// does, with its reason.
+    pub fn memory(self, ranks: Ranks, parts: ByteCount, ring: ByteCount) -> Result<GatherMemory> {
+        let Ranks { device, comm } = ranks;
+        // A communicator of its own: NCCL keeps the order of all work of one, and sums would hold gathers up.
+        let connect = |zero_cta| {
+            let settings = Settings { zero_cta, ..Settings::default() };
+            nccl::connect(device, comm, settings).map(|nccl| Some(Arc::new(nccl)))
+        };
+        let nccl = match self {
+            Way::NcclByCopy => connect(true)?,
+            Way::Nccl => connect(false)?,
+            Way::CopyFree | Way::CopyInStep => None,
+        };
+        let (parts_home, ring_home) = (device.compute(), device.copy());
+        let asked = match &nccl {
+            Some(nccl) if self == Way::NcclByCopy => nccl
+                .arena("weights", parts, parts_home)
+                .and_then(|parts| Ok((parts, nccl.arena("gathered units", ring, ring_home)?))),
+            _ => device
+                .arena("weights", Purpose::Shard, parts, parts_home)
+                .and_then(|parts| Ok((parts, device.arena("gathered units", Purpose::Gathered, ring, ring_home)?))),
+        };
+        let (parts, ring) = match self {
+            // Windows are not to be had everywhere; plain memory is.
+            Way::NcclByCopy => exchange::all_can(comm, "NCCL's copy engines", asked)?,
+            _ => exchange::must_agree(comm, asked)?,
+        };
+        Ok(GatherMemory { parts, ring, nccl })
+    }
+
+    /// Ready to gather what lies in `memory`. All of this rank's parts must be there: others may fetch them as soon as
+    /// they have called this too. All ranks fail where one does, with its reason.
+    pub fn open(self, ranks: Ranks, memory: &GatherMemory) -> Result<Box<dyn Gather>> {
+        let Ranks { device, comm } = ranks;
+        let copying = |pace| -> Result<Box<dyn Gather>> {
+            Ok(Box::new(CopyEngines { peers: Peers::map(device, &memory.parts, comm)?, pace }))
+        };
+        match (&memory.nccl, self) {
+            (Some(nccl), _) => Ok(Box::new(ByNccl { nccl: nccl.clone(), stream: device.copy().clone() })),
+            (None, Way::CopyInStep) => copying(Pace::InStep),
+            (None, _) => copying(Pace::Free),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Where units become whole on a GPU: one arena, whose blocks are written by gathers and read by kernels in turns. How large
+//! it must be is found by walking the schedule with numbers alone.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use scout_comm::gpu::Gather;
+use scout_core::ByteCount;
+use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, FreeList};
+use scout_device::{Purpose, Tensor};
+
+use crate::error::{Result, ShardError};
+use crate::plan::{Placement, Schedule, ShardPlan};
+
+/// The home of its memory is the stream of the gathers: a block that is dropped while kernels still read it leaves an event,
+/// for which the next gather waits. So nothing but order on the GPU gives memory back, and the host never stops.
+pub struct Ring {
+    device: Arc<CudaDevice>,
+    memory: Arena,
+    gather: Box<dyn Gather>,
+    waits: Mutex<Waits>,
+}
+
+/// How long arithmetic stood still for units.
+#[derive(Default)]
+struct Waits {
+    /// Where it came to a unit and where it could go on, since the last question.
+    open: VecDeque<(Event, Event)>,
+    before: Duration,
+}
+
+/// A unit that copy engines or NCCL are still writing.
+pub(crate) struct Arriving {
+    full: DeviceBuffer,
+    arrived: Event,
+}
+
+impl Ring {
+    /// `memory` must be at home on the stream of `gather`.
+    pub fn new(device: &Arc<CudaDevice>, memory: Arena, gather: Box<dyn Gather>) -> Ring {
+        Ring { device: device.clone(), memory, gather, waits: Mutex::default() }
+    }
+
+    /// Queues the gather of the unit `name`, of which `part` is this rank's.
+    pub(crate) fn start(&self, name: &str, part: &Tensor, gathered_len: usize) -> Result<Arriving> {
+        let bytes = (part.dtype().size() * gathered_len as u64).0 as usize;
+        let block = self.memory.take(Purpose::Gathered, bytes)?;
+        let mut full = DeviceBuffer::new(&self.device, block, part.dtype(), [gathered_len])?;
+        let queue = || self.gather.queue(part, &mut full);
+        let queued = self.device.communicate(self.gather.stream(), || name.to_string(), queue);
+        queued.map_err(|cause| ShardError::Queue { cause: Box::new(cause) })?;
+        let arrived = self.gather.stream().record()?;
+        Ok(Arriving { full, arrived })
+    }
+
+    /// Lets arithmetic wait for a unit; the host goes on.
+    pub(crate) fn finish(&self, arriving: Arriving) -> Result<Tensor> {
+        let compute = self.device.compute();
+        let before = compute.record_time()?;
+        let wait = || compute.wait_for(&arriving.arrived);
+        self.device.communicate(compute, || "waiting for units".to_string(), wait)?;
+        let after = compute.record_time()?;
+        let mut waits = self.waits.lock().expect("no holder of this lock panics");
+        waits.open.push_back((before, after));
+        // Few stay open: those that the GPU has not come to yet.
+        while let Some((before, after)) = waits.open.front()
+            && after.is_past()?
+        {
+            let waited = after.since(before)?;
+            waits.before += waited;
+            waits.open.pop_front();
+        }
+        Ok(arriving.full.into_tensor())
+    }
+
+    /// How long arithmetic has stood still for units. Stops the host until it is done with all that were handed out.
+    pub fn waited(&self) -> Result<Duration> {
+        let mut waits = self.waits.lock().expect("no holder of this lock panics");
+        for (before, after) in std::mem::take(&mut waits.open) {
+            after.wait(self.device.patience())?;
+            waits.before += after.since(&before)?;
+        }
+        Ok(waits.before)
+    }
+}
+
+/// Bytes of an arena in which the gathers of any of `passes` find room. More than the most that is whole at one time, where
+/// units of different sizes leave gaps.
+pub fn ring_bytes(plan: &ShardPlan, passes: &[&Schedule]) -> ByteCount {
+    let least = passes.iter().map(|schedule| plan.gathered_peak(schedule).0 as usize).max().unwrap_or(0);
+    let step = (least / 64).next_multiple_of(Arena::GRAIN);
+    let mut bytes = least.next_multiple_of(Arena::GRAIN);
+    // It ends: where every unit of a pass has room beside all others, nothing has to be given back.
+    while bytes > 0 && !passes.iter().all(|schedule| has_room(plan, schedule, bytes)) {
+        bytes += step;
+    }
+    ByteCount(bytes as u64)
+}
+
+/// Whether a pass finds room for every unit. Takes and gives what a walk takes and gives, in its order.
+fn has_room(plan: &ShardPlan, schedule: &Schedule, bytes: usize) -> bool {
+    let order = schedule.order();
+    let mut free: FreeList<()> = FreeList::new(bytes);
+    let mut whole: VecDeque<Option<(usize, usize)>> = VecDeque::new();
+    let mut started = 0;
+    for step in schedule.steps() {
+        let end = plan.ahead_of(order, step.end);
+        for &unit in &order[started..end] {
+            let len = match plan.unit(unit).placement {
+                Placement::Resident => 0,
+                Placement::Sharded => (plan.dtype().size() * plan.gathered_len(unit) as u64).0 as usize,
+            };
+            let len = len.next_multiple_of(Arena::GRAIN);
+            match free.take(len) {
+                Some(taken) => whole.push_back((len > 0).then_some((taken.start, len))),
+                None => return false,
+            }
+        }
+        started = end;
+        for _ in step {
+            if let Some((start, len)) = whole.pop_front().flatten() {
+                free.give(start, len, Vec::new());
+            }
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use scout_core::{ParamSpec, UnitId, UnitSpec};
+
+    use super::*;
+    use crate::plan::none_resident;
+
+    fn plan(lens: &[usize], lookahead: usize) -> ShardPlan {
+        let unit = |(index, &len): (usize, &usize)| {
+            let params = vec![ParamSpec::new("p", [len])];
+            Arc::new(UnitSpec { id: UnitId(index), name: format!("u{index}"), params })
+        };
+        let units: Vec<_> = lens.iter().enumerate().map(unit).collect();
+        ShardPlan::new(&units, 2, &none_resident, lookahead)
+    }
+
+    fn schedule(blocks: &[&[usize]]) -> Schedule {
+        let mut schedule = Schedule::default();
+        for units in blocks {
+            schedule.push(&units.iter().map(|&unit| UnitId(unit)).collect::<Vec<_>>());
+        }
+        schedule
+    }
+
+    #[test]
+    fn a_ring_has_room_for_every_unit_and_little_more() {
+        // Blocks of one small and of three larger units, there and back, as a layer's are.
+        let plan = plan(&[128 * 2, 128 * 4, 128 * 43, 128 * 21], 4);
+        let (forward, back) = ([&[0][..], &[1, 2, 3]], [&[3, 2, 1][..], &[0]]);
+        let blocks: Vec<&[usize]> =
+            std::iter::repeat_n(forward, 6).chain(std::iter::repeat_n(back, 6)).flatten().collect();
+        let schedule = schedule(&blocks);
+        let (bytes, most) = (ring_bytes(&plan, &[&schedule]), plan.gathered_peak(&schedule));
+        assert!(has_room(&plan, &schedule, bytes.0 as usize));
+        assert!(!has_room(&plan, &schedule, most.0 as usize - Arena::GRAIN));
+        assert!(most <= bytes && bytes.0 <= most.0 * 3 / 2, "{bytes} for {most}");
+    }
+
+    #[test]
+    fn gaps_that_nothing_fits_into_are_counted() {
+        // 1 is given back between 0 and 2, and 3 is larger than what it leaves: the sum alone would not do.
+        let plan = plan(&[128, 128, 128, 256], 2);
+        let schedule = schedule(&[&[1], &[0], &[2], &[3]]);
+        let (bytes, most) = (ring_bytes(&plan, &[&schedule]).0 as usize, plan.gathered_peak(&schedule).0 as usize);
+        assert_eq!(has_room(&plan, &schedule, most), bytes == most);
+        assert!(has_room(&plan, &schedule, bytes));
+    }
+
+    #[test]
+    fn a_plan_without_sharded_units_needs_no_ring() {
+        let specs: Vec<_> = plan(&[100, 7], 2).units().iter().map(|unit| unit.spec.clone()).collect();
+        let plan = ShardPlan::new(&specs, 2, &|_| true, 2);
+        assert_eq!(ring_bytes(&plan, &[&schedule(&[&[0], &[1]])]), ByteCount(0));
+    }
+}

@@ -1,0 +1,74 @@
+//! The memory of a GPU that weights lie in, and, where they are sharded, the way in which units become whole there. The way
+//! is chosen first, because each needs memory of its own kind; then the weights are read or made; then they can be walked.
+
+use std::sync::Arc;
+
+use scout_comm::Job;
+use scout_comm::gpu::{self, Chosen, GatherMemory, Ranks, Way, Wish};
+use scout_device::cuda::{Arena, CudaDevice};
+use scout_device::{Purpose, Tensor};
+use scout_shard::{Placement, Ring, ShardPlan, ShardStore, ring_bytes};
+
+use crate::error::Result;
+use crate::gpu_weights;
+use crate::trainer::Schedules;
+
+/// Room for the weights of a rank.
+pub struct GpuRoom<'a> {
+    device: &'a Arc<CudaDevice>,
+    job: &'a Job,
+    memory: Memory,
+    /// What was found out about ways of gathering, for people.
+    pub said: Vec<String>,
+}
+
+enum Memory {
+    /// Nothing is gathered.
+    Whole(Arena),
+    Gathered(Way, GatherMemory),
+}
+
+impl<'a> GpuRoom<'a> {
+    /// Every rank calls it. Waits for all of them where units are sharded.
+    pub fn new(
+        (plan, schedules): (&ShardPlan, &Schedules),
+        device: &'a Arc<CudaDevice>,
+        (wish, job): (Wish, &'a Job),
+    ) -> Result<GpuRoom<'a>> {
+        let bytes = gpu_weights::bytes(plan);
+        let parts = plan.units().iter().filter(|unit| unit.placement == Placement::Sharded).map(|unit| unit.shard_len);
+        let (memory, said) = match parts.max() {
+            None => (Memory::Whole(device.arena("weights", Purpose::Shard, bytes, device.compute())?), Vec::new()),
+            Some(largest) => {
+                let ranks = Ranks { device, comm: &*job.comm };
+                let Chosen { way, said } = gpu::choose(wish, ranks, plan.dtype().size() * largest as u64)?;
+                let ring = ring_bytes(plan, &[&schedules.train, &schedules.evaluate]);
+                (Memory::Gathered(way, way.memory(ranks, bytes, ring)?), said)
+            }
+        };
+        Ok(GpuRoom { device, job, memory, said })
+    }
+
+    /// Where what this rank keeps is to lie.
+    pub fn arena(&self) -> &Arena {
+        match &self.memory {
+            Memory::Whole(arena) => arena,
+            Memory::Gathered(_, memory) => &memory.parts,
+        }
+    }
+
+    /// Weights that can be walked, once `kept` holds what this rank keeps of each unit, in that arena. Every rank calls it.
+    pub fn store(self, plan: &ShardPlan, kept: Vec<Tensor>) -> Result<ShardStore> {
+        let GpuRoom { device, job, memory, .. } = self;
+        let ring = match memory {
+            Memory::Whole(_) => None,
+            Memory::Gathered(way, memory) => {
+                // What was made is queued, and others are about to fetch it.
+                device.finish()?;
+                let gather = way.open(Ranks { device, comm: &*job.comm }, &memory)?;
+                Some(Ring::new(device, memory.ring, gather))
+            }
+        };
+        Ok(ShardStore::on_gpu(plan, kept, ring))
+    }
+}

@@ -1,0 +1,71 @@
+//! How fast the parts of a step go, as measured: the only numbers of the planner that do not follow from shapes. All of them
+//! were taken on H200s at their power limit (`benches/results`), inside whole steps where not said otherwise.
+
+use scout_config::Gather;
+
+use crate::machine::ComputeType;
+
+/// Bytes a second of kernels that are bound by memory.
+pub const MEMORY: f64 = 3.9e12;
+/// Operations a second of large products in bf16: 639 to 691 by class. Those of f32 were not timed: three quarters of what
+/// the data sheet names.
+const PRODUCTS_BF16: f64 = 660e12;
+const PRODUCTS_F32: f64 = 50e12;
+/// Rows that an expert's product computes in vain, on average: half a tile.
+pub const WASTED_ROWS: f64 = 64.0;
+/// Between the kernels of one unit's use, where nothing computes.
+pub const GAPS: f64 = 12e-6;
+/// What the host takes to queue one unit's use. Small batches wait for it: about 0.25 ms a layer and direction.
+pub const QUEUEING: f64 = 62e-6;
+/// Between updates: the waits for losses and norm, and a small collective for each.
+pub const END_OF_STEP: f64 = 0.5e-3;
+/// Bytes a second and rank of NCCL's reduce-scatter and all-gather when nothing else runs.
+pub const REDUCE: f64 = 320e9;
+
+/// Attention by cuDNN, whose speed grows with the length of rows: half of `best` where rows are `half_at` tokens long. From
+/// 2,048 and 8,192.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionRate {
+    best: f64,
+    half_at: f64,
+}
+
+pub const ATTENTION_FORWARD: AttentionRate = AttentionRate { best: 463e12, half_at: 341.0 };
+pub const ATTENTION_BACKWARD: AttentionRate = AttentionRate { best: 399e12, half_at: 648.0 };
+
+impl AttentionRate {
+    /// Operations a second.
+    pub fn at(self, row_length: f64) -> f64 {
+        self.best * row_length / (row_length + self.half_at)
+    }
+}
+
+pub fn products(compute: ComputeType) -> f64 {
+    match compute {
+        ComputeType::Bf16 => PRODUCTS_BF16,
+        ComputeType::F32 => PRODUCTS_F32,
+    }
+}
+
+/// What moves units into a rank.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Link {
+    /// Into one rank from all others.
+    pub bytes_per_second: f64,
+    /// What arithmetic takes longer by while the link is busy, as a share.
+    pub slowdown: f64,
+}
+
+/// Copy engines in rotation. They take memory bandwidth and power from products, 670 to 627 TFLOP/s.
+const COPY: Link = Link { bytes_per_second: 340e9, slowdown: 0.08 };
+/// NCCL under products, which lose multiprocessors to it as well.
+const NCCL: Link = Link { bytes_per_second: 288e9, slowdown: 0.12 };
+
+impl Link {
+    pub fn of(gather: Gather) -> Link {
+        match gather {
+            Gather::Auto | Gather::Copy => COPY,
+            Gather::Nccl => NCCL,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The walk with times instead of bytes: when each unit has arrived, when arithmetic can go on, and how long it waits in
+//! between. What the walk does on a GPU it does here in the same order: gathers queue one behind the other, as far ahead as
+//! the plan looks, and each use waits for its unit.
+
+use scout_core::UnitId;
+use scout_shard::{Placement, Schedule, ShardPlan};
+
+use crate::rates::Link;
+
+/// In seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Walked {
+    pub total: f64,
+    /// Of it, in which nothing computed because a unit was still under way.
+    pub waited: f64,
+}
+
+/// `num_walks` walks of one schedule, one behind the other, each use computing as long as `times` says for its place in
+/// the order. Only the first begins with an idle link: the host queues a walk while the one before is still computed.
+pub fn walks(shards: &ShardPlan, schedule: &Schedule, times: &[f64], link: Link, num_walks: usize) -> Walked {
+    // From the second one on all are alike.
+    let repeated = num_walks.min(2);
+    let (order, len) = (schedule.order().repeat(repeated), schedule.order().len());
+    let mut timeline = Timeline { shards, link, now: 0.0, waited: 0.0, link_free: 0.0 };
+    let mut arrivals = Vec::with_capacity(order.len());
+    let mut ends = [Walked::default(); 2];
+    for walk in 0..repeated {
+        for block in schedule.steps() {
+            let (start, end) = (walk * len + block.start, walk * len + block.end);
+            let ahead = shards.ahead_of(&order, end);
+            while arrivals.len() < ahead {
+                arrivals.push(timeline.gather(order[arrivals.len()]));
+            }
+            for at in start..end {
+                timeline.wait(arrivals[at]);
+                timeline.compute(times[at - walk * len]);
+            }
+        }
+        ends[walk] = Walked { total: timeline.now, waited: timeline.waited };
+    }
+    let [first, second] = ends;
+    let more = (num_walks - repeated) as f64;
+    match repeated {
+        2 => Walked {
+            total: second.total + more * (second.total - first.total),
+            waited: second.waited + more * (second.waited - first.waited),
+        },
+        _ => first,
+    }
+}
+
+struct Timeline<'a> {
+    shards: &'a ShardPlan,
+    link: Link,
+    now: f64,
+    waited: f64,
+    /// When the gathers that are queued will be done.
+    link_free: f64,
+}
+
+impl Timeline<'_> {
+    fn wait(&mut self, arrival: f64) {
+        let wait = (arrival - self.now).max(0.0);
+        self.waited += wait;
+        self.now += wait;
+    }
+
+    /// Queues the gather of a unit and says when it will have arrived.
+    fn gather(&mut self, id: UnitId) -> f64 {
+        if self.shards.unit(id).placement == Placement::Resident {
+            return 0.0;
+        }
+        let remote = self.shards.gathered_len(id) - self.shards.unit(id).shard_len;
+        let bytes = (self.shards.dtype().size() * remote as u64).as_f64();
+        self.link_free = self.link_free.max(self.now) + bytes / self.link.bytes_per_second;
+        self.link_free
+    }
+
+    /// Goes slower as long as the link is busy.
+    fn compute(&mut self, seconds: f64) {
+        let slower = 1.0 + self.link.slowdown;
+        let busy = (self.link_free - self.now).max(0.0);
+        self.now += match seconds * slower <= busy {
+            true => seconds * slower,
+            false => busy + seconds - busy / slower,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use scout_core::{ParamSpec, UnitSpec};
+    use scout_shard::{all_resident, none_resident};
+
+    use super::*;
+
+    /// A byte takes a second; half of each unit's four bytes comes from the other rank.
+    const LINK: Link = Link { bytes_per_second: 1.0, slowdown: 0.0 };
+
+    fn units(count: usize) -> Vec<Arc<UnitSpec>> {
+        let unit = |index| {
+            let params = vec![ParamSpec::new("p", [1])];
+            Arc::new(UnitSpec { id: UnitId(index), name: format!("u{index}"), params })
+        };
+        (0..count).map(unit).collect()
+    }
+
+    fn one_by_one(count: usize) -> Schedule {
+        let mut schedule = Schedule::default();
+        (0..count).for_each(|unit| schedule.push(&[UnitId(unit)]));
+        schedule
+    }
+
+    #[test]
+    fn gathers_hide_behind_arithmetic_that_is_longer_and_show_behind_shorter() {
+        let (specs, schedule) = (units(4), one_by_one(4));
+        // One element on two ranks: each keeps one, one comes: four seconds.
+        for (is_resident, lookahead, compute, expected) in [
+            (none_resident as fn(UnitId) -> bool, 0, 10.0, (4.0 * 14.0, 16.0)),
+            (none_resident, 1, 10.0, (4.0 + 40.0, 4.0)),
+            // The link is the slower one: the last unit arrives after 16, and is used.
+            (none_resident, 1, 1.0, (17.0, 13.0)),
+            (none_resident, 3, 1.0, (17.0, 13.0)),
+            (all_resident, 1, 10.0, (40.0, 0.0)),
+        ] {
+            let shards = ShardPlan::new(&specs, 2, &is_resident, lookahead);
+            let Walked { total, waited } = walks(&shards, &schedule, &[compute; 4], LINK, 1);
+            assert_eq!((total, waited), expected, "{lookahead} ahead, {compute} s each");
+        }
+    }
+
+    #[test]
+    fn arithmetic_is_slower_only_while_the_link_is_busy() {
+        let (specs, schedule) = (units(2), one_by_one(2));
+        let link = Link { slowdown: 0.25, ..LINK };
+        let shards = ShardPlan::new(&specs, 2, &|unit| unit.0 == 0, 1);
+        // Ten seconds under a gather of four: in those four 3.2 seconds' worth of work was done.
+        let Walked { total, waited } = walks(&shards, &schedule, &[10.0, 1.0], link, 1);
+        assert!((total - 11.8).abs() < 1e-9 && waited == 0.0, "{total} {waited}");
+    }
+
+    #[test]
+    fn walks_repeat_without_a_link_that_stands_idle_in_between() {
+        let (specs, schedule) = (units(3), one_by_one(3));
+        let shards = ShardPlan::new(&specs, 2, &none_resident, 1);
+        let [one, two, five] = [1, 2, 5].map(|n| walks(&shards, &schedule, &[1.0; 3], LINK, n));
+        assert!(two.total <= 2.0 * one.total);
+        assert!((five.total - (one.total + 4.0 * (two.total - one.total))).abs() < 1e-9);
+    }
+}

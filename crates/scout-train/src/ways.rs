@@ -1,0 +1,271 @@
+//! The ways in which a run can be held in memory on several GPUs, and the fastest of them: which layers every rank keeps
+//! whole, what blocks keep for the way back, in how many runs an update is computed, how far gathers run ahead. On one GPU
+//! the same without gathers. A pure function of shapes, batch, number of ranks and memory.
+
+use scout_core::{ByteCount, UnitId};
+use scout_model::{Keep, UnitPlan};
+use scout_shard::{ShardPlan, ring_bytes};
+
+use crate::machine::{Hardware, Kind};
+use crate::memory::{MemoryPlan, Pass, WAYS};
+use crate::rates::{END_OF_STEP, Link, MEMORY, REDUCE};
+use crate::runs::Rows;
+use crate::timeline::{self, Walked};
+use crate::times::Times;
+use crate::trainer::Schedules;
+
+/// Sharded units that are gathered ahead of the block in use: more than a layer gains nothing.
+pub const WHOLE_LAYER: usize = 4;
+/// Less where memory is short.
+const LOOKAHEADS: [usize; 5] = [WHOLE_LAYER, 3, 2, 1, 0];
+/// What the table shows of the ways, the fastest of them.
+const MOST_SHOWN: usize = 12;
+
+/// What every rank keeps whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resident {
+    pub num_layers: usize,
+    pub embedding: bool,
+    pub head: bool,
+}
+
+/// One way to hold a run, with what it costs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Way {
+    pub keep: Keep,
+    pub resident: Resident,
+    /// Flat runs in which a rank computes its rows of an update; their sum is the same in any number.
+    pub runs: usize,
+    pub lookahead: usize,
+    pub memory: MemoryPlan,
+    /// Unknown on the host.
+    pub time: Option<StepTime>,
+}
+
+/// Predicted for the largest update, if its runs are even.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepTime {
+    pub seconds: f64,
+    /// Of it, while a rank only waits for others.
+    pub exposed: f64,
+    /// Of one rank.
+    pub num_tokens: usize,
+}
+
+impl StepTime {
+    pub fn tokens_per_second(&self) -> f64 {
+        self.num_tokens as f64 / self.seconds
+    }
+
+    pub fn exposed_share(&self) -> f64 {
+        self.exposed / self.seconds
+    }
+}
+
+impl Resident {
+    pub const NOTHING: Resident = Resident { num_layers: 0, embedding: false, head: false };
+
+    pub fn everything(num_layers: usize) -> Resident {
+        Resident { num_layers, embedding: true, head: true }
+    }
+
+    /// Spread evenly over the depth, the first among them: between two sharded layers lies as much arithmetic as can be,
+    /// and the first layer is there when a step begins.
+    pub fn has_layer(&self, layer_index: usize, num_layers: usize) -> bool {
+        layer_index * self.num_layers % num_layers < self.num_layers
+    }
+
+    /// By unit.
+    pub fn units(&self, units: &UnitPlan, num_layers: usize) -> Vec<bool> {
+        let mut resident = vec![false; units.units().len()];
+        resident[units.embedding().0] = self.embedding;
+        resident[units.head().0] = self.head;
+        for layer_index in (0..num_layers).filter(|index| self.has_layer(*index, num_layers)) {
+            let layer = units.layer(layer_index);
+            for id in [layer.attention, layer.shared, layer.gate_up, layer.down] {
+                resident[id.0] = true;
+            }
+        }
+        resident
+    }
+}
+
+/// What the ways of one run have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    pub units: &'a UnitPlan,
+    pub schedules: &'a Schedules,
+    pub hardware: Hardware,
+    /// With the largest micro-batch.
+    pub pass: Pass<'a>,
+    pub rows: Rows,
+    pub link: Link,
+    pub num_adapter_elements: usize,
+    /// Adapter, or trained weights, with all that goes with them.
+    pub trained: ByteCount,
+    pub budget: Option<ByteCount>,
+}
+
+impl Run<'_> {
+    pub fn shards(&self, resident: &Resident, lookahead: usize) -> ShardPlan {
+        let whole = resident.units(self.units, self.pass.config.num_layers);
+        ShardPlan::new(self.units.units(), self.hardware.world_size, &|id: UnitId| whole[id.0], lookahead)
+            .stored_as(self.hardware.compute.dtype())
+    }
+
+    /// From the way that keeps the most, everything else being given; micro-batches are computed as they are dealt.
+    pub fn ways_of_keeping(&self, resident: Resident, lookahead: usize) -> Vec<Way> {
+        let held = self.held(resident, lookahead);
+        let runs = self.rows.num_micro_batches;
+        WAYS.into_iter().map(|keep| self.way(Choices { keep, runs }, &held)).collect()
+    }
+
+    /// Where nothing is gathered: micro-batches as they are dealt, or merged into fewer runs. The fastest come first.
+    pub fn ways_of_merging(&self, resident: Resident, lookahead: usize) -> Vec<Way> {
+        let held = self.held(resident, lookahead);
+        let merges = |choices: &Choices| choices.runs <= self.rows.num_micro_batches;
+        self.fastest_first(self.choices().filter(merges).map(|choices| self.way(choices, &held)).collect())
+    }
+
+    /// For each way of keeping and each number of runs the fastest way that fits, or the smallest where none does. The
+    /// fastest come first. Where `num_layers` is given so many are resident.
+    pub fn ways_on_several_gpus(&self, num_layers: Option<usize>) -> Vec<Way> {
+        let held = self.ways_of_holding(num_layers);
+        self.fastest_first(self.choices().map(|choices| self.fastest(choices, &held)).collect())
+    }
+
+    /// Those that do not fit come last. Of all that compute micro-batches as they are dealt, the best is always among them.
+    fn fastest_first(&self, mut ways: Vec<Way>) -> Vec<Way> {
+        let seconds = |way: &Way| way.time.map_or(0.0, |time| time.seconds);
+        ways.sort_by(|a, b| match (a.memory.fits(), b.memory.fits()) {
+            (true, true) => seconds(a).total_cmp(&seconds(b)),
+            (false, false) => a.memory.total().cmp(&b.memory.total()),
+            (a_fits, b_fits) => b_fits.cmp(&a_fits),
+        });
+        let is_as_dealt = |way: &&Way| way.runs == self.rows.num_micro_batches;
+        let as_dealt = ways.iter().skip(MOST_SHOWN).find(is_as_dealt).copied();
+        ways.truncate(MOST_SHOWN);
+        let is_among_them = ways.iter().any(|way| is_as_dealt(&way));
+        ways.extend(as_dealt.filter(|_| !is_among_them));
+        ways
+    }
+
+    fn fastest(&self, choices: Choices, held: &[Vec<Held>]) -> Way {
+        let fixed = self.memory(choices, ByteCount(0), ByteCount(0));
+        let times = self.times(choices);
+        let fits = |held: &&Held| MemoryPlan { shard: held.shard, gathered: held.gathered, ..fixed }.fits();
+        let fitting = held.iter().filter_map(|farthest_first| farthest_first.iter().find(fits));
+        let timed = fitting.map(|held| (self.step(choices, &held.shards, &times).seconds, held));
+        let fastest = timed.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, held)| held);
+        let smallest = || held.iter().flatten().min_by_key(|held| held.shard + held.gathered);
+        let best = fastest.or_else(smallest).expect("there is a way to hold weights");
+        self.way(choices, best)
+    }
+
+    /// For everything that may be resident, gathers that run less and less far ahead. The farther the faster, so only the
+    /// first that fits is of interest.
+    fn ways_of_holding(&self, num_layers: Option<usize>) -> Vec<Vec<Held>> {
+        let all = self.pass.config.num_layers;
+        let counts = num_layers.map_or(0..=all, |count| count..=count);
+        let ends = [(false, false), (true, false), (false, true), (true, true)];
+        let resident =
+            counts.flat_map(|num_layers| ends.map(|(embedding, head)| Resident { num_layers, embedding, head }));
+        resident.map(|resident| LOOKAHEADS.map(|lookahead| self.held(resident, lookahead)).into()).collect()
+    }
+
+    fn held(&self, resident: Resident, lookahead: usize) -> Held {
+        let shards = self.shards(&resident, lookahead);
+        let Schedules { train, evaluate, .. } = self.schedules;
+        let gathered = match self.hardware.kind {
+            Kind::Host => shards.gathered_peak(train),
+            // One arena, with gaps between units of different sizes.
+            Kind::Gpu => ring_bytes(&shards, &[train, evaluate]),
+        };
+        Held { resident, shard: shards.kept_bytes(), gathered, shards }
+    }
+
+    /// First micro-batches as they are dealt, which stay where nothing else is faster. Then other numbers of runs, from one
+    /// up to one for each row, in steps of a half or a third, as far as that makes runs smaller.
+    fn choices(&self) -> impl Iterator<Item = Choices> {
+        let (as_dealt, num_rows) = (self.rows.num_micro_batches, self.rows.trained.update.num_rows.max(1));
+        let powers = std::iter::successors(Some(1_usize), |power| power.checked_mul(2));
+        let steps = powers.take_while(|power| *power <= num_rows).flat_map(|power| [power, power + power / 2]);
+        let mut all: Vec<usize> = steps.filter(|runs| *runs <= num_rows).chain([num_rows]).collect();
+        all.dedup_by_key(|runs| num_rows.div_ceil(*runs));
+        all.retain(|runs| *runs != as_dealt);
+        all.insert(0, as_dealt);
+        all.into_iter().flat_map(|runs| WAYS.map(|keep| Choices { keep, runs }))
+    }
+
+    fn way(&self, choices: Choices, held: &Held) -> Way {
+        let is_on_gpu = self.hardware.kind == Kind::Gpu;
+        Way {
+            keep: choices.keep,
+            resident: held.resident,
+            runs: choices.runs,
+            lookahead: held.shards.lookahead(),
+            memory: self.memory(choices, held.shard, held.gathered),
+            time: is_on_gpu.then(|| self.step(choices, &held.shards, &self.times(choices))),
+        }
+    }
+
+    fn memory(&self, Choices { keep, runs }: Choices, shard: ByteCount, gathered: ByteCount) -> MemoryPlan {
+        let pass = Pass { batch: self.rows.largest_run(runs), ..self.pass };
+        MemoryPlan {
+            shard,
+            gathered,
+            trained: self.trained,
+            activations: pass.activations(keep),
+            workspace: pass.workspace(),
+            libraries: pass.libraries(self.hardware.world_size),
+            budget: self.budget,
+        }
+    }
+
+    /// Of each use of a unit by one run.
+    fn times(&self, Choices { keep, runs }: Choices) -> Vec<f64> {
+        let (Pass { config, lora, compute, .. }, update) = (self.pass, self.rows.trained.update);
+        let (num_tokens, num_rows) = (update.num_tokens as f64, update.num_rows.max(1) as f64);
+        let row_length = num_tokens / num_rows;
+        let times = Times { config, lora, compute, keep, num_tokens: num_tokens / runs as f64, row_length };
+        times.of_order(self.units, &self.schedules.train)
+    }
+
+    fn step(&self, choices: Choices, shards: &ShardPlan, times: &[f64]) -> StepTime {
+        let Walked { total, waited } = timeline::walks(shards, &self.schedules.train, times, self.link, choices.runs);
+        let reduce = self.reduce();
+        StepTime {
+            seconds: total + reduce + self.optimizer() + END_OF_STEP,
+            exposed: waited + reduce,
+            num_tokens: self.rows.trained.update.num_tokens,
+        }
+    }
+
+    /// Gradients to their parts, and the new parts to everybody; in f32.
+    fn reduce(&self) -> f64 {
+        let world_size = self.hardware.world_size as f64;
+        let remote = (world_size - 1.0) / world_size;
+        2.0 * 4.0 * self.num_adapter_elements as f64 * remote / REDUCE
+    }
+
+    /// AdamW reads gradient and weight and two moments and writes three of them; then the adapter is rounded.
+    fn optimizer(&self) -> f64 {
+        let num_elements = self.num_adapter_elements as f64;
+        (28.0 * num_elements / self.hardware.world_size as f64 + 6.0 * num_elements) / MEMORY
+    }
+}
+
+/// What is computed, whatever is resident.
+#[derive(Debug, Clone, Copy)]
+struct Choices {
+    keep: Keep,
+    runs: usize,
+}
+
+/// Weights as one way holds them.
+struct Held {
+    resident: Resident,
+    shards: ShardPlan,
+    shard: ByteCount,
+    gathered: ByteCount,
+}

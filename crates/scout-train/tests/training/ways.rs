@@ -1,0 +1,272 @@
+//! The planner's predictions against measured steps, and what it chooses for Scout on eight GPUs of different memory.
+
+use scout_config::RunConfig;
+use scout_core::ExitCode;
+use scout_model::{Keep, ModelConfig, NameStyle};
+use scout_train::machine::{ComputeType, Hardware, Kind, Room};
+use scout_train::memory::LargestBatch;
+use scout_train::plan::{DataCounts, ModelSource, RunPlan};
+use scout_train::prepare::prepare;
+use scout_train::run;
+use scout_train::runs::Largest;
+use scout_train::step_bench::with_layers;
+use scout_train::ways::{Resident, Way};
+use scout_train::{Result, TrainError};
+
+use crate::bench::{Bench, adapter_of, assert_all_near, assert_near, on_every_rank};
+
+fn config(overrides: &[&str]) -> RunConfig {
+    let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+    let text = "random_weights: true\nlora_target: all\ngradient_accumulation_steps: 1\n";
+    RunConfig::from_text("test.yaml", text, &overrides, &[]).unwrap().config
+}
+
+fn scout() -> ModelSource {
+    ModelSource { config: ModelConfig::scout(), style: NameStyle::Conditional, folder: None }
+}
+
+fn gpus(world_size: usize) -> Hardware {
+    Hardware { world_size, kind: Kind::Gpu, compute: ComputeType::Bf16, room: Room::Unknown }
+}
+
+fn on_eight(overrides: &[&str]) -> Result<RunPlan> {
+    RunPlan::resolve(&config(overrides), scout(), gpus(8), None, None)
+}
+
+fn with(rows: usize, gib: u64, more: &[&str]) -> RunPlan {
+    let (rows, memory) = (format!("per_device_train_batch_size={rows}"), format!("device_memory={gib}GiB"));
+    on_eight(&[&["cutoff_len=2048", &rows, &memory], more].concat()).unwrap()
+}
+
+fn seconds(plan: &RunPlan) -> f64 {
+    plan.way.time.unwrap().seconds
+}
+
+fn tokens_per_second(plan: &RunPlan) -> f64 {
+    plan.way.time.unwrap().tokens_per_second()
+}
+
+#[test]
+fn measured_steps_are_predicted_within_fifteen_percent() {
+    // One H200, everything resident: layers, rows, tokens in all, longest row, what is kept, seconds.
+    for (layers, rows, tokens, longest, keep, measured) in [
+        (4, 8, 16_384, 2048, Keep::Everything, 0.2617),
+        (4, 16, 32_768, 2048, Keep::Everything, 0.5169),
+        (4, 2, 4096, 2048, Keep::Everything, 0.0676),
+        (4, 16, 2740, 1200, Keep::Everything, 0.0469),
+        (4, 4, 32_768, 8192, Keep::Everything, 0.5788),
+        (24, 8, 16_384, 2048, Keep::AllButGateUp, 1.2702),
+    ] {
+        let source = with_layers(scout(), layers);
+        let batch = LargestBatch { num_rows: rows, num_tokens: tokens, longest_row: longest };
+        let trained = Largest::of_alike(batch, 1);
+        let data = DataCounts { num_rows: rows, updates_per_epoch: 1, trained, scored: Largest::default() };
+        let plan = RunPlan::resolve(&config(&[]), source, gpus(1), Some(data), None).unwrap();
+        let way = plan.ways.iter().find(|way| way.keep == keep).unwrap();
+        let predicted = way.time.unwrap().seconds;
+        let ratio = predicted / measured;
+        assert!((0.85..=1.15).contains(&ratio), "{layers} layers, {rows} rows: {predicted} s, measured {measured} s");
+    }
+}
+
+#[test]
+fn scout_on_eight_gpus_fits_and_is_as_fast_as_its_arithmetic_allows() {
+    for (gib, rows, least, most) in [
+        // Products at their sustained rate would make 9,800 tokens a second.
+        (137, 16, 7500.0, 9800.0),
+        (137, 8, 7500.0, 9800.0),
+        (80, 16, 6000.0, 9800.0),
+        // The link alone takes a second for a pass forward and back, less what is resident.
+        (137, 1, 2000.0, 7000.0),
+        (80, 1, 1500.0, 5000.0),
+    ] {
+        let plan = with(rows, gib, &[]);
+        let Way { memory, resident, .. } = plan.way;
+        assert!(memory.total().0 <= gib << 30 && memory.libraries.0 > 0, "{memory:?}");
+        let speed = tokens_per_second(&plan);
+        assert!((least..most).contains(&speed), "{gib} GiB, {rows} rows: {speed} tokens/s, {:?}", plan.way);
+        // What is printed is what runs.
+        assert_eq!((plan.settings.keep, plan.runs, plan.memory), (plan.way.keep, plan.way.runs, memory));
+        assert_eq!((plan.shards.kept_bytes(), plan.shards.lookahead()), (memory.shard, plan.way.lookahead));
+        let peak = plan.shards.gathered_peak(&plan.schedules.train);
+        assert!(memory.gathered >= peak && memory.gathered.0 < peak.0 + peak.0 / 4, "{} of {peak}", memory.gathered);
+        assert!(plan.ways.len() >= 3 && plan.ways[0] == plan.way, "{:?}", plan.ways);
+        assert!(resident.num_layers < 48);
+    }
+    // A small batch needs less for itself, which layers take.
+    assert!(with(1, 137, &[]).way.resident.num_layers > with(16, 137, &[]).way.resident.num_layers);
+    assert_eq!(with(16, 137, &[]).way.keep, Keep::Everything, "runs of fewer tokens cost less than computing again");
+    assert!(with(16, 137, &[]).runs > 1);
+    let error = on_eight(&["cutoff_len=2048", "per_device_train_batch_size=8", "device_memory=30GiB"]).unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::DeviceUnavailable);
+}
+
+#[test]
+fn more_memory_is_never_slower() {
+    for rows in [1, 16] {
+        let times: Vec<f64> = (44..=140).step_by(12).map(|gib| seconds(&with(rows, gib, &[]))).collect();
+        assert!(times.is_sorted_by(|less, more| less >= more), "{rows} rows: {times:?}");
+        assert!(times[0] > 1.2 * times[times.len() - 1], "{rows} rows: {times:?}");
+    }
+}
+
+#[test]
+fn what_is_written_about_residency_is_obeyed() {
+    let free = with(4, 137, &[]);
+    for count in [0, 1, 7] {
+        let plan = with(4, 137, &[&format!("resident_layers={count}")]);
+        assert_eq!(plan.way.resident.num_layers, count);
+        assert!(plan.ways.iter().all(|way| way.resident.num_layers == count));
+        assert!(seconds(&plan) >= seconds(&free));
+        let whole = (0..48).filter(|layer| {
+            let unit = plan.units.layer(*layer).gate_up;
+            plan.shards.unit(unit).shard_len == plan.shards.unit(unit).spec.num_elements()
+        });
+        assert_eq!(whole.count(), count);
+    }
+    let error = on_eight(&["resident_layers=49"]).unwrap_err();
+    assert!(matches!(error, TrainError::Config { key: "resident_layers", .. }), "{error}");
+    // Where memory is unknown nothing is held on a guess.
+    let unknown = on_eight(&[]).unwrap();
+    assert_eq!((unknown.way.resident, unknown.runs), (Resident::NOTHING, 1));
+    let whole = on_eight(&["weights=resident"]).unwrap();
+    assert_eq!((whole.way.resident, whole.memory.gathered.0), (Resident::everything(48), 0));
+}
+
+#[test]
+fn the_slower_link_is_felt_where_little_hides_it() {
+    let [copy, nccl] = ["copy", "nccl"].map(|gather| with(1, 80, &[&format!("gather={gather}")]).way.time.unwrap());
+    assert!(nccl.seconds > copy.seconds && nccl.exposed > copy.exposed, "{nccl:?} {copy:?}");
+    // An update of two micro-batches takes twice as long, but for what happens once.
+    let [one, two] = [1, 2].map(|n| seconds(&with(8, 137, &[&format!("gradient_accumulation_steps={n}")])));
+    assert!(two > 1.9 * one && two < 2.0 * one, "{one} {two}");
+}
+
+#[test]
+fn micro_batches_that_gather_the_whole_model_are_merged() {
+    let accumulated = |count: usize, more: &[&str]| {
+        let count = format!("gradient_accumulation_steps={count}");
+        with(1, 137, &[&[count.as_str()], more].concat())
+    };
+    let plan = accumulated(8, &[]);
+    let as_dealt = plan.ways.iter().filter(|way| way.runs == 8).map(|way| way.time.unwrap().seconds);
+    let as_dealt = as_dealt.min_by(f64::total_cmp).expect("what merging gains is shown");
+    assert!(plan.runs < 8 && seconds(&plan) < 0.8 * as_dealt, "{as_dealt} {:?}", plan.way);
+    assert!(as_dealt < 8.0 * seconds(&accumulated(1, &[])), "only the first run begins with an idle link");
+    assert_eq!(plan.way.time.unwrap().num_tokens, 8 * 2048);
+    // As good as rows that were dealt as one micro-batch from the beginning.
+    let whole = with(8, 137, &[]);
+    assert_eq!((plan.way, plan.shards.kept_bytes()), (whole.way, whole.shards.kept_bytes()));
+    // What is written about residency holds here as well.
+    assert!(accumulated(8, &["resident_layers=2"]).ways.iter().all(|way| way.resident.num_layers == 2));
+}
+
+#[test]
+fn where_nothing_is_gathered_only_a_gpu_merges_and_only_to_be_faster() {
+    let plan = |hardware: Hardware, overrides: &[&str]| {
+        let shared = ["cutoff_len=128", "per_device_train_batch_size=1", "gradient_accumulation_steps=4"];
+        let source = with_layers(scout(), 4);
+        RunPlan::resolve(&config(&[&shared, overrides].concat()), source, hardware, None, None).unwrap()
+    };
+    let memory = "device_memory=137GiB";
+    let merged = plan(gpus(1), &[memory]);
+    let as_dealt = merged.ways.iter().find(|way| way.runs == 4).expect("what merging gains is shown");
+    assert!(merged.runs < 4 && seconds(&merged) < as_dealt.time.unwrap().seconds, "{:?}", merged.ways);
+    assert!(merged.ways.iter().all(|way| way.runs <= 4));
+    for (hardware, overrides) in [
+        (gpus(1), &[][..]),
+        (gpus(1), &[memory, "deterministic=true"]),
+        (1.into(), &["device_memory=1000GiB"]),
+        (8.into(), &["device_memory=1000GiB"]),
+    ] {
+        let plan = plan(hardware, overrides);
+        let keeps: Vec<(usize, Keep)> = plan.ways.iter().map(|way| (way.runs, way.keep)).collect();
+        let expected = [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly].map(|keep| (4, keep));
+        assert_eq!((plan.runs, &keeps[..]), (4, &expected[..]), "{overrides:?}");
+    }
+}
+
+#[test]
+fn merged_micro_batches_are_the_same_update() {
+    let bench = Bench::new();
+    let train = |overrides: &[&str], runs: usize| {
+        let shared = ["per_device_train_batch_size=2", "gradient_accumulation_steps=4", "adam_epsilon=1.0e-3"];
+        let config = bench.config(&[&shared, overrides].concat());
+        let (mut prepared, mut trainer) = crate::bench::trainer(&config);
+        assert_eq!(prepared.data.runs, 4, "the host takes micro-batches as they are dealt");
+        prepared.data.runs = runs;
+        let chunk_size = prepared.plan.source.config.attention_chunk_size;
+        let step = |step| {
+            let (batches, counts) = prepared.data.update(step, 0, chunk_size).unwrap();
+            assert_eq!((batches.len(), counts.micro_batches), (runs, 4));
+            trainer.step(&batches, step).unwrap()
+        };
+        let reports: Vec<_> = (0..3).map(step).collect();
+        (reports, adapter_of(&trainer))
+    };
+    for overrides in [
+        // Dropout's masks belong to rows, wherever these are computed.
+        &["loss_reduction=token", "lora_target=all", "lora_dropout=0.2"][..],
+        &["loss_reduction=micro_batch_mean"],
+    ] {
+        let (as_dealt, adapter) = train(overrides, 4);
+        for runs in [1, 2] {
+            let (found, merged) = train(overrides, runs);
+            let what = format!("{overrides:?} in {runs} runs");
+            for (found, expected) in found.iter().zip(&as_dealt) {
+                assert_eq!(found.num_tokens, expected.num_tokens, "{what}");
+                assert_near(&what, found.loss, expected.loss, 1e-5);
+                assert_near(&what, found.grad_norm, expected.grad_norm, 1e-5);
+            }
+            assert_all_near(&what, &merged, &adapter, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn resident_layers_lie_evenly_among_the_others() {
+    for num_layers in [1, 2, 5, 48] {
+        for count in 0..=num_layers {
+            let resident = Resident { num_layers: count, ..Resident::NOTHING };
+            let whole: Vec<usize> = (0..num_layers).filter(|layer| resident.has_layer(*layer, num_layers)).collect();
+            assert_eq!(whole.len(), count);
+            let gaps: Vec<usize> = whole.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let (least, most) = (gaps.iter().min().copied(), gaps.iter().max().copied());
+            assert!(most.unwrap_or(0) - least.unwrap_or(0) <= 1, "{count} of {num_layers}: {whole:?}");
+            assert_eq!(whole.first(), (count > 0).then_some(&0));
+        }
+    }
+}
+
+#[test]
+fn a_micro_batch_in_runs_is_the_same_update() {
+    let bench = Bench::new();
+    // Two ranks, and a last update that wraps; one run more than rows leaves one empty on every rank.
+    for reduction in ["token", "micro_batch_mean"] {
+        let config = bench.config(&["max_samples=11", &format!("loss_reduction={reduction}")]);
+        let train = |runs| {
+            on_every_rank(2, |job| {
+                let mut prepared = prepare(&config, 2).unwrap();
+                prepared.data.runs = runs;
+                let mut trainer = run::build(&config, &prepared, &job).unwrap();
+                let step = |step| {
+                    let chunk_size = prepared.plan.source.config.attention_chunk_size;
+                    let (batches, _) = prepared.data.update(step, job.mesh().rank().0, chunk_size).unwrap();
+                    assert_eq!(batches.len(), runs);
+                    trainer.step(&batches, step).unwrap()
+                };
+                (0..4).map(step).collect::<Vec<_>>()
+            })
+            .remove(0)
+        };
+        let whole = train(1);
+        for runs in [2, 3, 5] {
+            for (found, expected) in train(runs).iter().zip(&whole) {
+                assert_eq!(found.num_tokens, expected.num_tokens);
+                let near = |a: f64, b: f64| (a - b).abs() <= 1e-4 * b.abs();
+                let is_near = near(found.loss, expected.loss) && near(found.grad_norm, expected.grad_norm);
+                assert!(is_near, "{reduction}, {runs} runs: {found:?}, whole {expected:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! `bench`: what its numbers are made of, on ranks of the host. How fast anything is, is tested nowhere.
+
+use serde_json::Value;
+
+use crate::folder::Folder;
+
+/// Three rows of 15, 13 and 20 tokens.
+const LENGTHS: &str = r#"{"prompt_overhead": 10, "output_overhead": 1, "lengths": [[2, 0, 3], [1, 1, 1], [4, 0, 6]]}"#;
+const STEP: [&str; 7] = ["bench", "step", "run.yaml", "--layers", "1", "--batch", "1"];
+
+fn launched(extra: &[&str]) -> Vec<String> {
+    let launch = ["launch", "-n", "2"];
+    launch.iter().chain(&STEP).chain(extra).map(|word| word.to_string()).collect()
+}
+
+fn succeed(folder: &Folder, words: &[String]) -> String {
+    folder.succeed(&words.iter().map(String::as_str).collect::<Vec<_>>()).stdout
+}
+
+#[test]
+fn two_ranks_step_together_and_each_has_its_line() {
+    let folder = Folder::with_toy();
+    let words = launched(&["--seq", "16", "--steps", "3", "--json", "two.json", "--trace", "trace.json"]);
+    let said = succeed(&folder, &words);
+    assert!(said.contains("3 steps: ") && said.contains(" on each rank"), "{said}");
+    let table: Vec<&str> = said.lines().skip_while(|line| !line.contains("exposed")).collect();
+    assert_eq!(table.len(), 3, "{said}");
+    assert!(!said.contains("[rank 1]"), "only the first rank tells:\n{said}");
+
+    let found = folder.json("two.json");
+    for key in ["layers", "gpus", "batch", "seq", "tok_s_gpu", "useful_tflops", "step_s", "commit", "command"] {
+        assert!(!found[key].is_null(), "`{key}` is missing: {found}");
+    }
+    assert_eq!((&found["layers"], &found["steps"], &found["batch"]), (&1.into(), &3.into(), &1.into()));
+    // Two ranks with a row of 16 tokens each.
+    assert_eq!(found["tokens"], 3 * 2 * 16);
+    let ranks = found["ranks"].as_array().unwrap();
+    assert_eq!(ranks.iter().map(|rank| rank["rank"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1]);
+    for rank in ranks {
+        let [step, compute, exposed] = ["step_s", "compute_s", "exposed_s"].map(|key| rank[key].as_f64().unwrap());
+        assert!(compute > 0.0 && exposed > 0.0 && (step - compute - exposed).abs() < 1e-9, "{rank}");
+        assert!(rank["memory_peak_bytes"].as_u64().unwrap() > 1 << 20, "{rank}");
+    }
+    let exposed = found["exposed_comm"].as_f64().unwrap();
+    assert!(exposed > 0.0 && exposed < 1.0, "{exposed}");
+    assert!(found["environment"]["host_cores"].as_u64().unwrap() >= 1, "{found}");
+    assert_eq!((&found["plan"]["runs"], &found["plan"]["resident_layers"]), (&1.into(), &0.into()));
+    check_trace(&folder.json("trace.json"));
+}
+
+/// Every phase of a step on both ranks, one behind the other.
+fn check_trace(trace: &Value) {
+    let events = trace["traceEvents"].as_array().unwrap();
+    for rank in 0..2 {
+        let spans: Vec<&Value> = events.iter().filter(|event| event["ph"] == "X" && event["pid"] == rank).collect();
+        for phase in ["forward", "loss", "backward", "reduce", "update"] {
+            assert!(spans.iter().any(|span| span["name"] == phase), "rank {rank} has no {phase}: {spans:?}");
+        }
+        let number = |span: &Value, key: &str| span[key].as_f64().unwrap();
+        for pair in spans.windows(2) {
+            assert!(number(pair[0], "ts") + number(pair[0], "dur") <= number(pair[1], "ts") + 0.01, "{pair:?}");
+        }
+    }
+}
+
+#[test]
+fn the_same_steps_have_the_same_losses_however_weights_are_held() {
+    let folder = Folder::with_toy();
+    let losses = |weights: &str, ranks: bool| -> Vec<Value> {
+        let setting = format!("weights={weights}");
+        let extra = [&setting[..], "--seq", "16", "--steps", "4", "--json", "steps.json"];
+        match ranks {
+            true => succeed(&folder, &launched(&extra)),
+            false => folder.succeed(&[&STEP[..], &extra].concat()).stdout,
+        };
+        folder.json("steps.json")["loss_bits"].as_array().unwrap().clone()
+    };
+    let sharded = losses("zero3", true);
+    assert_eq!(sharded.len(), 4);
+    assert_eq!(sharded, losses("resident", true));
+    // Training goes on, on other rows than those of one rank.
+    assert_ne!(sharded[0], sharded[3]);
+    assert_ne!(sharded, losses("zero3", false));
+}
+
+#[test]
+fn a_whole_job_runs_every_update_of_its_epochs_once() {
+    let folder = Folder::with_toy();
+    folder.write("lengths.json", LENGTHS);
+    let words = launched(&["--lengths", "lengths.json", "--epochs", "3", "--json", "job.json"]);
+    let said = succeed(&folder, &words);
+    // Three rows on two ranks: the second update of an epoch wraps to the first row.
+    let tokens = 3 * (15 + 13 + 20 + 15);
+    assert!(said.contains(&format!("6 updates of 3 epochs: {tokens} tokens in ")), "{said}");
+    let found = folder.json("job.json");
+    assert_eq!((&found["steps"], &found["tokens"], &found["seq"]), (&6.into(), &tokens.into(), &Value::Null));
+    let (rate, seconds) = (found["tok_s_gpu"].as_f64().unwrap(), found["seconds"].as_f64().unwrap());
+    assert!((rate * seconds * 2.0 - tokens as f64).abs() < 1e-6, "{found}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let folder = Folder::with_toy();
+    let cases: [(&[&str], &str); 6] = [
+        (&["bench", "gather", "run.yaml"], "what several GPUs do together"),
+        (&["launch", "-n", "2", "bench", "gather", "run.yaml"], "what several GPUs do together"),
+        (&["bench", "comm"], "what several GPUs do together"),
+        (&["bench", "comm", "--bytes-min", "4096", "--bytes-max", "2048"], "`--bytes-max` 2048 is less"),
+        (&["bench", "step", "run.yaml", "--epochs", "2"], "--lengths"),
+        (&["bench", "step", "run.yaml", "--steps", "2", "--seconds", "2"], "cannot be used with"),
+    ];
+    for (words, said) in cases {
+        let ended = folder.run(words);
+        assert_eq!(ended.code, Some(2), "{words:?}\n{}", ended.stderr);
+        assert!(ended.stderr.contains(said), "{words:?} does not say `{said}`:\n{}", ended.stderr);
+    }
+}

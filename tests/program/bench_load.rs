@@ -1,0 +1,46 @@
+//! `bench load`: what is read is what the model has, and it is told beside the disk's own rate.
+
+use crate::folder::Folder;
+
+#[test]
+fn loading_is_measured_beside_the_disk_and_written_as_json() {
+    let folder = Folder::with_toy();
+    let said = folder.succeed(&["bench", "load", "run.yaml", "--streams", "3", "--json", "load.json"]).stdout;
+    assert!(said.contains("disk before: ") && said.contains("% of the disk's rate"), "{said}");
+    let json = folder.json("load.json");
+    let header = u64::from_le_bytes(folder.bytes("toy/model.safetensors")[..8].try_into().unwrap());
+    let of_tensors = folder.bytes("toy/model.safetensors").len() as u64 - 8 - header;
+    assert_eq!(json["bytes"], of_tensors, "{json:#}");
+    for (key, expected) in [("streams", 3), ("ranks", 1), ("gpus", 0)] {
+        assert_eq!(json[key], expected, "{key}: {json:#}");
+    }
+    assert_eq!((json["benchmark"].as_str(), json["device"].as_str()), (Some("load"), Some("cpu")));
+    let [rate, disk, ratio] = ["gb_s", "disk_gb_s", "ratio"].map(|key| json[key].as_f64().unwrap());
+    assert!(rate > 0.0 && disk > 0.0 && (ratio - rate / disk).abs() <= 1e-9 * ratio, "{json:#}");
+    assert!(json["command"].as_str().unwrap().contains("bench load run.yaml"), "{json:#}");
+}
+
+#[test]
+fn ranks_read_their_parts_together_and_the_first_one_tells() {
+    let folder = Folder::with_toy();
+    let said = folder.succeed(&["launch", "-n", "3", "bench", "load", "run.yaml", "--json", "load.json"]).stdout;
+    assert_eq!(said.matches("weights: ").count(), 1, "{said}");
+    let json = folder.json("load.json");
+    let model = folder.bytes("toy/model.safetensors");
+    let of_tensors = model.len() as u64 - 8 - u64::from_le_bytes(model[..8].try_into().unwrap());
+    assert_eq!((json["bytes"].as_u64(), json["ranks"].as_u64()), (Some(of_tensors), Some(3)), "{json:#}");
+}
+
+#[test]
+fn without_files_there_is_nothing_to_measure_and_bad_weights_are_named() {
+    let folder = Folder::with_toy();
+    let ended = folder.run(&["bench", "load", "run.yaml", "--synthetic"]);
+    assert_eq!(ended.code, Some(66), "{}", ended.stderr);
+    let mut model = folder.bytes("toy/model.safetensors");
+    let last = model.len() - 4;
+    model[last..].fill(0xff);
+    folder.write("toy/model.safetensors", model);
+    let ended = folder.run(&["bench", "load", "run.yaml"]);
+    assert_eq!(ended.code, Some(65), "{}", ended.stderr);
+    assert!(ended.stderr.contains("model.safetensors") && ended.stderr.contains("NaN"), "{}", ended.stderr);
+}
