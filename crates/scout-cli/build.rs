@@ -1,8 +1,11 @@
-//! Names the commit that the program is built from, where git and its folder are there. Runs again when the branch moves,
-//! and not when a file changes that is not committed: such changes are not told.
+//! Names the commit that the program is built from, where git and its folder are there, and marks it `-dirty` where sources
+//! differ from it. Runs again when the branch moves and when a source changes.
 
 use std::path::Path;
 use std::process::Command;
+
+/// What the program is built from.
+const SOURCES: [&str; 4] = ["crates", "launcher", "Cargo.toml", "Cargo.lock"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -19,8 +22,20 @@ fn main() {
                 println!("cargo::rerun-if-changed={path}");
             }
         }
+        for source in SOURCES {
+            println!("cargo::rerun-if-changed=../../{source}");
+        }
     }
-    println!("cargo::rustc-env=SCOUT_DIST_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+    let dirty = if commit.is_some() && differs() { "-dirty" } else { "" };
+    println!("cargo::rustc-env=SCOUT_DIST_COMMIT={}{dirty}", commit.as_deref().unwrap_or("unknown"));
+}
+
+/// Whether sources that git knows differ from the commit. A new file counts once one of them names it.
+fn differs() -> bool {
+    let paths = SOURCES.map(|source| format!(":/{source}"));
+    // Others may be working with this repository: a build must not hold its index.
+    let diff = ["--no-optional-locks", "diff", "--quiet", "HEAD", "--"];
+    Command::new("git").args(diff).args(paths).status().is_ok_and(|status| status.code() == Some(1))
 }
 
 /// What git answers in this folder; nothing where it is missing or fails.

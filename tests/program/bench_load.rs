@@ -11,10 +11,14 @@ fn loading_is_measured_beside_the_disk_and_written_as_json() {
     let header = u64::from_le_bytes(folder.bytes("toy/model.safetensors")[..8].try_into().unwrap());
     let of_tensors = folder.bytes("toy/model.safetensors").len() as u64 - 8 - header;
     assert_eq!(json["bytes"], of_tensors, "{json:#}");
-    for (key, expected) in [("streams", 3), ("ranks", 1), ("gpus", 0)] {
+    for (key, expected) in [("streams", 3), ("num_ranks", 1), ("gpus", 0), ("layers", 1)] {
         assert_eq!(json[key], expected, "{key}: {json:#}");
     }
-    assert_eq!((json["benchmark"].as_str(), json["device"].as_str()), (Some("load"), Some("cpu")));
+    let device = json["environment"]["device"].as_str();
+    assert_eq!((json["benchmark"].as_str(), device), (Some("load"), Some("cpu")));
+    for key in ["batch", "seq", "tok_s_gpu", "useful_tflops", "step_s"] {
+        assert_eq!(json.get(key), Some(&serde_json::Value::Null), "{key}: {json:#}");
+    }
     let [rate, disk, ratio] = ["gb_s", "disk_gb_s", "ratio"].map(|key| json[key].as_f64().unwrap());
     assert!(rate > 0.0 && disk > 0.0 && (ratio - rate / disk).abs() <= 1e-9 * ratio, "{json:#}");
     assert!(json["command"].as_str().unwrap().contains("bench load run.yaml"), "{json:#}");
@@ -28,7 +32,7 @@ fn ranks_read_their_parts_together_and_the_first_one_tells() {
     let json = folder.json("load.json");
     let model = folder.bytes("toy/model.safetensors");
     let of_tensors = model.len() as u64 - 8 - u64::from_le_bytes(model[..8].try_into().unwrap());
-    assert_eq!((json["bytes"].as_u64(), json["ranks"].as_u64()), (Some(of_tensors), Some(3)), "{json:#}");
+    assert_eq!((json["bytes"].as_u64(), json["num_ranks"].as_u64()), (Some(of_tensors), Some(3)), "{json:#}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What this program was built from.
 
-/// The commit; `unknown` where the sources were not in a repository. Changes that were not committed are not told.
+/// The commit, with `-dirty` where sources differed from it; `unknown` where they were not in a repository.
 pub const COMMIT: &str = env!("SCOUT_DIST_COMMIT");
 
 /// Version and commit, as `--version` prints them.

@@ -23,6 +23,8 @@ use crate::ranks::{Launcher, Ranks};
 
 /// A rank alone waits for nobody; a deadline is set all the same, because every wait has one.
 pub const ALONE_DEADLINE: Duration = Duration::from_secs(120);
+/// How long ranks wait for each other at the start, where no configuration says so.
+pub const INIT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a rank whose collective failed waits to be told why.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a rank that is asked to end waits to be told why: longer than a death takes to be known, shorter than anybody's

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use scout_comm::gpu::Gather;
+use scout_comm::gpu::{Gather, Way};
 use scout_core::ByteCount;
 use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, FreeList};
 use scout_device::{Purpose, Tensor};
@@ -19,6 +19,7 @@ pub struct Ring {
     device: Arc<CudaDevice>,
     memory: Arena,
     gather: Box<dyn Gather>,
+    way: Way,
     waits: Mutex<Waits>,
 }
 
@@ -38,8 +39,12 @@ pub(crate) struct Arriving {
 
 impl Ring {
     /// `memory` must be at home on the stream of `gather`.
-    pub fn new(device: &Arc<CudaDevice>, memory: Arena, gather: Box<dyn Gather>) -> Ring {
-        Ring { device: device.clone(), memory, gather, waits: Mutex::default() }
+    pub fn new(device: &Arc<CudaDevice>, memory: Arena, (way, gather): (Way, Box<dyn Gather>)) -> Ring {
+        Ring { device: device.clone(), memory, gather, way, waits: Mutex::default() }
+    }
+
+    pub fn way(&self) -> Way {
+        self.way
     }
 
     /// Queues the gather of the unit `name`, of which `part` is this rank's.
@@ -129,7 +134,7 @@ fn has_room(plan: &ShardPlan, schedule: &Schedule, bytes: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use scout_core::{ParamSpec, UnitId, UnitSpec};
+    use scout_core::{DType, ParamSpec, UnitId, UnitSpec};
 
     use super::*;
     use crate::plan::none_resident;
@@ -167,11 +172,16 @@ mod tests {
 
     #[test]
     fn gaps_that_nothing_fits_into_are_counted() {
-        // 1 is given back between 0 and 2, and 3 is larger than what it leaves: the sum alone would not do.
-        let plan = plan(&[128, 128, 128, 256], 2);
-        let schedule = schedule(&[&[1], &[0], &[2], &[3]]);
+        // Units of one, two and two grains, one ahead. At most the last two are whole, four grains. In four of them the first
+        // unit lies in grain 0, the second in 1 and 2, and when the third comes, 0 and 3 are free, which do not touch. In
+        // five of them it finds 3 and 4.
+        let grain = Arena::GRAIN / DType::F32.size().0 as usize;
+        let plan = plan(&[grain, 2 * grain, 2 * grain], 1);
+        let schedule = schedule(&[&[0], &[1], &[2]]);
         let (bytes, most) = (ring_bytes(&plan, &[&schedule]).0 as usize, plan.gathered_peak(&schedule).0 as usize);
-        assert_eq!(has_room(&plan, &schedule, most), bytes == most);
+        assert_eq!(most, 4 * Arena::GRAIN);
+        assert!(!has_room(&plan, &schedule, most));
+        assert_eq!(bytes, 5 * Arena::GRAIN);
         assert!(has_room(&plan, &schedule, bytes));
     }
 

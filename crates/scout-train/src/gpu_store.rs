@@ -66,7 +66,7 @@ impl<'a> GpuRoom<'a> {
                 // What was made is queued, and others are about to fetch it.
                 device.finish()?;
                 let gather = way.open(Ranks { device, comm: &*job.comm }, &memory)?;
-                Some(Ring::new(device, memory.ring, gather))
+                Some(Ring::new(device, memory.ring, (way, gather)))
             }
         };
         Ok(ShardStore::on_gpu(plan, kept, ring))

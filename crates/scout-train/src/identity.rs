@@ -3,10 +3,14 @@
 
 use blake3::Hasher;
 use scout_checkpoint::ModelFolder;
+use scout_comm::Communicator;
 use scout_config::RunConfig;
+use scout_core::{DType, ExitCode};
+use scout_device::Buffer;
 
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::plan::ModelSource;
+use crate::prepare::Planned;
 
 /// Equal for equal values of all keys, wherever they were set.
 pub fn of_config(config: &RunConfig) -> [u8; 32] {
@@ -27,11 +31,34 @@ pub fn of_model(source: &ModelSource, random_weights: bool) -> Result<[u8; 32]> 
     Ok(*hasher.finalize().as_bytes())
 }
 
+/// What follows from data and adapter as well, which every rank reads for itself: how weights are held and in how many runs
+/// an update is computed decides which transfers there are. Fails on all ranks where one of them plans otherwise.
+pub fn must_plan_alike(planned: &Planned, comm: &dyn Communicator) -> Result<()> {
+    let Planned { plan, data, .. } = planned;
+    let mut hasher = Hasher::new();
+    hasher.update(format!("{:?} {:?} {:?} {:?}", plan.way, plan.steps, plan.lora, plan.schedules).as_bytes());
+    for length in data.examples.lengths().into_iter().chain(data.held_out.lengths()) {
+        hasher.update(&(length as u64).to_le_bytes());
+    }
+    let own = hasher.finalize();
+    let all = Buffer::zeros(DType::U8, own.as_bytes().len() * comm.mesh().size())?;
+    let all = comm.all_gather(&Buffer::from_u8(own.as_bytes().to_vec()), all)?.wait()?;
+    let of_ranks: Vec<&[u8]> = all.u8s()?.chunks_exact(own.as_bytes().len()).collect();
+    match of_ranks.iter().position(|other| *other != of_ranks[0]) {
+        None => Ok(()),
+        Some(rank) => Err(TrainError::Input {
+            path: format!("what rank {rank} has read"),
+            problem: "is other data, or another adapter, than what rank 0 has read: its plan is another one"
+                .to_string(),
+            code: ExitCode::BadData,
+        }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::synth::{SynthRequest, SynthShape, write_folder};
-    use scout_core::DType;
 
     fn config_of(text: &str) -> RunConfig {
         RunConfig::from_text("test.yaml", text, &[], &[]).unwrap().config

@@ -13,7 +13,7 @@ use scout_device::{Account, Device, Purpose};
 use scout_shard::ShardPlan;
 
 use crate::error::Result;
-use crate::readers::{CHUNK, Progressed, Readers};
+use crate::readers::{CHUNK, Progressed, Readers, with_signs_of_life};
 use crate::sums::sum_over_ranks;
 use crate::{gpu_weights, load};
 
@@ -54,8 +54,8 @@ impl LoadRates {
     }
 }
 
-/// Reads what this rank keeps of the model in `folder` to where it is kept, and forgets it. Each rank must call it; `tell` hears of the
-/// reading of this one.
+/// Reads what this rank keeps of the model in `folder` to where it is kept, and forgets it. Each rank must call it; `tell`
+/// hears of the reading of this one.
 pub fn measure(
     folder: &Path,
     plan: &ShardPlan,
@@ -73,7 +73,7 @@ pub fn measure(
     // Held until the time is taken: giving back so much memory takes time of its own.
     let (mut on_host, mut on_gpu) = (None, None);
     let load = timed(job, || {
-        let mut readers = Readers::new(num_readers).telling(tell);
+        let mut readers = Readers::new(num_readers).telling(with_signs_of_life(&job.whereabouts, tell));
         match device {
             Device::Cpu => on_host = Some(load::weights_by(files, plan, rank, &Account::new(None), &mut readers)?),
             Device::Cuda(gpu) => {

@@ -84,17 +84,14 @@ pub enum Room {
     Unknown,
     /// For weights and for all that a step needs.
     ForAll(ByteCount),
-    /// For all that a step needs; room for the weights was left beside it.
-    BesideWeights(ByteCount),
 }
 
 impl Hardware {
-    /// What weights, trained numbers, activations and scratch may take together, where the weights take `shard`.
-    pub fn memory(&self, shard: ByteCount) -> Option<ByteCount> {
+    /// What weights, trained numbers, activations and scratch may take together.
+    pub fn memory(&self) -> Option<ByteCount> {
         match self.room {
             Room::Unknown => None,
             Room::ForAll(bytes) => Some(bytes),
-            Room::BesideWeights(bytes) => Some(bytes + shard),
         }
     }
 }

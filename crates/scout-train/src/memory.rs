@@ -117,8 +117,8 @@ struct Widths {
     f: u64,
 }
 
-/// Context and NCCL, on each of several GPUs.
-const OF_SEVERAL_GPUS: ByteCount = ByteCount(3 << 29);
+/// Context and NCCL, on each of several GPUs. Two H200 held 2.1 GiB beside what the arenas hold.
+const OF_SEVERAL_GPUS: ByteCount = ByteCount(5 << 29);
 /// An f32 or a u32 for each token.
 const NUMBER: u64 = 4;
 /// Of a batch itself: ids, positions and three names, and of every scored position its row, token and weight.

@@ -163,12 +163,12 @@ impl RunPlan {
             hardware,
             pass,
             rows,
-            link: Link::of(config.device.gather),
+            link: Link::of(config.device.gather, hardware.world_size),
             num_adapter_elements: layout.num_elements(),
             trained: AdapterState::bytes(&layout, &hardware)
                 + TrainedWeights::bytes(&weights, &shards)
                 + most_in_flight(&weights, &shards, &schedules.send),
-            budget: config.device.device_memory.or(hardware.memory(shards.kept_bytes())),
+            budget: config.device.device_memory.or(hardware.memory()),
         };
         let ways = ways(config, &run)?;
         let way = choose(&ways, pass.batch)?;

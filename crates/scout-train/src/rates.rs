@@ -1,5 +1,6 @@
-//! How fast the parts of a step go, as measured: the only numbers of the planner that do not follow from shapes. All of them
-//! were taken on H200s at their power limit (`benches/results`), inside whole steps where not said otherwise.
+//! How fast the parts of a step go: the only numbers of the planner that do not follow from shapes. Those of one and of two
+//! GPUs were taken on H200s at their power limit (`benches/results`), inside whole steps where not said otherwise; what is
+//! said of eight comes from other programs there.
 
 use scout_config::Gather;
 
@@ -50,22 +51,30 @@ pub fn products(compute: ComputeType) -> f64 {
 /// What moves units into a rank.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Link {
-    /// Into one rank from all others.
-    pub bytes_per_second: f64,
+    /// Bytes a second into one rank from all others, while it computes.
+    pub under_products: f64,
+    /// While it stands still.
+    pub alone: f64,
     /// What arithmetic takes longer by while the link is busy, as a share.
     pub slowdown: f64,
 }
 
-/// Copy engines in rotation. They take memory bandwidth and power from products, 670 to 627 TFLOP/s.
-const COPY: Link = Link { bytes_per_second: 340e9, slowdown: 0.08 };
-/// NCCL under products, which lose multiprocessors to it as well.
-const NCCL: Link = Link { bytes_per_second: 288e9, slowdown: 0.12 };
+/// Between two GPUs (`bench gather`). Half of each unit is the rank's own part there, which multiprocessors copy.
+const TWO_BY_COPY: Link = Link { under_products: 218e9, alone: 289e9, slowdown: 0.097 };
+const TWO_BY_NCCL: Link = Link { under_products: 153e9, alone: 326e9, slowdown: 0.074 };
+/// Among more, copy engines in rotation: what one process that drove eight GPUs reached alone, less a tenth, and less a
+/// twentieth. Eight processes have not been measured in step. Products fell from 670 to 627 TFLOP/s.
+const COPY: Link = Link { under_products: 340e9, alone: 370e9, slowdown: 0.08 };
+/// NCCL's kernels among eight, which take multiprocessors from products: 781 to 583 TFLOP/s.
+const NCCL: Link = Link { under_products: 288e9, alone: 350e9, slowdown: 0.34 };
 
 impl Link {
-    pub fn of(gather: Gather) -> Link {
-        match gather {
-            Gather::Auto | Gather::Copy => COPY,
-            Gather::Nccl => NCCL,
+    pub fn of(gather: Gather, world_size: usize) -> Link {
+        match (gather, world_size) {
+            (Gather::Auto | Gather::Copy, ..=2) => TWO_BY_COPY,
+            (Gather::Nccl, ..=2) => TWO_BY_NCCL,
+            (Gather::Auto | Gather::Copy, _) => COPY,
+            (Gather::Nccl, _) => NCCL,
         }
     }
 }

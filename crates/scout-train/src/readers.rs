@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use std::{thread, vec};
 
-use scout_core::ByteCount;
+use scout_core::{ByteCount, Phase, Whereabouts};
 
 use crate::error::Result;
 
@@ -35,6 +35,22 @@ pub struct Progressed {
     /// Bytes of files.
     pub done: ByteCount,
     pub in_all: ByteCount,
+}
+
+/// `tell`, and a sign of life whenever more has been read: weights may take longer than any rank may stand still, and who
+/// reads does not.
+pub(crate) fn with_signs_of_life<'a>(
+    whereabouts: &'a Whereabouts,
+    mut tell: impl FnMut(Progressed) + 'a,
+) -> impl FnMut(Progressed) + 'a {
+    let mut before = ByteCount(0);
+    move |progressed| {
+        if progressed.done != before {
+            before = progressed.done;
+            whereabouts.enter(Phase::Load);
+        }
+        tell(progressed);
+    }
 }
 
 /// What is left to do. Each job is handed out once.
@@ -181,6 +197,23 @@ mod tests {
             let end = Progressed { done: ByteCount(bytes), in_all: ByteCount(bytes) };
             assert_eq!(told.last(), Some(&end), "{count} readers, {bytes} bytes");
         }
+    }
+
+    #[test]
+    fn whoever_reads_more_shows_it_and_whoever_stands_still_does_not() {
+        let whereabouts = Whereabouts::new(None);
+        let begun = whereabouts.num_changes();
+        let (mut told, mut changes) = (Vec::new(), Vec::new());
+        {
+            let mut tell = with_signs_of_life(&whereabouts, |progressed| told.push(progressed.done.0));
+            for done in [0, 5, 5, 9, 9] {
+                tell(Progressed { done: ByteCount(done), in_all: ByteCount(9) });
+                changes.push(whereabouts.num_changes() - begun);
+            }
+        }
+        assert_eq!(changes, [0, 1, 1, 2, 2]);
+        assert_eq!(whereabouts.place().phase, Phase::Load);
+        assert_eq!(told, [0, 5, 5, 9, 9]);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::load::Reading;
 use crate::machine::Machine;
 use crate::plan::{RunPlan, StepsPlan};
 use crate::prepare::{Prepared, RunData, evaluation_interval};
-use crate::readers::{Progressed, Readers};
+use crate::readers::{Progressed, Readers, with_signs_of_life};
 use crate::recorder::{Recorder, Summary};
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{StepReport, Trainer};
@@ -144,6 +144,7 @@ fn read_and_prepare(
         let sizes = || Sizes::of_run(config, plan, data, job.mesh().rank().0);
         let making = scope.spawn(move || attention_plans::prepare(machine, &plan.source.config, sizes));
         let tell = |progressed: Progressed| progress.reading(progressed.done, progressed.in_all);
+        let tell = with_signs_of_life(&job.whereabouts, tell);
         let read = read_weights(parts, job, account, &mut Readers::default().telling(tell));
         (read, making.join().expect("a panic is on its way out already"))
     });

@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use scout_comm::Job;
+use scout_comm::gpu::Way;
 use scout_config::{LrSchedulerType, RunConfig};
 use scout_data::{Dealing, Example, ExampleSet, IGNORED, LossReduction, SampleOrder, Shuffle};
 use scout_device::{Device, Tensor};
 use scout_model::{Batch, ModelConfig, Routes};
+use scout_shard::Ring;
 
 use crate::attention_plans::{self, Sizes};
 use crate::error::Result;
@@ -160,6 +162,11 @@ impl StepBench {
     /// How long this rank has stood still for others. Waits for the GPU.
     pub fn waited(&self) -> Result<Duration> {
         self.trainer.waited()
+    }
+
+    /// Who moves units between GPUs, where some are sharded.
+    pub fn way(&self) -> Option<Way> {
+        self.trainer.store.ring().map(Ring::way)
     }
 
     /// Every rank calls it when it has done its steps.

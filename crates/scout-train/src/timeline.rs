@@ -21,7 +21,7 @@ pub fn walks(shards: &ShardPlan, schedule: &Schedule, times: &[f64], link: Link,
     // From the second one on all are alike.
     let repeated = num_walks.min(2);
     let (order, len) = (schedule.order().repeat(repeated), schedule.order().len());
-    let mut timeline = Timeline { shards, link, now: 0.0, waited: 0.0, link_free: 0.0 };
+    let mut timeline = Timeline { shards, link, now: 0.0, waited: 0.0, gained: 0.0, link_free: 0.0 };
     let mut arrivals = Vec::with_capacity(order.len());
     let mut ends = [Walked::default(); 2];
     for walk in 0..repeated {
@@ -54,32 +54,42 @@ struct Timeline<'a> {
     link: Link,
     now: f64,
     waited: f64,
-    /// When the gathers that are queued will be done.
+    /// How far the link's clock is ahead of that of arithmetic. It is that of a link under products, and gains while
+    /// arithmetic stands still, because the link is faster then.
+    gained: f64,
+    /// By the link's clock: when the gathers that are queued will be done.
     link_free: f64,
 }
 
 impl Timeline<'_> {
-    fn wait(&mut self, arrival: f64) {
-        let wait = (arrival - self.now).max(0.0);
-        self.waited += wait;
-        self.now += wait;
+    fn link_now(&self) -> f64 {
+        self.now + self.gained
     }
 
-    /// Queues the gather of a unit and says when it will have arrived.
+    /// `arrival` is by the link's clock.
+    fn wait(&mut self, arrival: f64) {
+        let lag = (arrival - self.link_now()).max(0.0);
+        let wait = lag * self.link.under_products / self.link.alone;
+        self.waited += wait;
+        self.now += wait;
+        self.gained += lag - wait;
+    }
+
+    /// Queues the gather of a unit and says when it will have arrived, by the link's clock.
     fn gather(&mut self, id: UnitId) -> f64 {
         if self.shards.unit(id).placement == Placement::Resident {
             return 0.0;
         }
         let remote = self.shards.gathered_len(id) - self.shards.unit(id).shard_len;
         let bytes = (self.shards.dtype().size() * remote as u64).as_f64();
-        self.link_free = self.link_free.max(self.now) + bytes / self.link.bytes_per_second;
+        self.link_free = self.link_free.max(self.link_now()) + bytes / self.link.under_products;
         self.link_free
     }
 
     /// Goes slower as long as the link is busy.
     fn compute(&mut self, seconds: f64) {
         let slower = 1.0 + self.link.slowdown;
-        let busy = (self.link_free - self.now).max(0.0);
+        let busy = (self.link_free - self.link_now()).max(0.0);
         self.now += match seconds * slower <= busy {
             true => seconds * slower,
             false => busy + seconds - busy / slower,
@@ -97,7 +107,7 @@ mod tests {
     use super::*;
 
     /// A byte takes a second; half of each unit's four bytes comes from the other rank.
-    const LINK: Link = Link { bytes_per_second: 1.0, slowdown: 0.0 };
+    const LINK: Link = Link { under_products: 1.0, alone: 1.0, slowdown: 0.0 };
 
     fn units(count: usize) -> Vec<Arc<UnitSpec>> {
         let unit = |index| {

@@ -3,6 +3,7 @@
 //! the same without gathers. A pure function of shapes, batch, number of ranks and memory.
 
 use scout_core::{ByteCount, UnitId};
+use scout_device::cuda::Choice;
 use scout_model::{Keep, UnitPlan};
 use scout_shard::{ShardPlan, ring_bytes};
 
@@ -131,7 +132,11 @@ impl Run<'_> {
     /// fastest come first. Where `num_layers` is given so many are resident.
     pub fn ways_on_several_gpus(&self, num_layers: Option<usize>) -> Vec<Way> {
         let held = self.ways_of_holding(num_layers);
-        self.fastest_first(self.choices().map(|choices| self.fastest(choices, &held)).collect())
+        // Where runs of the program must agree bit by bit, an update is computed as it is dealt: in how many flat runs would
+        // otherwise follow from memory and links, and the order of sums from that.
+        let is_fixed = self.pass.choice == Choice::First;
+        let may_be = |choices: &Choices| !is_fixed || choices.runs == self.rows.num_micro_batches;
+        self.fastest_first(self.choices().filter(may_be).map(|choices| self.fastest(choices, &held)).collect())
     }
 
     /// Those that do not fit come last. Of all that compute micro-batches as they are dealt, the best is always among them.
@@ -233,6 +238,7 @@ impl Run<'_> {
 
     fn step(&self, choices: Choices, shards: &ShardPlan, times: &[f64]) -> StepTime {
         let Walked { total, waited } = timeline::walks(shards, &self.schedules.train, times, self.link, choices.runs);
+        // Gradients are on their way under the last backward pass; what is left to wait for is what all have updated.
         let reduce = self.reduce();
         StepTime {
             seconds: total + reduce + self.optimizer() + END_OF_STEP,
@@ -241,17 +247,16 @@ impl Run<'_> {
         }
     }
 
-    /// Gradients to their parts, and the new parts to everybody; in f32.
+    /// The new parameters of all ranks to everybody, in f32 and in bf16.
     fn reduce(&self) -> f64 {
         let world_size = self.hardware.world_size as f64;
         let remote = (world_size - 1.0) / world_size;
-        2.0 * 4.0 * self.num_adapter_elements as f64 * remote / REDUCE
+        6.0 * self.num_adapter_elements as f64 * remote / REDUCE
     }
 
-    /// AdamW reads gradient and weight and two moments and writes three of them; then the adapter is rounded.
+    /// AdamW reads gradient and weight and two moments and writes three of them, and the weight in bf16.
     fn optimizer(&self) -> f64 {
-        let num_elements = self.num_adapter_elements as f64;
-        (28.0 * num_elements / self.hardware.world_size as f64 + 6.0 * num_elements) / MEMORY
+        30.0 * self.num_adapter_elements as f64 / self.hardware.world_size as f64 / MEMORY
     }
 }
 

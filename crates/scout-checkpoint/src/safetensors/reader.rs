@@ -159,9 +159,11 @@ impl TensorFile {
 
     /// Asks the system to forget what it keeps of the file in memory, so that reading it again is reading the disk.
     pub fn leave_the_page_cache(&self) -> Result<()> {
-        // What was written and has not reached the disk cannot be forgotten.
-        let forget = || self.file.sync_data().and_then(|()| Ok(fadvise(&self.file, 0, None, Advice::DontNeed)?));
-        forget().map_err(|cause| CheckpointError::Read { path: self.path.clone(), cause })
+        // What was written and has not reached the disk cannot be forgotten. Where the file system cannot be asked to write
+        // it, or refuses for a file that is only read, most was written long ago.
+        let _ = self.file.sync_data();
+        fadvise(&self.file, 0, None, Advice::DontNeed)
+            .map_err(|cause| CheckpointError::Read { path: self.path.clone(), cause: cause.into() })
     }
 
     /// Where the elements `range` of a tensor lie in the file.

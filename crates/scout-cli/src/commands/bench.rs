@@ -2,7 +2,6 @@
 
 mod comm;
 mod contest;
-mod environment;
 mod gather;
 mod lengths;
 mod load;
@@ -11,6 +10,7 @@ mod ranks;
 mod sampler;
 mod seconds;
 mod shares;
+mod spread;
 mod step;
 mod timing;
 mod told;
@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use scout_core::{ByteCount, ExitCode};
+use scout_device::Device;
 use scout_device::cuda::{CudaDevice, CudaOptions};
 use scout_kernels::selftest::attention_rates::{self, PassRate};
 use scout_kernels::selftest::experts;
@@ -29,7 +30,7 @@ use scout_train::TrainError;
 use serde_json::json;
 
 use self::seconds::seconds;
-use super::results::write_json;
+use super::results::{results, write_json};
 use super::selftest;
 use crate::surroundings::{self, print};
 
@@ -211,7 +212,7 @@ fn gemm(device: &Arc<CudaDevice>, gemm: &Gemm) -> anyhow::Result<ExitCode> {
     }
     if let Some(path) = &gemm.json {
         let rows: Vec<_> = rates.iter().map(as_json).collect();
-        write_json(path, &json!({ "device": device.properties().name, "products": rows }))?;
+        write_json(path, &results("gemm", (&Device::Cuda(device.clone()), 1), json!({ "products": rows })))?;
     }
     Ok(ExitCode::Success)
 }

@@ -25,6 +25,11 @@ pub fn open_gpu(ordinal: u32, weights: ByteCount) -> Result<Device, TrainError> 
     Ok(Device::choose(DeviceWish::Cuda, &CudaOptions { leave_free, ordinal, ..surroundings::cuda() })?)
 }
 
+/// Of the memory that a plan is told of. A plan for several GPUs counts them itself.
+fn left_to_libraries(world_size: usize) -> ByteCount {
+    if world_size > 1 { ByteCount(0) } else { LEFT_TO_LIBRARIES }
+}
+
 fn without(all: ByteCount, part: ByteCount) -> ByteCount {
     ByteCount(all.0.saturating_sub(part.0))
 }
@@ -74,7 +79,7 @@ impl Found {
         let Device::Cuda(gpu) = &self.device else { return Ok(self.world_size.into()) };
         must_be_alone(gpu, comm)?;
         let (free, _) = gpu.context().memory()?;
-        let room = Room::ForAll(without(least(comm, free)?, LEFT_TO_LIBRARIES));
+        let room = Room::ForAll(without(least(comm, free)?, left_to_libraries(self.world_size)));
         Ok(Hardware { world_size: self.world_size, kind: Kind::Gpu, compute: self.compute, room })
     }
 
@@ -96,8 +101,8 @@ impl Found {
     }
 }
 
-/// Each rank needs a GPU of its own.
-fn must_be_alone(gpu: &CudaDevice, comm: &dyn Communicator) -> Result<(), TrainError> {
+/// Each rank needs a GPU of its own. Every rank calls it, and it fails on all of them.
+pub fn must_be_alone(gpu: &CudaDevice, comm: &dyn Communicator) -> Result<(), TrainError> {
     const ROOM: usize = 96;
     let place = format!("{} {}", host::boot_id(), gpu.properties().pci_bus_id);
     let mut own = place.into_bytes();
@@ -141,7 +146,7 @@ pub fn hardware(config: &RunConfig, world_size: usize) -> (Hardware, Option<Stri
         Ok(Device::Cpu) => (world_size.into(), None),
         Ok(Device::Cuda(gpu)) => {
             // All of it: what others use of it now says nothing about the run that is planned.
-            (on_gpu(Room::ForAll(without(gpu.properties().memory, LEFT_TO_LIBRARIES))), None)
+            (on_gpu(Room::ForAll(without(gpu.properties().memory, left_to_libraries(world_size)))), None)
         }
         Err(_) if is_told => (on_gpu(Room::Unknown), None),
         Err(error) => {

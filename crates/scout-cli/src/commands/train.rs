@@ -7,7 +7,7 @@ use scout_config::{FinetuningType, Loaded, RunConfig};
 use scout_core::{ExitCode, Phase};
 use scout_telemetry::{Progress, grouped};
 use scout_train::identity;
-use scout_train::plan::{ModelSource, RunPlan};
+use scout_train::plan::ModelSource;
 use scout_train::prepare::plan_model;
 use scout_train::run::{self, Outcome};
 
@@ -68,18 +68,12 @@ fn train(
     for note in &planned.notes {
         progress.say(&format!("note: {note}"))?;
     }
-    for line in opening_lines(&planned.plan) {
+    for line in plan::summary(&planned.plan) {
         progress.say(&line)?;
     }
+    identity::must_plan_alike(&planned, &*job.comm)?;
     let machine = found.machine(&planned.plan, job)?;
     Ok(run::run(config, planned.on(machine), job, progress)?)
-}
-
-/// The plan in a few lines, before training.
-fn opening_lines(plan: &RunPlan) -> Vec<String> {
-    let mut lines = plan::summary(plan);
-    lines.truncate(20);
-    lines
 }
 
 fn closing_lines(loaded: &Loaded, outcome: &Outcome) -> Vec<String> {

@@ -4,11 +4,11 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode as ProcessExitCode;
-use std::time::Duration;
 
 use scout_comm::Job;
 use scout_comm::gpu::Wish;
 use scout_core::{ByteCount, ExitCode, env};
+use scout_device::Device;
 use scout_launch::{Launch, Lines};
 use scout_model::ModelConfig;
 use scout_telemetry::Progress;
@@ -18,14 +18,11 @@ use scout_train::verify::{Held, Row, Status, Verdict, identity_of, verify_on_ran
 use serde_json::json;
 
 use super::launch;
-use super::machine::open_gpu;
+use super::machine::{must_be_alone, open_gpu};
 use crate::failure::Mistake;
-use crate::joined::{ALONE_DEADLINE, Identity, Joined, Waits};
+use crate::joined::{ALONE_DEADLINE, INIT_TIMEOUT, Identity, Joined, Waits};
 use crate::ranks::Ranks;
 use crate::surroundings::{self, print};
-
-/// How long ranks wait for each other at the start.
-const INIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -124,7 +121,11 @@ fn machine(arguments: &Arguments, ranks: &Ranks, job: &Job) -> Result<Machine, T
         Ok(model) => weights_on_gpu(model, ranks.mesh().size(), compute)?,
         Err(_) => ByteCount(0),
     };
-    Machine::of_rank(open_gpu(ranks.seat.local_rank as u32, weights)?, compute, job)
+    let device = open_gpu(ranks.seat.local_rank as u32, weights)?;
+    if let Device::Cuda(gpu) = &device {
+        must_be_alone(gpu, &*job.comm)?;
+    }
+    Machine::of_rank(device, compute, job)
 }
 
 fn usage(message: &str) -> anyhow::Error {

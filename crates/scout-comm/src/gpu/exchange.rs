@@ -1,5 +1,7 @@
 //! Small runs of bytes that all ranks tell each other before anything moves between GPUs.
 
+use std::fmt::Display;
+
 use scout_core::{DType, Rank};
 use scout_device::Buffer;
 
@@ -58,10 +60,14 @@ pub(super) fn must_agree<T>(comm: &dyn Communicator, own: scout_device::Result<T
 }
 
 /// Where `own` failed on one rank, `way` works on none of them, and all of them say so alike.
-pub(super) fn all_can<T>(comm: &dyn Communicator, way: &'static str, own: scout_device::Result<T>) -> Result<T> {
+pub(super) fn all_can<T, E: Display + Into<CommError>>(
+    comm: &dyn Communicator,
+    way: &'static str,
+    own: std::result::Result<T, E>,
+) -> Result<T> {
     match agree(comm, own.as_ref().map(|_| ()).map_err(|error| error.to_string()))? {
         Some(reason) => Err(CommError::NoWay { way, reason }),
-        None => Ok(own?),
+        None => own.map_err(Into::into),
     }
 }
 

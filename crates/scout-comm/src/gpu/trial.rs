@@ -1,10 +1,8 @@
 //! Which way units are gathered: the fastest of those that a configuration means and that work here, found by gathering.
 
-use std::time::Duration;
-
 use scout_core::{ByteCount, DType};
 use scout_device::cuda::DeviceBuffer;
-use scout_device::{Purpose, Tensor};
+use scout_device::{DeviceError, Purpose, Tensor};
 
 use super::exchange;
 use super::gather::Gather;
@@ -90,35 +88,36 @@ fn time_on_all(way: Way, ranks: Ranks, part: ByteCount) -> Result<f64> {
         let mut own = DeviceBuffer::new(device, block, DType::U8, [part.0 as usize])?;
         own.clear()?;
         device.finish()?;
-        Ok::<Tensor, scout_device::DeviceError>(own.into_tensor())
+        Ok::<Tensor, DeviceError>(own.into_tensor())
     })();
     let own = exchange::must_agree(comm, own)?;
     let gather = way.open(ranks, &memory)?;
-    let seconds = time(&*gather, &own, &memory, ranks).map(|time| time.as_secs_f64());
-    let slowest = exchange::largest(comm, seconds?)?;
+    let seconds = time(&*gather, &own, &memory, ranks)?;
     drop(gather);
     comm.barrier()?; // nobody has mapped what others are about to free
-    Ok(slowest)
+    Ok(seconds)
 }
 
-/// The time of one gather on this rank.
-fn time(gather: &dyn Gather, part: &Tensor, memory: &GatherMemory, ranks: Ranks) -> Result<Duration> {
-    let Ranks { device, comm } = ranks;
+/// Seconds of one gather on the slowest rank. A way that fails on one rank is none for any of them.
+fn time(gather: &dyn Gather, part: &Tensor, memory: &GatherMemory, Ranks { device, comm }: Ranks) -> Result<f64> {
+    const WAY: &str = "what was tried";
     let len = part.num_elements() * comm.mesh().size();
     let once = || -> Result<()> {
         let block = memory.ring.take(Purpose::Gathered, len)?;
         gather.queue(part, &mut DeviceBuffer::new(device, block, part.dtype(), [len])?)
     };
-    once()?;
-    gather.stream().finish(device.patience())?;
-    comm.barrier()?; // all begin together, and nobody times the others' start
-    let begun = gather.stream().record_time()?;
-    for _ in 0..TIMED {
-        once()?;
-    }
-    let done = gather.stream().record_time()?;
-    done.wait(device.patience())?;
-    Ok(done.since(&begun)? / TIMED as u32)
+    let first = once().and_then(|()| Ok(gather.stream().finish(device.patience())?));
+    exchange::all_can(comm, WAY, first)?; // and all begin together, so that nobody times the others' start
+    let timed = || -> Result<f64> {
+        let begun = gather.stream().record_time()?;
+        for _ in 0..TIMED {
+            once()?;
+        }
+        let done = gather.stream().record_time()?;
+        done.wait(device.patience())?;
+        Ok(done.since(&begun)?.as_secs_f64() / TIMED as f64)
+    };
+    exchange::largest(comm, exchange::all_can(comm, WAY, timed())?)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub(super) const CASES: &[Case] = &[
     ("cross_entropy.all_forms", cross_entropy_all_forms),
     ("cross_entropy.chunks", cross_entropy_chunks),
     ("cross_entropy.targets", cross_entropy_targets),
+    ("cross_entropy.of_logits", cross_entropy_of_logits),
     ("adamw.bits", adamw_bits),
     ("adamw.refusals", adamw_refusals),
     ("norms.measure", norms_measure),
@@ -97,6 +98,46 @@ fn cross_entropy_targets(check: &mut Check) -> Result<()> {
         check.holds(format!("{dtype} a number that is none reaches the loss"), loss.is_nan());
     }
     Ok(())
+}
+
+/// The kernel without the products around it: for tools that watch each access to memory and cannot watch those.
+fn cross_entropy_of_logits(check: &mut Check) -> Result<()> {
+    for dtype in DTYPES {
+        // Fewer words than threads; more than one round of them; more than the shared memory of eight blocks holds.
+        for [num_rows, vocabulary] in [[3, 64], [9, 12_288], [2, 1_048_576]] {
+            let logits = check.pair(dtype, [num_rows, vocabulary], 8.0)?;
+            let weights = check.pair(DType::F32, [num_rows], 1.0)?;
+            let [targets, targets_there] = targets(check, num_rows, vocabulary)?;
+            // Only their shapes count.
+            let (x, weight) = (check.pair(dtype, [num_rows, 8], 1.0)?, check.pair(dtype, [vocabulary, 8], 1.0)?);
+            let [losses, gradient] = of_logits(&logits.host, &targets, &weights.host)?;
+            let mut buffer = DeviceBuffer::from_tensor(logits.gpu)?;
+            let inputs = [&x.gpu, &weight.gpu, &targets_there];
+            let found = cross_entropy::cuda::losses_of(check.device, inputs, &weights.gpu, &mut buffer)?;
+            let what = format!("{dtype} {num_rows} rows of {vocabulary} logits");
+            check.close(format!("{what} loss"), &found, &losses, tolerance(dtype))?;
+            check.close(format!("{what} gradient"), &buffer.into_tensor(), &gradient, tolerance(dtype))?;
+        }
+    }
+    Ok(())
+}
+
+/// Losses and weighted gradients of rows of logits, in f64.
+fn of_logits(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<[Tensor; 2]> {
+    let (values, targets, weights) = (logits.f32s()?, targets.u32s()?, weights.f32s()?);
+    let vocabulary = logits.dims()[1];
+    let (mut losses, mut gradient) = (Vec::new(), Vec::with_capacity(values.len()));
+    for ((row, &target), &weight) in values.chunks(vocabulary).zip(targets.iter()).zip(weights.iter()) {
+        let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
+        losses.push((sum.ln() - f64::from(row[target as usize])) as f32);
+        let share = |(word, &logit): (usize, &f32)| {
+            let is_target = f64::from(u8::from(word == target as usize));
+            (f64::from(weight) * (f64::from(logit).exp() / sum - is_target)) as f32
+        };
+        gradient.extend(row.iter().enumerate().map(share));
+    }
+    let num_rows = losses.len();
+    Ok([Tensor::from_f32(losses, [num_rows])?, Tensor::from_f32(gradient, [num_rows, vocabulary])?])
 }
 
 const HYPER: Hyper = Hyper { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1, step: 1 };

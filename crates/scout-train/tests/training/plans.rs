@@ -202,16 +202,14 @@ fn a_gpu_is_planned_in_its_own_element_type_and_memory() {
     assert_eq!((fixed.choice, fixed.memory.activations), (Choice::First, unknown.memory.activations));
     assert_ne!(fixed.memory.workspace, unknown.memory.workspace);
 
-    // What is beside the weights and what is for all are the same budget; what is written wins over both.
-    let (shard, all) = (unknown.memory.shard, unknown.memory.total());
+    // What is written wins over what was found.
+    let all = unknown.memory.total();
     let short = ByteCount(all.0 - 1);
-    let beside = Room::BesideWeights(ByteCount(short.0 - shard.0));
-    for room in [beside, Room::ForAll(short)] {
-        let plan = resolve(&config(&[]), gpu(1, ComputeType::Bf16, room), data).unwrap();
-        assert_eq!((plan.memory.budget, plan.settings.keep), (Some(short), Keep::AllButGateUp), "{room:?}");
-    }
+    let found = gpu(1, ComputeType::Bf16, Room::ForAll(short));
+    let plan = resolve(&config(&[]), found, data).unwrap();
+    assert_eq!((plan.memory.budget, plan.settings.keep), (Some(short), Keep::AllButGateUp));
     let written = config(&[&format!("device_memory={}", all.0)]);
-    let plan = resolve(&written, gpu(1, ComputeType::Bf16, beside), data).unwrap();
+    let plan = resolve(&written, found, data).unwrap();
     assert_eq!((plan.memory.budget, plan.settings.keep), (Some(all), Keep::Everything));
 }
 

@@ -1,10 +1,11 @@
 //! Several ranks, as threads: dealing rows to more ranks changes only the order of sums, and whole runs go on together.
 //! That sharding changes nothing is tested for all backends, in `tests/sharding`.
 
-use scout_core::ByteCount;
+use scout_core::{ByteCount, ExitCode};
 use scout_telemetry::Progress;
-use scout_train::prepare::prepare;
-use scout_train::run;
+use scout_train::plan::ModelSource;
+use scout_train::prepare::{plan_model, prepare};
+use scout_train::{identity, run};
 
 use crate::bench::{Bench, assert_all_near, assert_near, bits, on_every_rank, train, train_on_ranks};
 
@@ -16,6 +17,26 @@ fn recipe(bench: &Bench, world_size: usize, more: &[&str]) -> scout_config::RunC
     let overrides: Vec<&str> =
         [batch.as_str(), "adam_epsilon=1.0e-3"].into_iter().chain(more.iter().copied()).collect();
     bench.config(&overrides)
+}
+
+#[test]
+fn ranks_that_read_other_data_are_told_before_they_train() {
+    let bench = Bench::new();
+    let plan = |more: &[&str], world_size| {
+        let config = bench.config(more);
+        plan_model(&config, ModelSource::find(&config, false).unwrap(), world_size).unwrap()
+    };
+    let told = on_every_rank(3, |job| {
+        let more: &[&str] = if job.mesh().rank().0 == 1 { &["max_samples=30"] } else { &[] };
+        let error = identity::must_plan_alike(&plan(more, 3), &*job.comm).unwrap_err();
+        (error.exit_code(), error.to_string())
+    });
+    for (code, sentence) in told {
+        assert_eq!(code, ExitCode::BadData);
+        assert!(sentence.contains("rank 1 has read"), "{sentence}");
+    }
+    let alike = on_every_rank(2, |job| identity::must_plan_alike(&plan(&[], 2), &*job.comm).is_ok());
+    assert_eq!(alike, [true, true]);
 }
 
 #[test]

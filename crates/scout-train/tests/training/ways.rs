@@ -70,6 +70,49 @@ fn measured_steps_are_predicted_within_fifteen_percent() {
 }
 
 #[test]
+fn measured_steps_of_two_gpus_are_predicted_within_fifteen_percent() {
+    // Two H200, rows of 2,048 tokens: layers, rows, memory, layers that each keeps whole, runs, what is kept, seconds.
+    for (layers, rows, gib, resident, runs, keep, measured) in [
+        (12, 8, 137, "0", 1, Keep::Everything, 0.6223),
+        (24, 16, 80, "0", 6, Keep::Everything, 2.8724),
+        (24, 1, 80, "7", 1, Keep::AllButGateUp, 0.3101),
+    ] {
+        let overrides = [
+            "cutoff_len=2048".to_string(),
+            format!("per_device_train_batch_size={rows}"),
+            format!("device_memory={gib}GiB"),
+            format!("resident_layers={resident}"),
+        ];
+        let config = config(&overrides.each_ref().map(String::as_str));
+        let plan = RunPlan::resolve(&config, with_layers(scout(), layers), gpus(2), None, None).unwrap();
+        let like_it = |way: &&Way| (way.runs, way.keep) == (runs, keep);
+        let way = plan.ways.iter().find(like_it).unwrap_or_else(|| panic!("{runs} runs: {:?}", plan.ways));
+        let predicted = way.time.unwrap().seconds;
+        let ratio = predicted / measured;
+        assert!(
+            (0.85..=1.15).contains(&ratio),
+            "{layers} layers, {rows} rows: {predicted} s, measured {measured} s, {way:?}"
+        );
+    }
+}
+
+#[test]
+fn runs_of_the_program_that_must_agree_deal_an_update_alike_whatever_link_and_memory_are() {
+    let alike = ["deterministic=true", "gradient_accumulation_steps=2"];
+    for more in [&["gather=copy"][..], &["gather=nccl"], &["weights=resident", "resident_layers=auto"]] {
+        for (rows, gib) in [(4, 80), (4, 137)] {
+            let memory = format!("device_memory={gib}GiB");
+            let rows = format!("per_device_train_batch_size={rows}");
+            let keys = [&["cutoff_len=2048", &memory, &rows][..], &alike, more].concat();
+            let source = with_layers(scout(), 12);
+            let plan = RunPlan::resolve(&config(&keys), source, gpus(2), None, None).unwrap();
+            assert_eq!(plan.runs, 2, "{more:?} {gib} GiB");
+        }
+    }
+    assert_ne!(with(16, 137, &[]).runs, 1, "else nothing was shown");
+}
+
+#[test]
 fn scout_on_eight_gpus_fits_and_is_as_fast_as_its_arithmetic_allows() {
     for (gib, rows, least, most) in [
         // Products at their sustained rate would make 9,800 tokens a second.

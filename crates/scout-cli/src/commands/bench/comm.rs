@@ -3,21 +3,19 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use scout_comm::Job;
 use scout_core::{ByteCount, DType, ExitCode};
 use scout_device::cuda::{CudaDevice, CudaOptions, DeviceBuffer, Nccl, NcclId};
-use scout_device::{DeviceError, Tensor};
+use scout_device::{Device, DeviceError, Tensor};
 use scout_train::TrainError;
 use serde_json::{Value, json};
 
-use super::environment::environment;
 use super::{meeting, told};
-use crate::build_info::COMMIT;
-use crate::commands::results::write_json;
+use crate::commands::machine::must_be_alone;
+use crate::commands::results::{results, write_json};
 use crate::failure::Mistake;
-use crate::joined::{Identity, Waits};
+use crate::joined::{INIT_TIMEOUT, Identity, Waits};
 use crate::ranks::Seat;
 use crate::surroundings::{self, print};
 
@@ -26,7 +24,6 @@ const WARM_UP: usize = 5;
 const TIMED: usize = 20;
 /// What a GPU needs beside input and result.
 const BESIDE: ByteCount = ByteCount(256 << 20);
-const INIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(clap::Args)]
 pub struct Comm {
@@ -85,6 +82,7 @@ fn measure(arguments: &Comm, (seat, job): (&Seat, &Job)) -> anyhow::Result<ExitC
     let working_memory = ByteCount(2 * arguments.bytes_max) + BESIDE;
     let options = CudaOptions { working_memory, ordinal: seat.local_rank as u32, ..surroundings::cuda() };
     let device = CudaDevice::open(&options).map_err(TrainError::from)?;
+    must_be_alone(&device, &*job.comm)?;
     let bench = CommBench::new(&device, arguments.bytes_max, job)?;
     let is_first = mesh.is_first();
     if is_first {
@@ -107,16 +105,9 @@ fn measure(arguments: &Comm, (seat, job): (&Seat, &Job)) -> anyhow::Result<ExitC
         print(&format!("# average bus bandwidth: {average:.2} GB/s, wrong values: {num_wrong}"))?;
         if let Some(path) = &arguments.json {
             let lines: Vec<Value> = all.iter().map(|measured| measured.as_json(mesh.size())).collect();
-            write_json(
-                path,
-                &json!({
-                    "benchmark": "comm", "gpus": mesh.size(), "library": "NCCL", "collectives": lines,
-                    "busbw_average": average, "wrong": num_wrong,
-                    "environment": environment(&scout_device::Device::Cuda(device.clone())),
-                    "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT,
-                    "command": std::env::args().collect::<Vec<_>>().join(" "),
-                }),
-            )?;
+            let found =
+                json!({ "library": "NCCL", "collectives": lines, "busbw_average": average, "wrong": num_wrong });
+            write_json(path, &results("comm", (&Device::Cuda(device.clone()), mesh.size()), found))?;
         }
     }
     job.comm.barrier().map_err(TrainError::from)?; // nobody closes what others still use

@@ -19,13 +19,12 @@ use scout_train::step_bench::with_layers;
 use serde_json::{Value, json};
 
 use super::contest::{Contest, Products};
-use super::environment::environment;
-use super::seconds::seconds;
+use super::seconds::quiet_seconds;
+use super::spread::spread;
 use super::{meeting, told};
-use crate::build_info::COMMIT;
 use crate::commands::configuration::{ConfigArguments, load};
 use crate::commands::machine::Found;
-use crate::commands::results::write_json;
+use crate::commands::results::{results, write_json};
 use crate::ranks::Seat;
 use crate::surroundings::{self, print};
 
@@ -37,7 +36,7 @@ pub struct Gather {
     #[command(flatten)]
     config: ConfigArguments,
     /// How long each way is timed, alone and again under products
-    #[arg(long, default_value = "2", value_parser = seconds)]
+    #[arg(long, default_value = "2", value_parser = quiet_seconds)]
     seconds: Duration,
     /// Write the results to this file
     #[arg(long)]
@@ -59,7 +58,7 @@ pub fn run(arguments: &Gather) -> anyhow::Result<ExitCode> {
     let config = load(&arguments.config)?.config;
     // All layers have units of the same sizes.
     let source = with_layers(ModelSource::find(&config, true)?, 1);
-    let (ranks, joined) = meeting::meet(&config, &source)?;
+    let (ranks, joined) = meeting::meet(&config, &source, true)?;
     if joined.job.mesh().size() == 1 {
         return Err(meeting::needs_several_gpus("gather").into());
     }
@@ -77,6 +76,8 @@ fn measure(
     if found.describe().is_none() {
         return Err(meeting::needs_several_gpus("gather").into());
     }
+    // No plan is made here, but ranks that share a GPU would measure each other.
+    found.hardware(&*job.comm)?;
     let options =
         CudaOptions { working_memory: WORKING_MEMORY, ordinal: seat.local_rank as u32, ..surroundings::cuda() };
     // Opened before `found` is given up: the driver keeps what it has set up.
@@ -218,13 +219,6 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// Least, median and most.
-fn spread(numbers: impl Iterator<Item = f64>) -> [f64; 3] {
-    let mut numbers: Vec<f64> = numbers.collect();
-    numbers.sort_by(f64::total_cmp);
-    [numbers[0], numbers[numbers.len() / 2], numbers[numbers.len() - 1]]
-}
-
 fn about(device: &Arc<CudaDevice>, sizes: &Sizes) -> String {
     let Sizes { world_size, .. } = sizes;
     let remote = sizes.remote();
@@ -279,13 +273,11 @@ impl Line {
 
 fn as_json(lines: &[Line], sizes: &Sizes, device: &Device) -> Value {
     let unit_bytes: Vec<usize> = sizes.parts.iter().map(|&len| bytes(len) * sizes.world_size).collect();
-    json!({
-        "benchmark": "gather", "gpus": sizes.world_size, "unit_bytes": unit_bytes,
-        "remote_bytes_a_round": sizes.remote().0, "product": Products::describe(),
-        "ways": lines.iter().map(Line::as_json).collect::<Vec<_>>(), "environment": environment(device),
-        "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT,
-        "command": std::env::args().collect::<Vec<_>>().join(" "),
-    })
+    let found = json!({
+        "unit_bytes": unit_bytes, "remote_bytes_a_round": sizes.remote().0, "product": Products::describe(),
+        "ways": lines.iter().map(Line::as_json).collect::<Vec<_>>(),
+    });
+    results("gather", (device, sizes.world_size), found)
 }
 
 #[cfg(test)]
@@ -294,7 +286,6 @@ mod tests {
 
     #[test]
     fn what_products_lose_is_told_by_the_medians() {
-        assert_eq!(spread([3.0, 1.0, 2.0].into_iter()), [1.0, 2.0, 3.0]);
         let line = Line {
             way: "copy engines".to_string(),
             alone: [330.0, 340.0, 345.5],

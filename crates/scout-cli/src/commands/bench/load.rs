@@ -5,20 +5,17 @@ use std::path::PathBuf;
 use scout_comm::Job;
 use scout_config::RunConfig;
 use scout_core::ExitCode;
-use scout_device::Device;
 use scout_telemetry::Progress;
-use scout_train::identity;
 use scout_train::load_bench::{self, LoadRates, Rate};
 use scout_train::plan::{ModelSource, RunPlan};
 use scout_train::readers::{MOST_READERS, Progressed, USUAL_READERS};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::build_info::COMMIT;
+use super::meeting;
 use crate::commands::configuration::{ConfigArguments, load};
 use crate::commands::machine::Found;
-use crate::commands::results::write_json;
+use crate::commands::results::{results, write_json};
 use crate::failure::Mistake;
-use crate::joined::{Identity, Joined, Waits};
 use crate::ranks::Seat;
 use crate::surroundings::{self, print};
 
@@ -38,15 +35,11 @@ pub struct Load {
 pub fn run(arguments: &Load) -> anyhow::Result<ExitCode> {
     let config = load(&arguments.config)?.config;
     let source = ModelSource::find(&config, false)?;
-    let ranks = surroundings::ranks()?;
-    surroundings::share_the_host(ranks.seat.local_size.unwrap_or(1))?;
-    let identity = Identity { config: identity::of_config(&config), model: identity::of_model(&source, false)? };
-    let waits = Waits { init_timeout: config.device.init_timeout, hang_limit: config.device.hang_limit };
+    let (ranks, joined) = meeting::meet(&config, &source, false)?;
     let mut progress = match ranks.mesh().is_first() {
         true => Progress::new(surroundings::terminal()),
         false => Progress::silent(),
     };
-    let joined = Joined::with_others(&ranks, identity, waits, &mut progress)?;
     joined.work(|job| measure(arguments, &config, source, (&ranks.seat, job, &mut progress)))
 }
 
@@ -71,16 +64,17 @@ fn measure(
     if !job.mesh().is_first() {
         return Ok(ExitCode::Success);
     }
-    for line in results(&rates, job.mesh().size()) {
+    for line in lines(&rates, job.mesh().size()) {
         print(&line)?;
     }
     if let Some(path) = &arguments.json {
-        write_json(path, &as_json(&rates, streams, job.mesh().size(), &machine.device))?;
+        let found = as_json(&rates, (streams, plan.source.config.num_layers));
+        write_json(path, &results("load", (&machine.device, job.mesh().size()), found))?;
     }
     Ok(ExitCode::Success)
 }
 
-fn results(rates: &LoadRates, num_ranks: usize) -> Vec<String> {
+fn lines(rates: &LoadRates, num_ranks: usize) -> Vec<String> {
     let in_words = |rate: Rate| {
         let (bytes, seconds) = (rate.bytes, rate.took.as_secs_f64());
         format!("{bytes} in {seconds:.2} s, {:.2} GB/s", rate.gigabytes_per_second())
@@ -95,17 +89,11 @@ fn results(rates: &LoadRates, num_ranks: usize) -> Vec<String> {
     ]
 }
 
-fn as_json(rates: &LoadRates, streams: usize, num_ranks: usize, device: &Device) -> serde_json::Value {
-    let (name, num_gpus) = match device {
-        Device::Cpu => ("cpu".to_string(), 0),
-        Device::Cuda(gpu) => (gpu.properties().name.clone(), num_ranks),
-    };
+fn as_json(rates: &LoadRates, (streams, num_layers): (usize, usize)) -> Value {
     json!({
-        "benchmark": "load", "bytes": rates.load.bytes.0, "seconds": rates.load.took.as_secs_f64(),
+        "bytes": rates.load.bytes.0, "seconds": rates.load.took.as_secs_f64(),
         "gb_s": rates.load.gigabytes_per_second(), "disk_gb_s": rates.disk_gigabytes_per_second(),
         "disk_gb_s_before_and_after": rates.disk.map(Rate::gigabytes_per_second), "disk_direct": rates.is_direct,
-        "ratio": rates.ratio(), "streams": streams, "ranks": num_ranks, "gpus": num_gpus, "device": name,
-        "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT,
-        "command": std::env::args().collect::<Vec<_>>().join(" "),
+        "ratio": rates.ratio(), "streams": streams, "layers": num_layers,
     })
 }

@@ -11,9 +11,11 @@ use crate::joined::{Identity, Joined, Waits};
 use crate::ranks::Ranks;
 use crate::surroundings;
 
-/// This process among the ranks that mean the same configuration and shape. Waits for all of them.
-pub fn meet(config: &RunConfig, source: &ModelSource) -> anyhow::Result<(Ranks, Joined)> {
-    let identity = Identity { config: identity::of_config(config), model: identity::of_model(source, true)? };
+/// This process among the ranks that mean the same configuration and shape and, unless weights are random, the same tensors.
+/// Waits for all of them.
+pub fn meet(config: &RunConfig, source: &ModelSource, random_weights: bool) -> anyhow::Result<(Ranks, Joined)> {
+    let model = identity::of_model(source, random_weights)?;
+    let identity = Identity { config: identity::of_config(config), model };
     let waits = Waits { init_timeout: config.device.init_timeout, hang_limit: config.device.hang_limit };
     meet_as(identity, waits)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use scout_comm::Job;
-use scout_core::DType;
+use scout_core::{DType, Phase, Whereabouts};
 use scout_device::cuda::{CudaDevice, Product, Reading, Share};
 use scout_kernels::attention::Segments;
 use scout_kernels::selftest::alone::{self, Alone};
@@ -98,7 +98,16 @@ fn bytes(Product { problem, adds }: &Product) -> f64 {
 
 impl Profile {
     /// Runs products bound by arithmetic, and attention, again, with nothing beside them.
-    pub fn compare(&mut self, gpu: &Arc<CudaDevice>, with: &Comparison) -> Result<(), TrainError> {
+    ///
+    /// Steps are over, and no part of them may last as long as this: each piece of work is a phase of its own, of those that
+    /// may take long, so that nobody takes a rank for hung while its GPU repeats one thing.
+    pub fn compare(
+        &mut self,
+        gpu: &Arc<CudaDevice>,
+        with: &Comparison,
+        whereabouts: &Whereabouts,
+    ) -> Result<(), TrainError> {
+        whereabouts.enter(Phase::Evaluate);
         let attention = alone::attention(gpu, &with.segments, with.heads, with.at_least)?;
         for Part { share, bound, alone } in &mut self.parts {
             let of_all = |one: Alone, times: f64| Alone { time: one.time.mul_f64(times), ..one };
@@ -109,6 +118,7 @@ impl Profile {
             } else if matches!(bound, Bound::Arithmetic(_))
                 && share.time.as_secs_f64() > WORTH_REPEATING * self.time.as_secs_f64()
             {
+                whereabouts.enter(Phase::Evaluate);
                 // All steps have the same batch, so one step's products are as good as all of them.
                 let of_step = &share.products[..share.products.len().div_ceil(self.num_steps)];
                 let times = share.products.len() as f64 / of_step.len() as f64;

@@ -19,16 +19,14 @@ use scout_train::plan::{ModelSource, RunPlan};
 use scout_train::step_bench::{Routing, Row, StepBench, Workload, with_layers};
 use serde_json::{Value, json};
 
-use super::environment::environment;
 use super::ranks::Ranks;
-use super::seconds::seconds;
+use super::seconds::{quiet_seconds, seconds};
 use super::shares::{self, Comparison, Profile};
 use super::timing::{self, Limit, Outcome};
 use super::{lengths, meeting, trace};
-use crate::build_info::COMMIT;
 use crate::commands::configuration::{ConfigArguments, load};
 use crate::commands::machine::Found;
-use crate::commands::results::write_json;
+use crate::commands::results::{results, write_json};
 use crate::failure::Mistake;
 use crate::ranks::Seat;
 use crate::surroundings::print;
@@ -73,7 +71,7 @@ pub struct Step {
     #[arg(long)]
     warm_up: Option<u32>,
     /// Then run each kind of work of the step again, alone and for so many seconds, to compare (on a GPU)
-    #[arg(long, value_parser = seconds)]
+    #[arg(long, value_parser = quiet_seconds)]
     compare: Option<Duration>,
     /// Write what every stream of every rank does in one more step to this file, for Perfetto or Chrome
     #[arg(long)]
@@ -97,7 +95,7 @@ pub fn run(step: &Step) -> anyhow::Result<ExitCode> {
     if let Some(num_layers) = step.layers {
         source = with_layers(source, usize::from(num_layers));
     }
-    let (ranks, joined) = meeting::meet(&config, &source)?;
+    let (ranks, joined) = meeting::meet(&config, &source, true)?;
     joined.work(|job| measure(step, &config, source, (&ranks.seat, job)))
 }
 
@@ -120,7 +118,7 @@ fn measure(
     let plan = workload.plan(source, found.hardware(&*job.comm)?)?;
     let machine = found.machine(&plan, job)?;
     if step.compare.is_some() {
-        check_comparable(&machine, &plan.source.config, (&rows, workload.num_updates()))?;
+        check_comparable(&machine, &plan, (&rows, num_rows, workload.num_updates()))?;
     }
     let num_updates = workload.num_updates();
     let mut bench = StepBench::new(workload, plan, (&machine, job), step.routing.into())?;
@@ -153,7 +151,8 @@ fn measure(
         trace::write(&mut bench, &machine.device, (path, job))?;
     }
     if let Some(path) = step.json.as_ref().filter(|_| job.mesh().is_first()) {
-        write_json(path, &as_json((step, num_rows), &bench.plan, &machine, (&outcome, profile.as_ref(), &ranks)))?;
+        let found = as_json((step, num_rows), &bench, (&outcome, profile.as_ref(), &ranks));
+        write_json(path, &results("step", (&machine.device, world_size), found))?;
     }
     bench.leave()?;
     Ok(ExitCode::Success)
@@ -212,6 +211,7 @@ fn about(bench: &StepBench, machine: &Machine) -> Vec<String> {
     if let Device::Cuda(gpu) = &machine.device {
         lines.insert(0, format!("{gpu:?}"));
     }
+    lines.extend(bench.way().map(|way| format!("units are gathered by {way}")));
     lines
 }
 
@@ -227,15 +227,15 @@ fn profile(
     // Of the one update that all steps have, whose runs are alike.
     let borders = bench.updates()[0][0].documents.borders().to_vec();
     let heads = [num_heads, num_kv_heads, head_dim];
-    profile.compare(gpu, &Comparison { segments: Segments::new(borders)?, heads, at_least })?;
+    profile.compare(gpu, &Comparison { segments: Segments::new(borders)?, heads, at_least }, &job.whereabouts)?;
     Ok(profile)
 }
 
 /// What `--compare` needs, looked for before anything runs.
 fn check_comparable(
     machine: &Machine,
-    model: &ModelConfig,
-    (rows, num_updates): (&[Row], usize),
+    plan: &RunPlan,
+    (rows, num_rows, num_updates): (&[Row], usize, usize),
 ) -> Result<(), Mistake> {
     let refuse =
         |problem: String| Err(Mistake { message: format!("`--compare` {problem}"), code: ExitCode::Usage, hint: None });
@@ -245,6 +245,11 @@ fn check_comparable(
     if num_updates > 1 {
         return refuse(format!("found {num_updates} batches, expected one that all steps have: `--seq`"));
     }
+    if !are_alike(rows, (num_rows, plan.runs)) {
+        let expected = "expected runs that are alike: `--seq`, and a `--batch` that they share evenly";
+        return refuse(format!("found an update of {} runs whose rows differ, {expected}", plan.runs));
+    }
+    let model = &plan.source.config;
     if let Some(row) = rows.iter().find(|row| row.num_tokens > model.attention_chunk_size) {
         let expected = "expected rows that fit into one chunk of attention";
         return refuse(format!("found a row of {} tokens, {expected}", row.num_tokens));
@@ -252,28 +257,33 @@ fn check_comparable(
     Ok(())
 }
 
+/// Whether each of the `runs` of `num_rows` rows is like the first: attention alone is that of one run, as often as there are
+/// runs.
+fn are_alike(rows: &[Row], (num_rows, runs): (usize, usize)) -> bool {
+    runs == 1 || (num_rows.is_multiple_of(runs) && rows.iter().all(|row| row.num_tokens == rows[0].num_tokens))
+}
+
 fn as_json(
     (step, num_rows): (&Step, usize),
-    plan: &RunPlan,
-    machine: &Machine,
+    bench: &StepBench,
     (outcome, profile, ranks): (&Outcome, Option<&Profile>, &Ranks),
 ) -> Value {
+    let plan = &bench.plan;
     let world_size = plan.world_size();
     let mut all = json!({
-        "benchmark": "step", "layers": plan.source.config.num_layers, "gpus": world_size, "batch": num_rows,
+        "layers": plan.source.config.num_layers, "batch": num_rows, "gather": bench.way().map(|way| way.to_string()),
         "seq": if step.lengths.is_some() { json!(null) } else { json!(step.seq) },
         "lengths": step.lengths, "epochs": step.epochs, "routing": format!("{:?}", step.routing).to_lowercase(),
         "tok_s_gpu": outcome.tokens_per_second(world_size), "useful_tflops": outcome.useful_tflops(world_size),
         "step_s": outcome.spread[1], "step_s_spread": outcome.spread, "steps": outcome.num_steps(),
         "seconds": outcome.seconds, "tokens": outcome.num_tokens, "loss_bits": outcome.loss_bits(),
-        "formula": FORMULA, "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT,
-        "command": std::env::args().collect::<Vec<_>>().join(" "),
+        "formula": FORMULA,
     });
     let of_ranks = json!({
         "ranks": ranks.as_json(), "exposed_comm": ranks.exposed_share(),
         "nvml_utilization": ranks.mean("nvml_utilization"),
         "sm_clock_megahertz": ranks.mean("sm_clock_megahertz"), "power_watts": ranks.mean("power_watts"),
-        "shares": profile.map(Profile::as_json), "plan": of_plan(plan), "environment": environment(&machine.device),
+        "shares": profile.map(Profile::as_json), "plan": of_plan(plan),
     });
     if let (Value::Object(all), Value::Object(of_ranks)) = (&mut all, of_ranks) {
         all.extend(of_ranks);
@@ -292,4 +302,26 @@ fn of_plan(plan: &RunPlan) -> Value {
         "predicted_step_s": plan.way.time.map(|time| time.seconds),
         "predicted_exposed_comm": plan.way.time.map(|time| time.exposed_share()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_alike_where_they_have_as_many_rows_of_one_length() {
+        let rows = |lengths: &[usize]| -> Vec<Row> {
+            lengths.iter().map(|&num_tokens| Row { num_tokens, num_learned: 1 }).collect()
+        };
+        let cases: [(&[usize], usize, bool); 5] = [
+            (&[9, 5, 7], 1, true),
+            (&[9, 9, 9, 9], 2, true),
+            (&[9, 9, 9, 9], 3, false),
+            (&[9, 5, 9, 5], 2, false),
+            (&[9, 9, 9, 5], 4, false),
+        ];
+        for (lengths, runs, expected) in cases {
+            assert_eq!(are_alike(&rows(lengths), (lengths.len(), runs)), expected, "{lengths:?} in {runs}");
+        }
+    }
 }

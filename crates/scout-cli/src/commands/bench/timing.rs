@@ -12,6 +12,7 @@ use scout_train::machine::Machine;
 use scout_train::step_bench::{StepBench, Timed};
 
 use super::sampler::Sampler;
+use super::spread::spread;
 use super::told::goes_on;
 
 /// When to stop. Every rank does as many steps as the others.
@@ -79,10 +80,8 @@ pub fn time(
         timed = begun.elapsed();
     }
     let readings = sampler.map(Sampler::finish).unwrap_or_default();
-    let mut times: Vec<f64> = steps.iter().map(|step| step.time.as_secs_f64()).collect();
-    times.sort_by(f64::total_cmp);
     Ok(Outcome {
-        spread: [times[0], times[times.len() / 2], times[times.len() - 1]],
+        spread: spread(steps.iter().map(|step| step.time.as_secs_f64())),
         num_tokens: steps.iter().map(|step| step.report.num_tokens).sum(),
         flops: steps.iter().map(|step| bench.useful_flops(&step.report)).sum(),
         reports: steps.into_iter().map(|step| step.report).collect(),
