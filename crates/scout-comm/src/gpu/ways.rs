@@ -55,11 +55,6 @@ impl fmt::Display for Way {
 }
 
 impl Way {
-    /// Whether arithmetic has fewer multiprocessors meanwhile.
-    pub fn takes_multiprocessors(self) -> bool {
-        self == Way::Nccl
-    }
-
     /// Asks the driver for both arenas, of so many bytes. Every rank calls it with the same numbers; all fail where one
     /// does, with its reason.
     pub fn memory(self, ranks: Ranks, parts: ByteCount, ring: ByteCount) -> Result<GatherMemory> {
