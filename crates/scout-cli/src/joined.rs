@@ -141,7 +141,8 @@ fn speak_before_the_end(verdicts: Verdicts) -> io::Result<()> {
             }
             None => 128 + SIGTERM,
         };
-        leave_at_once(code);
+        // Not at once: a launcher must still read what was said, and it ends by force who does not go.
+        std::process::exit(code);
     };
     thread::Builder::new().name("last-word".to_string()).spawn(wait)?;
     Ok(())
