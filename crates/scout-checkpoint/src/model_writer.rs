@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use scout_core::{ByteCount, DType, ParamSpec};
 use serde_json::{Map, Value, json};
@@ -20,16 +22,37 @@ const BLOCK_ELEMENTS: usize = 1 << 20;
 /// Gives the elements of one range of one parameter, in row-major order.
 pub type Fill<'a, E> = dyn FnMut(&ParamSpec, Range<usize>, &mut [f32]) -> Result<(), E> + 'a;
 
-/// Writes a model of one element type; see [`write_typed_model`].
+/// As [`Fill`], of several parameters at a time.
+pub type AnyOrder<'a> = dyn Fn(&ParamSpec, Range<usize>, &mut [f32]) -> Result<()> + Sync + 'a;
+
+/// Writes a model of one element type, whose values may be asked for in any order: several files at a time, by as many
+/// threads as there are cores. Else as [`write_typed_model`].
 pub fn write_model(
     folder: &Path,
     tensors: &[ParamSpec],
     dtype: DType,
     max_shard_bytes: ByteCount,
-    fill: &mut Fill<'_, CheckpointError>,
+    fill: &AnyOrder,
 ) -> Result<()> {
     let tensors: Vec<_> = tensors.iter().map(|param| (param.clone(), dtype)).collect();
-    write_typed_model(folder, &tensors, max_shard_bytes, fill)
+    let files = begin(folder, &tensors, max_shard_bytes)?;
+    let next = AtomicUsize::new(0);
+    let write_some = || -> Result<()> {
+        while let Some((name, shard)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut ask = |param: &ParamSpec, range: Range<usize>, out: &mut [f32]| fill(param, range, out);
+            if let Err(error) = write_shard(&folder.join(name), shard, &mut ask) {
+                next.store(files.len(), Ordering::Relaxed); // the others begin no more
+                return Err(error);
+            }
+        }
+        Ok(())
+    };
+    let num_threads = thread::available_parallelism().map_or(1, |cores| cores.get()).min(files.len());
+    thread::scope(|scope| -> Result<()> {
+        let threads: Vec<_> = (0..num_threads).map(|_| scope.spawn(write_some)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("writing does not panic"))
+    })?;
+    end(folder, &tensors, &files)
 }
 
 /// Writes `tensors`, each in its element type, as one file, or as shards of at most `max_shard_bytes` filled greedily in
@@ -43,26 +66,44 @@ pub fn write_typed_model<E: From<CheckpointError>>(
     max_shard_bytes: ByteCount,
     fill: &mut Fill<'_, E>,
 ) -> Result<(), E> {
+    let files = begin(folder, tensors, max_shard_bytes)?;
+    files.iter().try_for_each(|(name, shard)| write_shard(&folder.join(name), shard, fill))?;
+    Ok(end(folder, tensors, &files)?)
+}
+
+/// The tensors of one file.
+type Shard<'a> = Vec<&'a (ParamSpec, DType)>;
+
+/// Makes the folder and names its files.
+fn begin<'a>(
+    folder: &Path,
+    tensors: &'a [(ParamSpec, DType)],
+    max_shard_bytes: ByteCount,
+) -> Result<Vec<(String, Shard<'a>)>> {
     create_folder(folder)?;
     for file in [INDEX_FILE, SINGLE_FILE] {
         if fs::symlink_metadata(folder.join(file)).is_ok() {
-            return Err(CheckpointError::AlreadyThere { path: folder.to_path_buf(), file }.into());
+            return Err(CheckpointError::AlreadyThere { path: folder.to_path_buf(), file });
         }
     }
     let shards = plan_shards(tensors, max_shard_bytes);
-    let mut weight_map: Vec<(&str, String)> = Vec::with_capacity(tensors.len());
-    for (shard_index, shard) in shards.iter().enumerate() {
-        let name = match shards.len() {
-            1 => SINGLE_FILE.to_string(),
-            count => format!("model-{:05}-of-{count:05}.safetensors", shard_index + 1),
-        };
-        write_shard(&folder.join(&name), shard, fill)?;
-        weight_map.extend(shard.iter().map(|(param, _)| (param.name.as_str(), name.clone())));
+    let count = shards.len();
+    let name = |index: usize| match count {
+        1 => SINGLE_FILE.to_string(),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+    };
+    Ok(shards.into_iter().enumerate().map(|(index, shard)| (name(index), shard)).collect())
+}
+
+/// Makes a model of what is written: the index of several files.
+fn end(folder: &Path, tensors: &[(ParamSpec, DType)], files: &[(String, Shard)]) -> Result<()> {
+    if files.len() == 1 {
+        return Ok(());
     }
-    match shards.len() {
-        1 => Ok(()),
-        _ => Ok(write_index(folder, tensors, weight_map)?),
-    }
+    let of_file = |(name, shard): &(String, Shard)| {
+        shard.iter().map(|(param, _)| (param.name.clone(), name.clone())).collect::<Vec<_>>()
+    };
+    write_index(folder, tensors, files.iter().flat_map(of_file).collect())
 }
 
 /// The order in which [`write_typed_model`] asks for the tensors: known to ranks that give values and write nothing.
@@ -92,7 +133,7 @@ pub fn remove_model(folder: &Path) -> Result<()> {
 }
 
 /// The parameters of each shard, in the order of their names.
-fn plan_shards(tensors: &[(ParamSpec, DType)], max_shard_bytes: ByteCount) -> Vec<Vec<&(ParamSpec, DType)>> {
+fn plan_shards(tensors: &[(ParamSpec, DType)], max_shard_bytes: ByteCount) -> Vec<Shard<'_>> {
     let mut shards = Vec::new();
     let mut open = Vec::new();
     let mut open_bytes = ByteCount(0);
@@ -142,10 +183,9 @@ fn write_shard<E: From<CheckpointError>>(
     Ok(writer.finish()?)
 }
 
-fn write_index(folder: &Path, tensors: &[(ParamSpec, DType)], mut weight_map: Vec<(&str, String)>) -> Result<()> {
+fn write_index(folder: &Path, tensors: &[(ParamSpec, DType)], mut weight_map: Vec<(String, String)>) -> Result<()> {
     weight_map.sort();
-    let weight_map: Map<String, Value> =
-        weight_map.into_iter().map(|(name, file)| (name.to_string(), Value::from(file))).collect();
+    let weight_map: Map<String, Value> = weight_map.into_iter().map(|(name, file)| (name, Value::from(file))).collect();
     let num_elements: usize = tensors.iter().map(|(param, _)| param.num_elements()).sum();
     let total_size = tensors.iter().map(num_bytes).sum::<ByteCount>().0;
     let index = json!({

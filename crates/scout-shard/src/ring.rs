@@ -34,7 +34,8 @@ struct Waits {
 /// A unit that copy engines or NCCL are still writing.
 pub(crate) struct Arriving {
     full: DeviceBuffer,
-    arrived: Event,
+    /// It is there when all are past.
+    arrived: Vec<Event>,
 }
 
 impl Ring {
@@ -54,8 +55,7 @@ impl Ring {
         let mut full = DeviceBuffer::new(&self.device, block, part.dtype(), [gathered_len])?;
         let queue = || self.gather.queue(part, &mut full);
         let queued = self.device.communicate(self.gather.stream(), || name.to_string(), queue);
-        queued.map_err(|cause| ShardError::Queue { cause: Box::new(cause) })?;
-        let arrived = self.gather.stream().record()?;
+        let arrived = queued.map_err(|cause| ShardError::Queue { cause: Box::new(cause) })?;
         Ok(Arriving { full, arrived })
     }
 
@@ -63,7 +63,7 @@ impl Ring {
     pub(crate) fn finish(&self, arriving: Arriving) -> Result<Tensor> {
         let compute = self.device.compute();
         let before = compute.record_time()?;
-        let wait = || compute.wait_for(&arriving.arrived);
+        let wait = || arriving.arrived.iter().try_for_each(|event| compute.wait_for(event));
         self.device.communicate(compute, || "waiting for units".to_string(), wait)?;
         let after = compute.record_time()?;
         let mut waits = self.waits.lock().expect("no holder of this lock panics");

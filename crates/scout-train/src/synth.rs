@@ -123,7 +123,7 @@ pub fn write_folder(folder: &Path, request: &SynthRequest) -> Result<()> {
     let units = UnitPlan::new(&config, NameStyle::Text);
     let params = units.checkpoint_params(&config, NameStyle::Text);
     let seed = request.seed;
-    write_model(folder, &params, request.dtype, MAX_SHARD_BYTES, &mut |param, range, out| {
+    write_model(folder, &params, request.dtype, MAX_SHARD_BYTES, &|param, range, out| {
         fill(seed, param, range, out);
         Ok(())
     })?;

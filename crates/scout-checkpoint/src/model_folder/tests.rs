@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use scout_core::{ByteCount, DType, ParamSpec};
@@ -233,7 +234,7 @@ fn a_model_written_again_equals_the_fixture_byte_for_byte() {
     let out = tempfile::tempdir().unwrap();
     let out = out.path().join("new/model");
     let tensors = state_dict_order(&model);
-    write_model(&out, &tensors, DType::F32, ByteCount(700_000), &mut |param, range, values| {
+    write_model(&out, &tensors, DType::F32, ByteCount(700_000), &|param, range, values| {
         model.read_f32(&param.name, range, values)
     })
     .unwrap();
@@ -243,7 +244,7 @@ fn a_model_written_again_equals_the_fixture_byte_for_byte() {
     {
         assert!(fs::read(out.join(name)).unwrap() == fs::read(model.path().join(name)).unwrap(), "{name}");
     }
-    let error = write_model(&out, &tensors, DType::F32, ByteCount(1 << 40), &mut |_, _, _| Ok(())).unwrap_err();
+    let error = write_model(&out, &tensors, DType::F32, ByteCount(1 << 40), &|_, _, _| Ok(())).unwrap_err();
     assert!(error.to_string().contains("already holds a model (`model.safetensors.index.json`)"), "{error}");
     assert_eq!(error.exit_code().code(), 73);
 }
@@ -252,25 +253,24 @@ fn a_model_written_again_equals_the_fixture_byte_for_byte() {
 fn a_small_model_is_one_file_and_a_failed_fill_leaves_none() {
     let folder = tempfile::tempdir().unwrap();
     let tensors = [ParamSpec::new("b", [3, 500_000]), ParamSpec::new("a", [2])];
-    let mut asked = Vec::new();
-    let failed = write_model(folder.path(), &tensors, DType::BF16, ByteCount(1 << 40), &mut |param, range, _| {
-        asked.push((param.name.clone(), range));
+    let asked = Mutex::new(Vec::new());
+    let failed = write_model(folder.path(), &tensors, DType::BF16, ByteCount(1 << 40), &|param, range, _| {
+        asked.lock().unwrap().push((param.name.clone(), range));
         Err(CheckpointError::NoTensor { path: "x".into(), tensor: "y".into() })
     });
     assert!(matches!(failed, Err(CheckpointError::NoTensor { .. })));
-    assert_eq!(asked, [("a".to_string(), 0..2)]);
+    assert_eq!(std::mem::take(&mut *asked.lock().unwrap()), [("a".to_string(), 0..2)]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 
-    asked.clear();
-    write_model(folder.path(), &tensors, DType::BF16, ByteCount(1 << 40), &mut |param, range, values| {
-        asked.push((param.name.clone(), range.clone()));
+    write_model(folder.path(), &tensors, DType::BF16, ByteCount(1 << 40), &|param, range, values| {
+        asked.lock().unwrap().push((param.name.clone(), range.clone()));
         range.zip(values).for_each(|(index, value)| *value = (index % 100) as f32);
         Ok(())
     })
     .unwrap();
     // No tensor is asked for in one piece when it is large.
     let expected = [("a".to_string(), 0..2), ("b".to_string(), 0..1 << 20), ("b".to_string(), 1 << 20..1_500_000)];
-    assert_eq!(asked, expected);
+    assert_eq!(*asked.lock().unwrap(), expected);
     let model = ModelFolder::open(folder.path()).unwrap();
     assert_eq!(model.total_bytes(), ByteCount(2 * 1_500_002));
     let mut values = [0.0; 3];
@@ -295,7 +295,7 @@ fn only_the_bytes_asked_for_are_read() {
 fn fifty_shards_open_in_milliseconds() {
     let folder = tempfile::tempdir().unwrap();
     let tensors: Vec<_> = (0..1150).map(|index| ParamSpec::new(format!("layers.{index}.weight"), [8, 8])).collect();
-    write_model(folder.path(), &tensors, DType::BF16, ByteCount(23 * 128), &mut |_, _, _| Ok(())).unwrap();
+    write_model(folder.path(), &tensors, DType::BF16, ByteCount(23 * 128), &|_, _, _| Ok(())).unwrap();
     let begin = Instant::now();
     let model = ModelFolder::open(folder.path()).unwrap();
     let took = begin.elapsed();

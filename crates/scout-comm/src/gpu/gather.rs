@@ -4,16 +4,16 @@
 use std::sync::Arc;
 
 use scout_device::Tensor;
-use scout_device::cuda::{DeviceBuffer, Stream};
+use scout_device::cuda::{DeviceBuffer, Event, Stream};
 
 use crate::error::Result;
 
 /// A way from the parts that all ranks keep to whole units. Every rank gathers the same units in the same order.
 pub trait Gather: Send + Sync {
-    /// Where gathers are queued, one behind the other. Whoever reads a result waits for an event of it.
+    /// Where gathers begin, one behind the other: the memory of a result may be written when this stream comes to it.
     fn stream(&self) -> &Arc<Stream>;
 
     /// Queues that `full` becomes the parts of all ranks in their order. `part` is this rank's, in the arena that was shown
-    /// to the others; nobody writes there while gathers are under way.
-    fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<()>;
+    /// to the others; nobody writes there while gathers are under way. Readers wait for all of the events.
+    fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<Vec<Event>>;
 }

@@ -1,12 +1,16 @@
 //! What ranks do together that each have a GPU of one host. Floors, from the ground up: `exchange`, few bytes of all ranks;
-//! `gather`, what bringing the parts of a unit together means; `copy` and `nccl`, which do it; `group`, by which trained
+//! `gather`, what bringing the parts of a unit together means; `mapped`, memory that ranks show each other;
+//! `pull`, `push` and `nccl`, which gather; `group`, by which trained
 //! numbers are summed; `ways`, with the memory that each way needs; `trial`, which finds the fastest one.
 
-mod copy;
 mod exchange;
 mod gather;
 mod group;
+mod mapped;
 mod nccl;
+mod own_part;
+mod pull;
+mod push;
 mod trial;
 mod ways;
 

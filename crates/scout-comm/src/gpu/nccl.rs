@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use scout_device::Tensor;
-use scout_device::cuda::{CudaDevice, DeviceBuffer, Nccl, NcclId, Settings, Stream};
+use scout_device::cuda::{CudaDevice, DeviceBuffer, Event, Nccl, NcclId, Settings, Stream};
 
 use super::exchange;
 use super::gather::Gather;
@@ -20,8 +20,9 @@ impl Gather for ByNccl {
         &self.stream
     }
 
-    fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<()> {
-        Ok(self.nccl.all_gather(part, full, &self.stream)?)
+    fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
+        self.nccl.all_gather(part, full, &self.stream)?;
+        Ok(vec![self.stream.record()?])
     }
 }
 

@@ -32,7 +32,10 @@ impl Wish {
     /// Ways that it allows, among so many ranks.
     pub fn ways(self, world_size: usize) -> Vec<Way> {
         // Two ranks are always in step: each has one other to turn to.
-        let copying: &[Way] = if world_size > 2 { &[Way::CopyFree, Way::CopyInStep] } else { &[Way::CopyFree] };
+        let copying: &[Way] = match world_size {
+            ..=2 => &[Way::Push, Way::Pull],
+            _ => &[Way::Push, Way::Pull, Way::PullInStep],
+        };
         let by_nccl = [Way::NcclByCopy, Way::Nccl];
         match self {
             Wish::Auto => [copying, &by_nccl].concat(),
@@ -74,7 +77,7 @@ fn fastest_under_products(tried: &[(Way, f64)]) -> Option<Way> {
 /// GB/s, 326 to 153, 273 to 152. Kernels take more from products besides: 16 % of their speed, where the others take 7 to 10.
 fn share_under_products(way: Way) -> f64 {
     match way {
-        Way::CopyFree | Way::CopyInStep => 0.75,
+        Way::Push | Way::Pull | Way::PullInStep => 0.75,
         Way::NcclByCopy => 0.47,
         Way::Nccl => 0.50,
     }
@@ -107,7 +110,8 @@ fn time(gather: &dyn Gather, part: &Tensor, memory: &GatherMemory, Ranks { devic
     let len = part.num_elements() * comm.mesh().size();
     let once = || -> Result<()> {
         let block = memory.ring.take(Purpose::Gathered, len)?;
-        gather.queue(part, &mut DeviceBuffer::new(device, block, part.dtype(), [len])?)
+        let events = gather.queue(part, &mut DeviceBuffer::new(device, block, part.dtype(), [len])?)?;
+        Ok(events.iter().try_for_each(|event| gather.stream().wait_for(event))?)
     };
     let first = once().and_then(|()| Ok(gather.stream().finish(device.patience())?));
     exchange::all_can(comm, WAY, first)?; // and all begin together, so that nobody times the others' start
@@ -129,7 +133,7 @@ mod tests {
 
     #[test]
     fn what_is_fastest_alone_must_be_much_faster_where_it_loses_most_under_products() {
-        let (copy, step, windows, kernels) = (Way::CopyFree, Way::CopyInStep, Way::NcclByCopy, Way::Nccl);
+        let (copy, step, windows, kernels) = (Way::Pull, Way::PullInStep, Way::NcclByCopy, Way::Nccl);
         for (tried, expected) in [
             // Two H200: seconds for the same bytes.
             (vec![(copy, 1.0 / 289.0), (windows, 1.0 / 326.0), (kernels, 1.0 / 273.0)], Some(copy)),
@@ -145,9 +149,9 @@ mod tests {
 
     #[test]
     fn a_wish_for_one_kind_never_tries_the_other() {
-        assert_eq!(Wish::Copy.ways(2), [Way::CopyFree]);
-        assert_eq!(Wish::Copy.ways(8), [Way::CopyFree, Way::CopyInStep]);
+        assert_eq!(Wish::Copy.ways(2), [Way::Push, Way::Pull]);
+        assert_eq!(Wish::Copy.ways(8), [Way::Push, Way::Pull, Way::PullInStep]);
         assert_eq!(Wish::Nccl.ways(8), [Way::NcclByCopy, Way::Nccl]);
-        assert_eq!(Wish::Auto.ways(2), [Way::CopyFree, Way::NcclByCopy, Way::Nccl]);
+        assert_eq!(Wish::Auto.ways(2), [Way::Push, Way::Pull, Way::NcclByCopy, Way::Nccl]);
     }
 }

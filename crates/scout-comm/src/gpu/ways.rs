@@ -8,20 +8,23 @@ use scout_core::ByteCount;
 use scout_device::Purpose;
 use scout_device::cuda::{Arena, CudaDevice, Nccl, Settings};
 
-use super::copy::{CopyEngines, Pace, Peers};
 use super::exchange;
 use super::gather::Gather;
 use super::nccl::{self, ByNccl};
+use super::pull::{Pace, Pull};
+use super::push::Push;
 use crate::communicator::Communicator;
 use crate::error::Result;
 
 /// Who moves the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// Copy engines, each rank's when it likes.
-    CopyFree,
-    /// Copy engines, all ranks beginning each unit together.
-    CopyInStep,
+    /// Copy engines write each rank's part to the others.
+    Push,
+    /// Copy engines fetch the parts of the others, each rank's when it likes.
+    Pull,
+    /// The same, all ranks beginning each unit together.
+    PullInStep,
     /// NCCL, which leaves the copying to copy engines.
     NcclByCopy,
     /// NCCL's kernels.
@@ -46,8 +49,9 @@ pub struct GatherMemory {
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Way::CopyFree => "copy engines",
-            Way::CopyInStep => "copy engines in step",
+            Way::Push => "copy engines, pushing",
+            Way::Pull => "copy engines, pulling",
+            Way::PullInStep => "copy engines, in step",
             Way::NcclByCopy => "NCCL's copy engines",
             Way::Nccl => "NCCL's kernels",
         })
@@ -67,7 +71,7 @@ impl Way {
         let nccl = match self {
             Way::NcclByCopy => connect(true)?,
             Way::Nccl => connect(false)?,
-            Way::CopyFree | Way::CopyInStep => None,
+            Way::Push | Way::Pull | Way::PullInStep => None,
         };
         let (parts_home, ring_home) = (device.compute(), device.copy());
         let asked = match &nccl {
@@ -90,13 +94,12 @@ impl Way {
     /// they have called this too. All ranks fail where one does, with its reason.
     pub fn open(self, ranks: Ranks, memory: &GatherMemory) -> Result<Box<dyn Gather>> {
         let Ranks { device, comm } = ranks;
-        let copying = |pace| -> Result<Box<dyn Gather>> {
-            Ok(Box::new(CopyEngines { peers: Peers::map(device, &memory.parts, comm)?, pace }))
-        };
+        let pulling = |pace| -> Result<Box<dyn Gather>> { Ok(Box::new(Pull::map(device, &memory.parts, pace, comm)?)) };
         match (&memory.nccl, self) {
             (Some(nccl), _) => Ok(Box::new(ByNccl { nccl: nccl.clone(), stream: device.copy().clone() })),
-            (None, Way::CopyInStep) => copying(Pace::InStep),
-            (None, _) => copying(Pace::Free),
+            (None, Way::Push) => Ok(Box::new(Push::map(device, &memory.ring, comm)?)),
+            (None, Way::PullInStep) => pulling(Pace::InStep),
+            (None, _) => pulling(Pace::Free),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Memory of other processes' GPUs, mapped into this one: parts are pulled out of it by copy engines, and streams of
-//! several processes wait for each other by flags. Which process is which is not known here.
+//! Memory of other processes' GPUs, mapped into this one: copy engines pull parts out of it or push them into it, and streams
+//! of several processes wait for each other by flags. Which process is which is not known here.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -94,6 +94,27 @@ impl PeerArena {
         // SAFETY: the flag lies in the mapping (checked above), which stays until the stream is done with it.
         let code = unsafe { (driver.cuStreamWriteValue32_v2)(stream.raw(), self.base + offset, value, flags) };
         self.context.check("cuStreamWriteValue32", code)
+    }
+
+    /// Queues on `stream` that the peer's bytes from byte `offset` on become those of `part`. Takes no multiprocessor. The
+    /// peer's side must have said that it expects them, and has to be told when they are there.
+    pub fn push(&self, offset: ByteCount, part: &Tensor, stream: &Arc<Stream>) -> Result<()> {
+        const WHAT: &str = "copy to another GPU";
+        let region = part.region(WHAT)?;
+        let bytes = part.bytes().0;
+        must_lie_within(WHAT, (offset.0, bytes), self.capacity)?;
+        must_be_same(WHAT, region.block.context(), &self.context)?;
+        self.is_used_on(WHAT, stream)?;
+        region.block.is_used_on(stream);
+        if bytes == 0 {
+            return Ok(());
+        }
+        let (to, from) = (self.base + offset.0, region.address());
+        let driver = self.context.driver()?;
+        // SAFETY: both ranges were checked above; the block and the mapping stay until the stream is done with them. That
+        // nobody over there uses the memory meanwhile is what the peer has said.
+        let code = unsafe { (driver.cuMemcpyAsync)(to, from, bytes as usize, stream.raw()) };
+        self.context.check("cuMemcpyAsync", code)
     }
 
     /// Notes that `stream` gets work on the mapping. Fails for streams of another GPU.

@@ -174,14 +174,15 @@ impl<'a> Layer<'a> {
         Ok(Layer { way, device, sizes, parts, memory, gather })
     }
 
-    /// Queues that every unit becomes whole once. The ring takes the memory back in the order of the stream.
+    /// Queues that every unit becomes whole once. The ring takes the memory back in the order of the streams.
     fn gather(&self) -> Result<(), TrainError> {
+        let mut arrived = Vec::new();
         for part in &self.parts {
             let len = part.num_elements() * self.sizes.world_size;
             let block = self.memory.ring.take(Purpose::Gathered, bytes(len))?;
-            self.gather.queue(part, &mut DeviceBuffer::new(self.device, block, part.dtype(), [len])?)?;
+            arrived.extend(self.gather.queue(part, &mut DeviceBuffer::new(self.device, block, part.dtype(), [len])?)?);
         }
-        Ok(())
+        Ok(arrived.iter().try_for_each(|event| self.gather.stream().wait_for(event))?)
     }
 
     fn measure(&self, job: &Job, seconds: Duration) -> Result<Line, TrainError> {

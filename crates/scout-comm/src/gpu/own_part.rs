@@ -1,0 +1,29 @@
+//! This rank's own part of a unit. It crosses no link, so it is copied on a stream beside the one where others' parts come in,
+//! and the next unit does not wait for it: under products such a copy, which a multiprocessor makes, comes late.
+
+use std::sync::Arc;
+
+use scout_core::Rank;
+use scout_device::Tensor;
+use scout_device::cuda::{CudaDevice, DeviceBuffer, Event, Priority, Stream};
+
+use crate::error::Result;
+
+pub(super) struct OwnPart {
+    rank: Rank,
+    beside: Arc<Stream>,
+}
+
+impl OwnPart {
+    pub fn of(rank: Rank, device: &Arc<CudaDevice>) -> Result<OwnPart> {
+        Ok(OwnPart { rank, beside: Arc::new(Stream::new(device.context(), Priority::High)?) })
+    }
+
+    /// Queues that `part` becomes this rank's of `full`, which may be written when `stream` comes to where it is now. The
+    /// event is past when it has.
+    pub fn copy(&self, part: &Tensor, full: &mut DeviceBuffer, stream: &Stream) -> Result<Event> {
+        self.beside.wait_for(&stream.record()?)?;
+        full.copy_from_on(self.rank.0 * part.num_elements(), part, &self.beside)?;
+        Ok(self.beside.record()?)
+    }
+}
