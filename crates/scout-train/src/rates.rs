@@ -60,7 +60,7 @@ pub struct Link {
 }
 
 /// Between two GPUs (`bench gather`). Half of each unit is the rank's own part there, which multiprocessors copy.
-const TWO_BY_COPY: Link = Link { under_products: 218e9, alone: 289e9, slowdown: 0.097 };
+const TWO_BY_COPY: Link = Link { under_products: 283e9, alone: 384e9, slowdown: 0.145 };
 const TWO_BY_NCCL: Link = Link { under_products: 153e9, alone: 326e9, slowdown: 0.074 };
 /// Among more, copy engines in rotation: what one process that drove eight GPUs reached alone, less a tenth, and less a
 /// twentieth. Eight processes have not been measured in step. Products fell from 670 to 627 TFLOP/s.

@@ -37,8 +37,16 @@ pub struct Block {
     start: usize,
     bytes: usize,
     lease: Lease,
-    /// Streams other than home that were given work on this block.
-    visitors: Mutex<Vec<Arc<Stream>>>,
+    visitors: Mutex<Visitors>,
+}
+
+/// Who other than home uses a block.
+#[derive(Default)]
+struct Visitors {
+    /// Streams that may be given work on it as long as it is held.
+    streams: Vec<Arc<Stream>>,
+    /// What was queued on other streams is done when these are past.
+    fences: Vec<Arc<Event>>,
 }
 
 impl Arena {
@@ -111,8 +119,7 @@ impl Arena {
             free.retain_fences(|fence| !fence.is_past().unwrap_or(false));
             free.take(bytes).ok_or_else(|| memory.full(purpose, bytes, &free))?
         };
-        let block =
-            Block { memory: memory.clone(), start: taken.start, bytes, lease, visitors: Mutex::new(Vec::new()) };
+        let block = Block { memory: memory.clone(), start: taken.start, bytes, lease, visitors: Mutex::default() };
         for fence in taken.fences {
             memory.home.wait_for(&fence)?;
         }
@@ -170,9 +177,21 @@ impl Block {
             return;
         }
         let mut visitors = self.visitors.lock().expect("no holder of this lock panics");
-        if !visitors.iter().any(|visitor| Arc::ptr_eq(visitor, stream)) {
-            visitors.push(stream.clone());
+        if !visitors.streams.iter().any(|visitor| Arc::ptr_eq(visitor, stream)) {
+            visitors.streams.push(stream.clone());
         }
+    }
+
+    /// To be called instead when `stream` was given all the work on this block that it will get: home does not wait for
+    /// what is queued there later.
+    pub(super) fn was_used_on(&self, stream: &Arc<Stream>) -> Result<()> {
+        if !Arc::ptr_eq(stream, &self.memory.home) {
+            let fence = Arc::new(stream.record()?);
+            let mut visitors = self.visitors.lock().expect("no holder of this lock panics");
+            visitors.fences.retain(|fence| !fence.is_past().unwrap_or(false));
+            visitors.fences.push(fence);
+        }
+        Ok(())
     }
 
     /// Queues on home: every byte becomes `value`.
@@ -197,8 +216,9 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        let visitors = self.visitors.get_mut().map(std::mem::take).unwrap_or_default();
-        let fences: Result<Vec<Arc<Event>>> = visitors.iter().map(|stream| stream.record().map(Arc::new)).collect();
+        let Visitors { streams, fences } = self.visitors.get_mut().map(std::mem::take).unwrap_or_default();
+        let of_streams = streams.iter().map(|stream| stream.record().map(Arc::new));
+        let fences: Result<Vec<Arc<Event>>> = fences.into_iter().map(Ok).chain(of_streams).collect();
         // Without its events nobody could know when the memory is free: it is lost then, and the context probably too.
         if let (Ok(fences), Ok(mut free)) = (fences, self.memory.free.lock()) {
             free.give(self.start, self.bytes, fences);

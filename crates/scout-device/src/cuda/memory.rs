@@ -133,14 +133,14 @@ impl DeviceBuffer {
         if bytes == 0 {
             return Ok(());
         }
-        self.block.is_used_on(stream);
         region.block.is_used_on(stream);
         let to = self.address() + (self.dtype.size() * start as u64).0;
         let driver = context.driver()?;
         // SAFETY: the range was checked above; nobody else looks at this buffer, so the two do not overlap; both blocks
         // stay until the stream is done with them.
         let code = unsafe { (driver.cuMemcpyDtoDAsync_v2)(to, region.address(), bytes, stream.raw()) };
-        context.check("cuMemcpyDtoDAsync", code)
+        context.check("cuMemcpyDtoDAsync", code)?;
+        self.block.was_used_on(stream)
     }
 
     /// Copies `bytes` over all of the buffer, on the compute stream. Stops the host until they are there: for loading

@@ -1,6 +1,8 @@
 //! `bench gather`: how fast units of the model's width become whole on every GPU, by each way that works here; alone, and
 //! under a product that never pauses, with what that costs the product.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +11,7 @@ use scout_comm::gpu::{self, GatherMemory, Ranks, Way, Wish};
 use scout_comm::{CommError, Job};
 use scout_config::RunConfig;
 use scout_core::{ByteCount, DType, ExitCode};
-use scout_device::cuda::{Arena, CudaDevice, CudaOptions, DeviceBuffer};
+use scout_device::cuda::{Arena, CudaDevice, CudaOptions, DeviceBuffer, Event};
 use scout_device::{Device, Purpose, Tensor};
 use scout_model::UnitPlan;
 use scout_shard::{ShardPlan, none_resident};
@@ -143,7 +145,7 @@ fn bytes(len: usize) -> usize {
     (DType::BF16.size() * len as u64).0 as usize
 }
 
-/// This rank's parts of the units, room for two of the largest whole ones, and one way of gathering them.
+/// This rank's parts of the units, room for two whole layers, and one way of gathering them.
 struct Layer<'a> {
     way: Way,
     device: &'a Arc<CudaDevice>,
@@ -151,6 +153,8 @@ struct Layer<'a> {
     parts: Vec<Tensor>,
     memory: GatherMemory,
     gather: Box<dyn gpu::Gather>,
+    /// The whole units of the last layer with what readers wait for, held as long as a step holds them.
+    held: RefCell<VecDeque<(DeviceBuffer, Vec<Event>)>>,
 }
 
 impl<'a> Layer<'a> {
@@ -158,9 +162,9 @@ impl<'a> Layer<'a> {
     fn new(way: Way, ranks: Ranks<'a>, sizes: &'a Sizes) -> Result<Layer<'a>, TrainError> {
         let Ranks { device, .. } = ranks;
         let room: usize = sizes.parts.iter().map(|&len| bytes(len).next_multiple_of(Arena::GRAIN)).sum();
-        let largest = sizes.parts.iter().map(|&len| bytes(len * sizes.world_size)).max().unwrap_or(0);
-        let whole = 2 * largest.next_multiple_of(Arena::GRAIN);
-        let memory = way.memory(ranks, ByteCount(room as u64), ByteCount(whole as u64))?;
+        let whole = |&len: &usize| bytes(len * sizes.world_size).next_multiple_of(Arena::GRAIN);
+        let two_layers = 2 * sizes.parts.iter().map(whole).sum::<usize>();
+        let memory = way.memory(ranks, ByteCount(room as u64), ByteCount(two_layers as u64))?;
         let part = |&len: &usize| -> Result<Tensor, TrainError> {
             let block = memory.parts.take(Purpose::Shard, bytes(len))?;
             let mut part = DeviceBuffer::new(device, block, DType::BF16, [len])?;
@@ -171,18 +175,25 @@ impl<'a> Layer<'a> {
         // Others are about to fetch what was queued on the stream of arithmetic.
         device.finish()?;
         let gather = way.open(ranks, &memory)?;
-        Ok(Layer { way, device, sizes, parts, memory, gather })
+        Ok(Layer { way, device, sizes, parts, memory, gather, held: RefCell::default() })
     }
 
-    /// Queues that every unit becomes whole once. The ring takes the memory back in the order of the streams.
+    /// Queues that every unit becomes whole once.
     fn gather(&self) -> Result<(), TrainError> {
-        let mut arrived = Vec::new();
+        let mut held = self.held.borrow_mut();
         for part in &self.parts {
+            if held.len() == self.parts.len()
+                && let Some((_full, arrived)) = held.pop_front()
+            {
+                arrived.iter().try_for_each(|event| self.gather.stream().wait_for(event))?;
+            }
             let len = part.num_elements() * self.sizes.world_size;
             let block = self.memory.ring.take(Purpose::Gathered, bytes(len))?;
-            arrived.extend(self.gather.queue(part, &mut DeviceBuffer::new(self.device, block, part.dtype(), [len])?)?);
+            let mut full = DeviceBuffer::new(self.device, block, part.dtype(), [len])?;
+            let arrived = self.gather.queue(part, &mut full)?;
+            held.push_back((full, arrived));
         }
-        Ok(arrived.iter().try_for_each(|event| self.gather.stream().wait_for(event))?)
+        Ok(())
     }
 
     fn measure(&self, job: &Job, seconds: Duration) -> Result<Line, TrainError> {
