@@ -25,6 +25,7 @@ mod stream;
 mod tcp;
 mod verdict;
 mod wire;
+pub mod words;
 
 pub use communicator::{Communicator, Pending};
 pub use control::{Control, Ending, Limits, Verdicts};

@@ -3,10 +3,9 @@
 
 use blake3::Hasher;
 use scout_checkpoint::ModelFolder;
-use scout_comm::Communicator;
+use scout_comm::{Communicator, words};
 use scout_config::RunConfig;
-use scout_core::{DType, ExitCode};
-use scout_device::Buffer;
+use scout_core::ExitCode;
 
 use crate::error::{Result, TrainError};
 use crate::plan::ModelSource;
@@ -40,10 +39,7 @@ pub fn must_plan_alike(planned: &Planned, comm: &dyn Communicator) -> Result<()>
     for length in data.examples.lengths().into_iter().chain(data.held_out.lengths()) {
         hasher.update(&(length as u64).to_le_bytes());
     }
-    let own = hasher.finalize();
-    let all = Buffer::zeros(DType::U8, own.as_bytes().len() * comm.mesh().size())?;
-    let all = comm.all_gather(&Buffer::from_u8(own.as_bytes().to_vec()), all)?.wait()?;
-    let of_ranks: Vec<&[u8]> = all.u8s()?.chunks_exact(own.as_bytes().len()).collect();
+    let of_ranks = words::of_all_ranks(comm, *hasher.finalize().as_bytes())?;
     match of_ranks.iter().position(|other| *other != of_ranks[0]) {
         None => Ok(()),
         Some(rank) => Err(TrainError::Input {
@@ -57,6 +53,8 @@ pub fn must_plan_alike(planned: &Planned, comm: &dyn Communicator) -> Result<()>
 
 #[cfg(test)]
 mod tests {
+    use scout_core::DType;
+
     use super::*;
     use crate::synth::{SynthRequest, SynthShape, write_folder};
 

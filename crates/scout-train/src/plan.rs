@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use scout_checkpoint::{AdapterLayout, CheckpointError, LoadedAdapter, ModelFolder, read_model_json};
 use scout_config::{self as written, RunConfig};
-use scout_core::{ExitCode, ParamSpec, Projection, UnitId};
+use scout_core::{ByteCount, ExitCode, ParamSpec, Projection, UnitId};
 use scout_device::cuda::Choice;
 use scout_model::{Keep, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
 use scout_shard::ShardPlan;
@@ -123,61 +123,17 @@ impl RunPlan {
         start: Option<&LoadedAdapter>,
     ) -> Result<RunPlan> {
         let hardware: Hardware = hardware.into();
-        let units = UnitPlan::new(&source.config, source.style);
-        let weights = WeightSet::of(&config.lora, &units, source.config.num_layers)?;
-        check_hardware(&hardware, &weights)?;
-        if !weights.is_empty() {
-            check_output(config, &source)?;
-        }
-        let model = Model::new(&source.config, &units)?;
-        let schedules = match weights.is_empty() {
-            true => Schedules::of(&model),
-            false => Schedules::of_weights(&model, &weights),
-        };
-        let lora = match start {
-            Some(start) => load::lora_settings(&start.settings, &start.projections),
-            None if weights.is_empty() => lora_settings(&config.lora),
-            None => LoraSettings { projections: BTreeSet::new(), ..lora_settings(&config.lora) },
-        };
-        let rows = rows(config, data);
-        let dropout = start.map_or(config.lora.lora_dropout, |start| start.settings.dropout);
-        let pass = memory::Pass {
-            config: &source.config,
-            lora: &lora,
-            drops: dropout > 0.0,
-            // A layer is two blocks; one that is walked back by half keeps all that a layer keeps.
-            kept_layers: (model.blocks.len() - schedules.first_backward).div_ceil(2),
-            batch: rows.largest_run(rows.num_micro_batches),
-            kind: hardware.kind,
-            compute: hardware.compute,
-            choice: if config.device.deterministic { Choice::First } else { Choice::Timed },
-        };
-        let layout = LoraLayout::new(&source.config, &lora);
-        // However weights are held, parts and sums of what is trained are the same.
-        let is_whole = config.device.weights == written::Weights::Resident;
-        let shards = ShardPlan::new(units.units(), hardware.world_size, &|_| is_whole, LOOKAHEAD);
-        let shards = shards.stored_as(hardware.compute.dtype());
-        let run = Run {
-            units: &units,
-            schedules: &schedules,
-            hardware,
-            pass,
-            rows,
-            link: Link::of(config.device.gather, hardware.world_size),
-            num_adapter_elements: layout.num_elements(),
-            trained: AdapterState::bytes(&layout, &hardware)
-                + TrainedWeights::bytes(&weights, &shards)
-                + most_in_flight(&weights, &shards, &schedules.send),
-            budget: config.device.device_memory.or(hardware.memory()),
-        };
+        let work = Work::of(config, &source, start)?;
+        check_hardware(&hardware, &work.weights)?;
+        let run = work.on(hardware, config, &source.config, data);
         let ways = ways(config, &run)?;
-        let way = choose(&ways, pass.batch)?;
+        let way = choose(&ways, run.pass.batch)?;
         let shards = run.shards(&way.resident, way.lookahead);
-        let choice = pass.choice;
+        let choice = run.pass.choice;
         let steps = data.map(|data| steps(config, data));
-        let settings = step_settings(config, way.keep, steps, dropout);
+        let settings = step_settings(config, way.keep, steps, work.dropout);
         let adapter_layout = adapter_layout(config, source.style);
-        let weights = Arc::new(weights);
+        let Work { units, schedules, weights, lora, .. } = work;
         Ok(RunPlan {
             source,
             hardware,
@@ -185,7 +141,7 @@ impl RunPlan {
             shards,
             schedules,
             lora,
-            weights,
+            weights: Arc::new(weights),
             adapter_layout,
             memory: way.memory,
             runs: way.runs,
@@ -234,6 +190,83 @@ impl RunPlan {
         let of_attention = attention_forward(config, attended_pairs);
         let share_walked = walked_layers as f64 / config.num_layers as f64;
         per_token as f64 * num_tokens as f64 + of_attention * (1.0 + 2.5 * share_walked)
+    }
+}
+
+/// What is walked and what of it is trained, whatever computes it.
+struct Work {
+    units: UnitPlan,
+    schedules: Schedules,
+    /// Layers that are walked back, the last ones.
+    kept_layers: usize,
+    weights: WeightSet,
+    lora: LoraSettings,
+    dropout: f64,
+}
+
+impl Work {
+    fn of(config: &RunConfig, source: &ModelSource, start: Option<&LoadedAdapter>) -> Result<Work> {
+        let units = UnitPlan::new(&source.config, source.style);
+        let weights = WeightSet::of(&config.lora, &units, source.config.num_layers)?;
+        if !weights.is_empty() {
+            check_output(config, source)?;
+        }
+        let model = Model::new(&source.config, &units)?;
+        let schedules = match weights.is_empty() {
+            true => Schedules::of(&model),
+            false => Schedules::of_weights(&model, &weights),
+        };
+        // A layer is two blocks; one that is walked back by half keeps all that a layer keeps.
+        let kept_layers = (model.blocks.len() - schedules.first_backward).div_ceil(2);
+        let lora = match start {
+            Some(start) => load::lora_settings(&start.settings, &start.projections),
+            None if weights.is_empty() => lora_settings(&config.lora),
+            None => LoraSettings { projections: BTreeSet::new(), ..lora_settings(&config.lora) },
+        };
+        let dropout = start.map_or(config.lora.lora_dropout, |start| start.settings.dropout);
+        Ok(Work { units, schedules, kept_layers, weights, lora, dropout })
+    }
+
+    /// The same on `hardware` and over `data`, for which a way can then be chosen.
+    fn on<'a>(
+        &'a self,
+        hardware: Hardware,
+        config: &RunConfig,
+        model: &'a ModelConfig,
+        data: Option<DataCounts>,
+    ) -> Run<'a> {
+        let rows = rows(config, data);
+        let pass = memory::Pass {
+            config: model,
+            lora: &self.lora,
+            drops: self.dropout > 0.0,
+            kept_layers: self.kept_layers,
+            batch: rows.largest_run(rows.num_micro_batches),
+            kind: hardware.kind,
+            compute: hardware.compute,
+            choice: if config.device.deterministic { Choice::First } else { Choice::Timed },
+        };
+        let layout = LoraLayout::new(model, &self.lora);
+        Run {
+            units: &self.units,
+            schedules: &self.schedules,
+            hardware,
+            pass,
+            rows,
+            link: Link::of(config.device.gather, hardware.world_size),
+            num_adapter_elements: layout.num_elements(),
+            trained: AdapterState::bytes(&layout, &hardware) + self.weight_bytes(config, &hardware),
+            budget: config.device.device_memory.or(hardware.memory()),
+        }
+    }
+
+    /// Of trained weights, with all that goes with them.
+    fn weight_bytes(&self, config: &RunConfig, hardware: &Hardware) -> ByteCount {
+        // However weights are held, parts and sums of what is trained are the same.
+        let is_whole = config.device.weights == written::Weights::Resident;
+        let shards = ShardPlan::new(self.units.units(), hardware.world_size, &|_| is_whole, LOOKAHEAD);
+        let shards = shards.stored_as(hardware.compute.dtype());
+        TrainedWeights::bytes(&self.weights, &shards) + most_in_flight(&self.weights, &shards, &self.schedules.send)
     }
 }
 

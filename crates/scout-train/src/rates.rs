@@ -59,12 +59,13 @@ pub struct Link {
     pub slowdown: f64,
 }
 
-/// Between two GPUs (`bench gather`). Half of each unit is the rank's own part there, which multiprocessors copy.
-const TWO_BY_COPY: Link = Link { under_products: 283e9, alone: 384e9, slowdown: 0.145 };
-const TWO_BY_NCCL: Link = Link { under_products: 153e9, alone: 326e9, slowdown: 0.074 };
-/// Among more, copy engines in rotation: what one process that drove eight GPUs reached alone, less a tenth, and less a
-/// twentieth. Eight processes have not been measured in step. Products fell from 670 to 627 TFLOP/s.
-const COPY: Link = Link { under_products: 340e9, alone: 370e9, slowdown: 0.08 };
+/// Between two GPUs (`bench gather`). Half of each unit is the rank's own part there, which multiprocessors copy: most of what
+/// products lose.
+const TWO_BY_COPY: Link = Link { under_products: 370e9, alone: 384e9, slowdown: 0.189 };
+const TWO_BY_NCCL: Link = Link { under_products: 148e9, alone: 326e9, slowdown: 0.072 };
+/// Among more: the least that four GPUs pushing to each other got, and the middle of what they got, without products
+/// (361 to 383); products fell from 670 to 627 TFLOP/s while eight pulled. Other programs found these; ours has not run there.
+const COPY: Link = Link { under_products: 361e9, alone: 372e9, slowdown: 0.065 };
 /// NCCL's kernels among eight, which take multiprocessors from products: 781 to 583 TFLOP/s.
 const NCCL: Link = Link { under_products: 288e9, alone: 350e9, slowdown: 0.34 };
 

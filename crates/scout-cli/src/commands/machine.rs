@@ -1,12 +1,12 @@
 //! The device that a command computes on, found before its run is planned and taken when it is.
 
-use scout_comm::{Communicator, Job, Pending};
+use scout_comm::{Communicator, Job, words};
 use scout_config::{DeviceKind, RunConfig};
+use scout_core::ByteCount;
 use scout_core::causes::with_causes;
-use scout_core::{ByteCount, DType};
 use scout_device::cuda::{Choice, CudaDevice, CudaOptions};
 use scout_device::device::DeviceWish;
-use scout_device::{Buffer, Device, DeviceError, host};
+use scout_device::{Device, DeviceError, host};
 use scout_train::TrainError;
 use scout_train::machine::{ComputeType, Hardware, Kind, Machine, Room};
 use scout_train::plan::RunPlan;
@@ -103,13 +103,8 @@ impl Found {
 
 /// Each rank needs a GPU of its own. Every rank calls it, and it fails on all of them.
 pub fn must_be_alone(gpu: &CudaDevice, comm: &dyn Communicator) -> Result<(), TrainError> {
-    const ROOM: usize = 96;
     let place = format!("{} {}", host::boot_id(), gpu.properties().pci_bus_id);
-    let mut own = place.into_bytes();
-    own.resize(ROOM, 0);
-    let all = Buffer::zeros(DType::U8, ROOM * comm.mesh().size())?;
-    let all = comm.all_gather(&Buffer::from_u8(own), all).and_then(Pending::wait)?;
-    let places: Vec<&[u8]> = all.u8s()?.chunks_exact(ROOM).collect();
+    let places = words::of_any_length(comm, place.into_bytes())?;
     let Some((first, second)) = same(&places) else { return Ok(()) };
     let reason = format!(
         "ranks {first} and {second} are on the same GPU ({}); start as many ranks on a host as it has GPUs, and let each \
@@ -127,10 +122,8 @@ fn same<T: PartialEq>(places: &[T]) -> Option<(usize, usize)> {
 
 /// The smallest number of all ranks.
 fn least(comm: &dyn Communicator, own: ByteCount) -> Result<ByteCount, TrainError> {
-    let all = Buffer::zeros(DType::U8, 8 * comm.mesh().size())?;
-    let all = comm.all_gather(&Buffer::from_u8(own.0.to_le_bytes().to_vec()), all).and_then(Pending::wait)?;
-    let numbers = all.u8s()?.chunks_exact(8).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")));
-    Ok(ByteCount(numbers.min().unwrap_or(own.0)))
+    let all = words::of_all_ranks(comm, own.0.to_le_bytes())?;
+    Ok(ByteCount(all.into_iter().map(u64::from_le_bytes).min().unwrap_or(own.0)))
 }
 
 /// What a plan must know of the machine that a configuration means, and what it cannot know because no GPU is here. Takes

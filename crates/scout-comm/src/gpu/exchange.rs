@@ -1,25 +1,11 @@
-//! Small runs of bytes that all ranks tell each other before anything moves between GPUs.
+//! Whether all ranks can go on, and how far, before anything moves between their GPUs.
 
 use std::fmt::Display;
 
-use scout_core::{DType, Rank};
-use scout_device::Buffer;
-
 use crate::communicator::Communicator;
 use crate::error::{CommError, Result};
-
-/// What every rank gave, by rank. All give equally much.
-pub(super) fn of_all_ranks<const N: usize>(comm: &dyn Communicator, own: [u8; N]) -> Result<Vec<[u8; N]>> {
-    let all = Buffer::zeros(DType::U8, N * comm.mesh().size())?;
-    let all = comm.all_gather(&Buffer::from_u8(own.to_vec()), all)?.wait()?;
-    Ok(all.u8s()?.chunks_exact(N).map(|of_rank| of_rank.try_into().expect("chunks of that many")).collect())
-}
-
-/// What the first rank gave.
-pub(super) fn of_first_rank<const N: usize>(comm: &dyn Communicator, own: [u8; N]) -> Result<[u8; N]> {
-    let first = comm.broadcast(Rank(0), Buffer::from_u8(own.to_vec()))?.wait()?;
-    Ok(first.u8s()?.try_into().expect("as many as were given"))
-}
+use crate::words;
+pub(super) use crate::words::{of_all_ranks, of_first_rank};
 
 /// The largest number of any rank.
 pub(super) fn largest(comm: &dyn Communicator, own: f64) -> Result<f64> {
@@ -29,25 +15,14 @@ pub(super) fn largest(comm: &dyn Communicator, own: f64) -> Result<f64> {
 
 /// Whether something succeeded on all ranks; where it did not, the first reason, on all of them.
 pub(super) fn agree(comm: &dyn Communicator, own: std::result::Result<(), String>) -> Result<Option<String>> {
-    const ROOM: usize = 256;
-    let mut told = [0; ROOM];
-    if let Err(reason) = own {
-        let reason = if reason.is_empty() { "no reason is known" } else { &reason };
-        let mut end = reason.len().min(ROOM);
-        while !reason.is_char_boundary(end) {
-            end -= 1;
-        }
-        told[..end].copy_from_slice(&reason.as_bytes()[..end]);
-    }
-    let all = of_all_ranks(comm, told)?;
-    let reasons = all.iter().enumerate().map(|(rank, told)| {
-        let text = String::from_utf8_lossy(told);
-        (rank, text.trim_end_matches('\0').to_string())
-    });
-    Ok(reasons
-        .into_iter()
-        .find(|(_, reason)| !reason.is_empty())
-        .map(|(rank, reason)| format!("rank {rank}: {reason}")))
+    let reason = match own {
+        Ok(()) => String::new(),
+        Err(reason) if reason.is_empty() => "no reason is known".to_string(),
+        Err(reason) => reason,
+    };
+    let reasons = words::of_any_length(comm, reason.into_bytes())?;
+    let first = reasons.iter().enumerate().find(|(_, reason)| !reason.is_empty());
+    Ok(first.map(|(rank, reason)| format!("rank {rank}: {}", String::from_utf8_lossy(reason))))
 }
 
 /// Fails on all ranks where `own` failed on one: a rank that went on would wait for it.
@@ -73,27 +48,13 @@ pub(super) fn all_can<T, E: Display + Into<CommError>>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::local::{LocalCommunicator, local_group};
-
-    fn on_ranks<T: Send>(of_rank: impl Fn(&LocalCommunicator) -> T + Sync) -> Vec<T> {
-        std::thread::scope(|scope| {
-            let group = local_group(3, Duration::from_secs(20));
-            let ranks: Vec<_> = group.into_iter().map(|comm| scope.spawn(|| of_rank(&{ comm }))).collect();
-            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-        })
-    }
+    use crate::words::tests::on_ranks;
 
     #[test]
-    fn every_rank_hears_what_all_ranks_told() {
-        let told = on_ranks(|comm| {
-            let rank = comm.mesh().rank().0;
-            let all = of_all_ranks(comm, [rank as u8, 7]).unwrap();
-            (all, of_first_rank(comm, [rank as u8 + 40]).unwrap(), largest(comm, -(rank as f64) - 1.0).unwrap())
-        });
-        assert!(told.iter().all(|told| *told == (vec![[0, 7], [1, 7], [2, 7]], [40], -1.0)), "{told:?}");
+    fn the_largest_number_of_any_rank_is_found_by_all() {
+        let largest = on_ranks(|comm| largest(comm, -(comm.mesh().rank().0 as f64) - 1.0).unwrap());
+        assert_eq!(largest, [-1.0; 3]);
     }
 
     #[test]
@@ -101,9 +62,7 @@ mod tests {
         let all_can = on_ranks(|comm| agree(comm, Ok(())).unwrap());
         assert_eq!(all_can, [None, None, None]);
         let long = "ä".repeat(300);
-        for (reason, expected) in
-            [("no way", "no way".to_string()), ("", "no reason is known".to_string()), (&long, "ä".repeat(128))]
-        {
+        for (reason, expected) in [("no way", "no way"), ("", "no reason is known"), (&long, &long)] {
             let one_cannot = on_ranks(|comm| {
                 let own = if comm.mesh().rank().0 == 1 { Err(reason.to_string()) } else { Ok(()) };
                 agree(comm, own).unwrap()

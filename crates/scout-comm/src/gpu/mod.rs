@@ -1,4 +1,4 @@
-//! What ranks do together that each have a GPU of one host. Floors, from the ground up: `exchange`, few bytes of all ranks;
+//! What ranks do together that each have a GPU of one host. Floors, from the ground up: `exchange`, whether all ranks can go on;
 //! `gather`, what bringing the parts of a unit together means; `mapped`, memory that ranks show each other;
 //! `pull`, `push` and `nccl`, which gather; `group`, by which trained
 //! numbers are summed; `ways`, with the memory that each way needs; `trial`, which finds the fastest one.

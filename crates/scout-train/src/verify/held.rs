@@ -1,11 +1,10 @@
 //! What each rank of a comparison held in memory and read of the weight files, beside what its plan says. Sharded
 //! numbers that were computed from whole weights would prove nothing about sharding.
 
-use scout_comm::Communicator;
+use scout_comm::{Communicator, words};
 use scout_core::{ByteCount, Rank};
 
 use super::compare::Row;
-use super::together::gather_bytes;
 use crate::error::Result;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +38,7 @@ impl Held {
         let numbers =
             [self.shard, self.shard_planned, self.gathered, self.gathered_planned, self.read, self.read_planned];
         let own = numbers.iter().flat_map(|number| number.0.to_le_bytes()).collect();
-        Ok(gather_bytes(comm, own)?.into_iter().map(of_bytes).collect())
+        Ok(words::of_any_length(comm, own)?.into_iter().map(of_bytes).collect())
     }
 
     /// A row for everything that is not as planned; a rank that keeps to its plan needs none.

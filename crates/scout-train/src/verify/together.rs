@@ -1,9 +1,7 @@
 //! What the ranks of a comparison say to each other beside what training says: whether all of them can go on, and the
 //! rows that each has computed. Nothing is computed here.
 
-use scout_comm::{CommError, Communicator, Op};
-use scout_core::DType;
-use scout_device::Buffer;
+use scout_comm::{CommError, Communicator, Op, words};
 
 use super::compare::{Numbered, Numbers, Values};
 use crate::error::{Result, TrainError};
@@ -12,7 +10,7 @@ use crate::error::{Result, TrainError};
 /// while another cannot would wait for it.
 pub fn agree<T>(comm: &dyn Communicator, own: Result<T>) -> Result<std::result::Result<T, String>> {
     let reason = own.as_ref().err().map(TrainError::with_causes).unwrap_or_default();
-    let reasons = gather_bytes(comm, reason.into_bytes())?;
+    let reasons = words::of_any_length(comm, reason.into_bytes())?;
     let first = reasons.into_iter().find(|reason| !reason.is_empty());
     Ok(match (own, first) {
         (Ok(value), None) => Ok(value),
@@ -25,7 +23,7 @@ pub fn agree<T>(comm: &dyn Communicator, own: Result<T>) -> Result<std::result::
 pub fn merge_rows(comm: &dyn Communicator, num_rows: usize, mut tensors: Numbered) -> Result<Numbered> {
     let own: Vec<u8> = tensors.values().flat_map(to_bytes).collect();
     let expected = own.len();
-    let all = gather_bytes(comm, own)?;
+    let all = words::of_any_length(comm, own)?;
     if let Some(other) = all.iter().find(|other| other.len() != expected) {
         return Err(CommError::Length { op: Op::AllGather, found: other.len(), expected }.into());
     }
@@ -38,25 +36,6 @@ pub fn merge_rows(comm: &dyn Communicator, num_rows: usize, mut tensors: Numbere
         start += num_bytes;
     }
     Ok(tensors)
-}
-
-/// What each rank gave, in rank order; lengths may differ.
-pub fn gather_bytes(comm: &dyn Communicator, mut own: Vec<u8>) -> Result<Vec<Vec<u8>>> {
-    let size = comm.mesh().size();
-    let gather = |part: Vec<u8>| -> Result<Buffer> {
-        let all = Buffer::zeros(DType::U8, part.len() * size)?;
-        Ok(comm.all_gather(&Buffer::from_u8(part), all)?.wait()?)
-    };
-    let lens = gather((own.len() as u64).to_le_bytes().to_vec())?;
-    let lens: Vec<usize> = lens.u8s()?.as_chunks::<8>().0.iter().map(|len| u64::from_le_bytes(*len) as usize).collect();
-    // Collectives take equal parts, so all are as long as the longest.
-    let longest = lens.iter().copied().max().unwrap_or(0);
-    if longest == 0 {
-        return Ok(vec![Vec::new(); size]);
-    }
-    own.resize(longest, 0);
-    let all = gather(own)?;
-    Ok(all.u8s()?.chunks(longest).zip(lens).map(|(part, len)| part[..len].to_vec()).collect())
 }
 
 fn to_bytes(numbers: &Numbers) -> Vec<u8> {
@@ -134,18 +113,6 @@ mod tests {
         for (rank, (before, agreed)) in agreed.into_iter().enumerate() {
             assert_eq!(before, rank);
             assert_eq!(agreed, Err("`x` is bad on rank 1".to_string()));
-        }
-    }
-
-    #[test]
-    fn parts_of_different_lengths_arrive_as_they_were_given() {
-        let gathered = on_ranks(3, |comm| {
-            let rank = comm.mesh().rank().0;
-            (gather_bytes(comm, vec![7; 2 * rank]).unwrap(), gather_bytes(comm, Vec::new()).unwrap())
-        });
-        for (parts, nothing) in gathered {
-            assert_eq!(parts, [vec![], vec![7; 2], vec![7; 4]]);
-            assert_eq!(nothing, vec![Vec::<u8>::new(); 3]);
         }
     }
 }

@@ -5,14 +5,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use scout_comm::Job;
+use scout_comm::{Job, words};
 use scout_core::DType;
 use scout_device::cuda::{CudaDevice, DeviceBuffer, Event, Factor, Scale, Stream, Window};
 use scout_device::{DeviceError, Tensor};
 use scout_kernels::noise;
 use scout_train::TrainError;
-
-use super::told;
 
 /// Rows, columns and inner extent of the product.
 const EXTENT: usize = 8192;
@@ -130,7 +128,7 @@ impl Contest<'_> {
         self.stream.finish(self.device.patience())?;
         let tried = self.run(TRIED, None, job)?;
         let own = (seconds.as_secs_f64() / tried.seconds_a_round).ceil().max(TRIED as f64) as u64;
-        Ok(u64::from_le_bytes(told::of_first_rank(job, own.to_le_bytes())?) as usize)
+        Ok(u64::from_le_bytes(words::of_first_rank(&*job.comm, own.to_le_bytes())?) as usize)
     }
 
     /// So many rounds, and products without pause for as long as they take. Every rank calls it.
