@@ -30,6 +30,10 @@ fn left_to_libraries(world_size: usize) -> ByteCount {
     if world_size > 1 { ByteCount(0) } else { LEFT_TO_LIBRARIES }
 }
 
+/// A trial takes as long as some thirty products and then gains a few percent of each: a job that ends within ten steps does
+/// without.
+const USES_BEFORE_TRIAL: u32 = 500;
+
 fn without(all: ByteCount, part: ByteCount) -> ByteCount {
     ByteCount(all.0.saturating_sub(part.0))
 }
@@ -90,7 +94,13 @@ impl Found {
             Device::Cpu => Device::Cpu,
             Device::Cuda(found) => {
                 let working_memory = plan.memory.working();
-                let options = CudaOptions { working_memory, ordinal, choice, ..surroundings::cuda() };
+                let options = CudaOptions {
+                    working_memory,
+                    ordinal,
+                    choice,
+                    uses_before_trial: USES_BEFORE_TRIAL,
+                    ..surroundings::cuda()
+                };
                 // Opened before `found` is given up: the driver keeps what it has set up.
                 let opened = CudaDevice::open(&options)?;
                 drop(found);

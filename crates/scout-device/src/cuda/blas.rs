@@ -2,6 +2,7 @@
 //! once for each class of shapes by timing, and kept.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -59,16 +60,26 @@ pub(super) struct Blas {
     handle: Handle,
     arena: Arena,
     choice: Choice,
+    uses_before_trial: AtomicU32,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     plans: HashMap<Problem, Arc<Plan>>,
-    classes: HashMap<Problem, Algorithm>,
+    classes: HashMap<Problem, Class>,
     trials: Vec<Trial>,
     /// One for each stream that products were queued on: two streams may not share one.
     workspaces: Vec<(Arc<Stream>, Block)>,
+}
+
+/// What problems of a class share.
+struct Class {
+    algorithm: Algorithm,
+    /// Until its trial.
+    uses: u32,
+    /// Whether more uses may bring a trial.
+    may_be_tried: bool,
 }
 
 struct Plan {
@@ -77,9 +88,15 @@ struct Plan {
 }
 
 impl Blas {
-    /// Workspaces are taken from `arena`.
-    pub(super) fn new(context: &Arc<Context>, arena: Arena, choice: Choice) -> Result<Blas> {
-        Ok(Blas { handle: Handle::new(context)?, arena, choice, state: Mutex::default() })
+    /// Workspaces are taken from `arena`. A class is tried when it has been used so often before.
+    pub(super) fn new(context: &Arc<Context>, arena: Arena, choice: Choice, uses_before_trial: u32) -> Result<Blas> {
+        let uses_before_trial = AtomicU32::new(uses_before_trial);
+        Ok(Blas { handle: Handle::new(context)?, arena, choice, uses_before_trial, state: Mutex::default() })
+    }
+
+    /// From now on each class is tried when it is used next.
+    pub(super) fn try_at_once(&self) {
+        self.uses_before_trial.store(0, Ordering::Relaxed);
     }
 
     /// Queues `c = alpha·op(a)·op(b) + beta·c` on `stream`; the scalars are `alpha` and `beta`.
@@ -126,11 +143,17 @@ impl Blas {
     ) -> Result<Arc<Plan>> {
         let class = class_of(problem);
         let known = {
-            let state = self.state.lock().expect("no holder of this lock panics");
-            if let Some(plan) = state.plans.get(problem) {
-                return Ok(plan.clone());
+            let state = &mut *self.state.lock().expect("no holder of this lock panics");
+            match state.classes.get_mut(&class) {
+                Some(found) if !found.may_be_tried || found.uses < self.uses_before_trial.load(Ordering::Relaxed) => {
+                    found.uses += u32::from(found.may_be_tried);
+                    if let Some(plan) = state.plans.get(problem) {
+                        return Ok(plan.clone());
+                    }
+                    Some(found.algorithm)
+                }
+                _ => None,
             }
-            state.classes.get(&class).copied()
         };
         let descriptors = self.handle.describe(problem)?;
         let known = known.and_then(|known| self.handle.adapt(&descriptors, &known, workspace.bytes));
@@ -144,10 +167,10 @@ impl Blas {
             state.plans.clear();
         }
         state.plans.insert(*problem, plan.clone());
-        state.classes.entry(class).or_insert(algorithm);
         Ok(plan)
     }
 
+    /// For a problem whose class is new, or has earned a trial, or has an algorithm that does not suit this problem.
     fn choose(
         &self,
         problem: &Problem,
@@ -161,13 +184,42 @@ impl Blas {
             let problem = format!("found no algorithm for {problem:?}");
             return Err(DeviceError::Value { what: "matrix product on the GPU", problem });
         };
-        if self.choice == Choice::First || candidates.len() == 1 {
-            return Ok(first);
+        let class = class_of(problem);
+        let (uses, is_settled) = {
+            let state = self.state.lock().expect("no holder of this lock panics");
+            state.classes.get(&class).map_or((0, false), |found| (found.uses, !found.may_be_tried))
+        };
+        let is_worth_it = self.choice == Choice::Timed && candidates.len() > 1;
+        let is_due = is_settled || uses >= self.uses_before_trial.load(Ordering::Relaxed);
+        let algorithm = match is_worth_it && is_due {
+            true => self.try_out(&candidates, problem, descriptors, operands, workspace, stream)?,
+            false => first,
+        };
+        // One that suits only this problem is kept in its plan alone.
+        if !is_settled {
+            let mut state = self.state.lock().expect("no holder of this lock panics");
+            if is_due {
+                state.plans.retain(|other, _| class_of(other) != class);
+            }
+            state.classes.insert(class, Class { algorithm, uses: uses + 1, may_be_tried: is_worth_it && !is_due });
         }
+        Ok(algorithm)
+    }
+
+    /// The fastest of `candidates`, the library's first among them, on these operands.
+    fn try_out(
+        &self,
+        candidates: &[Algorithm],
+        problem: &Problem,
+        descriptors: &Descriptors,
+        operands: Operands,
+        workspace: Workspace,
+        stream: &Arc<Stream>,
+    ) -> Result<Algorithm> {
         // The trial writes to memory of its own: the result may be added to. Without room for it there is no trial.
         let bytes = problem.result.size().0 as usize * problem.m * problem.leading;
         let scratch = (self.arena.take(Purpose::Workspace, bytes), self.arena.take(Purpose::Workspace, FLUSH));
-        let (Ok(result), Ok(flush)) = scratch else { return Ok(first) };
+        let (Ok(result), Ok(flush)) = scratch else { return Ok(candidates[0]) };
         stream.wait_for(&self.arena.home().record()?)?;
         result.is_used_on(stream);
         let operands = Operands { c: result.address(), ..operands };
@@ -181,7 +233,7 @@ impl Blas {
             end.wait(DEADLINE)?;
             end.since(&start)
         };
-        let times = trial(&candidates, run);
+        let times = trial(candidates, run);
         let chosen = clear_winner(&times);
         let outcome =
             Trial { class: *problem, num_candidates: candidates.len(), chosen, first: times[0], best: times[chosen] };
@@ -198,23 +250,25 @@ impl Blas {
     }
 }
 
-/// The median time of each candidate. They take turns, so that a change of the clock meets all of them alike. One that
-/// fails is none; it must not end the run.
+/// The median time of each candidate. They take turns, so that a change of the clock meets all of them alike. One that is
+/// far behind the best after its first turn gets no more. One that fails is none; it must not end the run.
 fn trial<T>(candidates: &[T], run: impl Fn(&T) -> Result<Duration>) -> Vec<Duration> {
     const ROUNDS: usize = 5;
-    let mut times = vec![Vec::new(); candidates.len()];
-    for round in 0..=ROUNDS {
+    const FAR_BEHIND: f64 = 1.15;
+    let turn = |candidate: &T| run(candidate).unwrap_or(Duration::MAX);
+    candidates.iter().for_each(|candidate| _ = turn(candidate)); // only warms up
+    let mut times: Vec<Vec<Duration>> = candidates.iter().map(|candidate| vec![turn(candidate)]).collect();
+    let limit = times.iter().map(|times| times[0]).min().unwrap_or_default().as_secs_f64() * FAR_BEHIND;
+    for _ in 1..ROUNDS {
         for (times, candidate) in times.iter_mut().zip(candidates) {
-            let time = run(candidate).unwrap_or(Duration::MAX);
-            // The first round only warms up.
-            if round > 0 {
-                times.push(time);
+            if times[0].as_secs_f64() <= limit {
+                times.push(turn(candidate));
             }
         }
     }
     let median = |mut times: Vec<Duration>| {
         times.sort();
-        times[ROUNDS / 2]
+        times[times.len() / 2]
     };
     times.into_iter().map(median).collect()
 }

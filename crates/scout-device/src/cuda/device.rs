@@ -37,6 +37,8 @@ pub struct CudaOptions {
     /// Compile kernels at run time though machine code is built in: for tests of that path.
     pub compile_kernels: bool,
     pub choice: Choice,
+    /// How often products of one class of shapes run by the library's first algorithm before a trial finds a better one.
+    pub uses_before_trial: u32,
     /// The longest time that the host waits for work on the GPU.
     pub patience: Duration,
 }
@@ -51,6 +53,7 @@ impl Default for CudaOptions {
             kernel_cache: None,
             compile_kernels: false,
             choice: Choice::Timed,
+            uses_before_trial: 0,
             patience: Duration::from_secs(120),
         }
     }
@@ -92,7 +95,7 @@ impl CudaDevice {
         };
         let bytes = bytes.0 as usize;
         let working = Arena::new(&context, "working memory", Purpose::Activations, bytes, &compute)?;
-        let blas = Blas::new(&context, working.clone(), options.choice)?;
+        let blas = Blas::new(&context, working.clone(), options.choice, options.uses_before_trial)?;
         let kernels = Kernels::new(&context, options.kernel_cache.clone(), options.compile_kernels);
         let (attention, patience) = (OnceLock::new(), options.patience);
         let (envelopes, uploads) = (Envelopes::default(), Uploads::default());
@@ -207,6 +210,11 @@ impl CudaDevice {
     /// Which algorithms were tried for which products.
     pub fn trials(&self) -> Vec<Trial> {
         self.blas.trials()
+    }
+
+    /// From now on trials do not wait until they are worth their time: for measurements of a run that has gone on for long.
+    pub fn try_products_at_once(&self) {
+        self.blas.try_at_once();
     }
 
     /// Until the result is dropped, asking the driver for memory is an error.

@@ -117,6 +117,10 @@ fn measure(
     let found = Found::by(config, seat)?;
     let plan = workload.plan(source, found.hardware(&*job.comm)?)?;
     let machine = found.machine(&plan, job)?;
+    // Steps of a run that has gone on for long, or all of a job.
+    if let (None, Device::Cuda(gpu)) = (step.epochs, &machine.device) {
+        gpu.try_products_at_once();
+    }
     if step.compare.is_some() {
         check_comparable(&machine, &plan, (&rows, num_rows, workload.num_updates()))?;
     }
