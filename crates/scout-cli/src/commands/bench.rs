@@ -5,7 +5,7 @@ mod contest;
 mod gather;
 mod lengths;
 mod load;
-mod meeting;
+pub(super) mod meeting;
 mod ranks;
 mod sampler;
 mod seconds;

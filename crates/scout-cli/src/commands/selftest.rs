@@ -1,4 +1,7 @@
-//! `selftest`: ops on a GPU against their host versions. Hidden: it is for whoever changes a kernel, or a driver.
+//! `selftest`: ops on a GPU against their host versions, and gathers between GPUs. Hidden: it is for whoever changes a kernel,
+//! or a driver.
+
+mod gather;
 
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,6 +25,8 @@ pub struct Arguments {
 enum What {
     /// Compare every op on the GPU with its host version
     Ops(Ops),
+    /// Gather units by every way between ranks, which may share GPUs, and look at every word
+    Gather(gather::Gather),
 }
 
 #[derive(clap::Args)]
@@ -44,7 +49,13 @@ struct Ops {
 }
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let What::Ops(ops) = &arguments.what;
+    match &arguments.what {
+        What::Ops(ops) => run_ops(ops),
+        What::Gather(gather) => gather::run(gather),
+    }
+}
+
+fn run_ops(ops: &Ops) -> anyhow::Result<ExitCode> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let seed = ops.seed.unwrap_or(now);
     let options = CudaOptions {

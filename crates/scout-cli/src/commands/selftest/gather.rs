@@ -1,0 +1,178 @@
+//! `selftest gather`: units become whole on every rank by each way of gathering, and every word of them is looked at. Ranks
+//! may share GPUs here, so that two GPUs are enough for what eight ranks do to each other. Nothing is timed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use scout_comm::gpu::{self, GatherMemory, Ranks, Way, Wish};
+use scout_comm::{CommError, Job, words};
+use scout_core::{ByteCount, DType, ExitCode};
+use scout_device::cuda::{Arena, CudaDevice, CudaOptions, DeviceBuffer, Event};
+use scout_device::{Purpose, Tensor};
+use scout_train::TrainError;
+
+use crate::commands::bench::meeting;
+use crate::failure::Mistake;
+use crate::joined::{INIT_TIMEOUT, Identity, Waits};
+use crate::ranks::Seat;
+use crate::surroundings::{self, print};
+
+/// Words of a rank's part of each unit. Neighbours differ in length, so places in the ring are never used twice alike.
+const PARTS: [usize; 7] = [1, 127, 128, 100_003, 1 << 18, 700_001, 3 << 19];
+const WORKING_MEMORY: ByteCount = ByteCount(64 << 20);
+/// Whole units that are held while others come in.
+const HELD: usize = 3;
+
+#[derive(clap::Args)]
+pub struct Gather {
+    /// GPUs of this host that the ranks share, in turns; each has its own when left out
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    gpus: Option<u32>,
+    /// Units that are gathered by each way
+    #[arg(long, default_value_t = 200)]
+    rounds: usize,
+}
+
+pub fn run(arguments: &Gather) -> anyhow::Result<ExitCode> {
+    let mut config = [0; 32];
+    config[..8].copy_from_slice(&(arguments.rounds as u64).to_le_bytes());
+    let waits = Waits { init_timeout: INIT_TIMEOUT, hang_limit: None };
+    let (ranks, joined) = meeting::meet_as(Identity { config, model: [0; 32] }, waits)?;
+    if joined.job.mesh().size() == 1 {
+        let message = "`selftest gather` checks what several ranks do together".to_string();
+        let hint = Some("start several: scout-dist launch -n 8 selftest gather --gpus 2".to_string());
+        return Err(Mistake { message, code: ExitCode::Usage, hint }.into());
+    }
+    joined.work(|job| check(arguments, (&ranks.seat, job)))
+}
+
+/// Runs on every rank; the first one tells.
+fn check(arguments: &Gather, (seat, job): (&Seat, &Job)) -> anyhow::Result<ExitCode> {
+    let world_size = job.mesh().size();
+    let num_gpus = arguments.gpus.map_or(world_size, |gpus| gpus as usize);
+    let ordinal = (seat.local_rank % num_gpus) as u32;
+    let options = CudaOptions { working_memory: WORKING_MEMORY, ordinal, ..surroundings::cuda() };
+    let device = CudaDevice::open(&options).map_err(TrainError::from)?;
+    let tell = |line: String| if job.mesh().is_first() { print(&line) } else { Ok(()) };
+    tell(format!("{device:?}, {world_size} ranks on {num_gpus} GPUs, {} units by each way", arguments.rounds))?;
+    // NCCL refuses ranks that share a GPU.
+    let wish = if num_gpus < world_size { Wish::Copy } else { Wish::Auto };
+    let (mut num_checked, mut num_wrong) = (0, 0);
+    for way in wish.ways(world_size) {
+        match Units::new(way, Ranks { device: &device, comm: &*job.comm }) {
+            Ok(units) => {
+                let wrong = units.check(arguments.rounds, job)?;
+                units.leave(job)?;
+                tell(format!("{way}: {wrong} wrong words of all ranks"))?;
+                (num_checked, num_wrong) = (num_checked + 1, num_wrong + wrong);
+            }
+            Err(TrainError::Comm(error @ CommError::NoWay { .. })) => tell(format!("{way}: {error}"))?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // Nothing compared is nothing proved.
+    Ok(if num_wrong > 0 || num_checked == 0 { ExitCode::CheckFailed } else { ExitCode::Success })
+}
+
+/// Word `index` of a rank's part of a unit.
+fn word(unit: usize, rank: usize, index: usize) -> u32 {
+    (index as u32).wrapping_mul(0x9e37_79b9) ^ ((unit as u32) << 28 | (rank as u32) << 20)
+}
+
+/// This rank's parts, room for units to become whole, and one way to it.
+struct Units<'a> {
+    device: &'a Arc<CudaDevice>,
+    world_size: usize,
+    parts: Vec<Tensor>,
+    memory: GatherMemory,
+    gather: Box<dyn gpu::Gather>,
+}
+
+/// A unit that is on its way or whole.
+struct Coming {
+    unit: usize,
+    full: DeviceBuffer,
+    arrived: Vec<Event>,
+}
+
+impl<'a> Units<'a> {
+    /// Every rank calls it.
+    fn new(way: Way, ranks: Ranks<'a>) -> Result<Units<'a>, TrainError> {
+        let Ranks { device, comm } = ranks;
+        let mesh = comm.mesh();
+        let bytes = |len: usize| (len * size_of::<u32>()).next_multiple_of(Arena::GRAIN) as u64;
+        let all_parts = PARTS.into_iter().map(bytes).sum();
+        let ring = 2 * (HELD as u64 + 1) * bytes(PARTS[PARTS.len() - 1] * mesh.size());
+        let memory = way.memory(ranks, ByteCount(all_parts), ByteCount(ring))?;
+        let part = |(unit, len): (usize, usize)| -> Result<Tensor, TrainError> {
+            let block = memory.parts.take(Purpose::Shard, len * size_of::<u32>())?;
+            let mut part = DeviceBuffer::new(device, block, DType::U32, [len])?;
+            let own = (0..len).flat_map(|index| word(unit, mesh.rank().0, index).to_le_bytes());
+            part.write_bytes(&own.collect::<Vec<u8>>())?;
+            Ok(part.into_tensor())
+        };
+        let parts = PARTS.into_iter().enumerate().map(part).collect::<Result<Vec<_>, _>>()?;
+        device.finish()?;
+        let gather = way.open(ranks, &memory)?;
+        Ok(Units { device, world_size: mesh.size(), parts, memory, gather })
+    }
+
+    /// The number of wrong words on all ranks. Every rank calls it.
+    fn check(&self, num_rounds: usize, job: &Job) -> Result<u64, TrainError> {
+        let (mut coming, mut wrong) = (VecDeque::new(), 0);
+        for round in 0..num_rounds {
+            // Ranks drift apart and come together again: whoever is early must wait, whoever is late must not be written over.
+            thread::sleep(Duration::from_micros(u64::from(word(0, job.mesh().rank().0, round) % 2000)));
+            coming.push_back(self.start(round * 3 % PARTS.len())?);
+            if coming.len() > HELD {
+                wrong += coming.pop_front().map_or(Ok(0), |oldest| self.num_wrong(oldest))?;
+            }
+        }
+        for left in coming {
+            wrong += self.num_wrong(left)?;
+        }
+        Ok(words::of_all_ranks(&*job.comm, wrong.to_le_bytes())?.into_iter().map(u64::from_le_bytes).sum())
+    }
+
+    fn start(&self, unit: usize) -> Result<Coming, TrainError> {
+        let (part, len) = (&self.parts[unit], PARTS[unit] * self.world_size);
+        let block = self.memory.ring.take(Purpose::Gathered, len * size_of::<u32>())?;
+        let mut full = DeviceBuffer::new(self.device, block, DType::U32, [len])?;
+        let arrived = self.gather.queue(part, &mut full)?;
+        Ok(Coming { unit, full, arrived })
+    }
+
+    /// Looks at a unit as arithmetic does: on its own stream, behind the events.
+    fn num_wrong(&self, Coming { unit, full, arrived }: Coming) -> Result<u64, TrainError> {
+        arrived.iter().try_for_each(|event| self.device.compute().wait_for(event))?;
+        let whole = full.into_tensor().to_host()?;
+        let expected = (0..self.world_size).flat_map(|rank| (0..PARTS[unit]).map(move |index| word(unit, rank, index)));
+        let found = whole.u32s()?;
+        Ok(found.iter().zip(expected).filter(|(found, expected)| *found != expected).count() as u64)
+    }
+
+    /// Ranks write to and read from each other's memory, so nobody frees any before all are done; every rank calls it.
+    fn leave(self, job: &Job) -> Result<(), TrainError> {
+        self.device.finish()?;
+        self.gather.stream().finish(self.device.patience())?;
+        job.comm.barrier()?;
+        drop(self.gather);
+        Ok(job.comm.barrier()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_ranks_or_units_give_the_same_words() {
+        let first_words = |unit, rank| (0..PARTS[0]).map(|index| word(unit, rank, index)).collect::<Vec<_>>();
+        let mut seen = std::collections::HashSet::new();
+        for unit in 0..PARTS.len() {
+            assert!((0..64).all(|rank| seen.insert(first_words(unit, rank))), "unit {unit}");
+        }
+    }
+}
