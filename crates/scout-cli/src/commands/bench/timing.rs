@@ -28,6 +28,8 @@ pub enum Limit {
 /// The steps of one rank.
 pub struct Outcome {
     pub reports: Vec<StepReport>,
+    /// Of each step.
+    pub step_seconds: Vec<f64>,
     /// Shortest, median, longest, in seconds.
     pub spread: [f64; 3],
     pub num_tokens: usize,
@@ -80,8 +82,10 @@ pub fn time(
         timed = begun.elapsed();
     }
     let readings = sampler.map(Sampler::finish).unwrap_or_default();
+    let step_seconds: Vec<f64> = steps.iter().map(|step| step.time.as_secs_f64()).collect();
     Ok(Outcome {
-        spread: spread(steps.iter().map(|step| step.time.as_secs_f64())),
+        spread: spread(step_seconds.iter().copied()),
+        step_seconds,
         num_tokens: steps.iter().map(|step| step.report.num_tokens).sum(),
         flops: steps.iter().map(|step| bench.useful_flops(&step.report)).sum(),
         reports: steps.into_iter().map(|step| step.report).collect(),
@@ -90,6 +94,14 @@ pub fn time(
         reading: mean_reading(&readings),
         is_steady,
     })
+}
+
+/// By how much the median of the last quarter is above that of the first, as a share. Unknown of few.
+pub fn drift(seconds: &[f64]) -> Option<f64> {
+    const FEW: usize = 16;
+    let quarter = seconds.len() / 4;
+    let median = |of: &[f64]| spread(of.iter().copied())[1];
+    (seconds.len() >= FEW).then(|| median(&seconds[seconds.len() - quarter..]) / median(&seconds[..quarter]) - 1.0)
 }
 
 fn step(bench: &mut StepBench, limit: Limit) -> anyhow::Result<Timed> {
@@ -131,6 +143,9 @@ impl Outcome {
             ),
             format!("a step takes {median:.2} ms, {shortest:.2} at least and {longest:.2} at most"),
         ];
+        if let Some(drift) = drift(&self.step_seconds) {
+            lines.push(format!("the last quarter of the steps took {:+.2} % against the first", 100.0 * drift));
+        }
         if let Some(Reading { sm_clock_megahertz, power_watts, .. }) = self.reading {
             lines.push(format!("SM clock {sm_clock_megahertz} MHz, {power_watts:.0} W on average while they ran"));
         }
@@ -138,5 +153,20 @@ impl Outcome {
             lines.push("the driver was not asked for memory meanwhile".to_string());
         }
         lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drift_is_that_of_the_last_quarter_and_one_slow_step_is_none() {
+        let mut seconds = vec![1.0; 20];
+        seconds[0] = 9.0;
+        assert_eq!(drift(&seconds), Some(0.0));
+        seconds[15..].fill(1.25);
+        assert_eq!(drift(&seconds), Some(0.25));
+        assert_eq!(drift(&seconds[..15]), None);
     }
 }
