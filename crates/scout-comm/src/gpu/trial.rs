@@ -69,8 +69,8 @@ pub fn choose(wish: Wish, ranks: Ranks, part: ByteCount) -> Result<Chosen> {
 
 /// Ways are timed alone, and will be used under products.
 fn best_under_products(tried: &[(Way, f64)]) -> Option<Way> {
-    // Gathers mostly hide behind arithmetic: a second that arithmetic loses weighs as several of theirs.
-    const LOST: f64 = 4.0;
+    // Gathers mostly hide behind arithmetic: a second that arithmetic loses weighs more than one of theirs.
+    const LOST: f64 = 2.0;
     let weighed = |&(way, seconds): &(Way, f64)| {
         let UnderProducts { keeps, takes } = under_products(way);
         seconds / keeps * (1.0 + LOST * takes)

@@ -86,7 +86,7 @@ impl CudaDevice {
     pub fn open(options: &CudaOptions) -> Result<Arc<CudaDevice>> {
         let libraries = Libraries::open(&options.search)?;
         let context = Arc::new(Context::open(libraries, options.ordinal, Account::new(None))?);
-        // Copies inside of the GPU are kernels. Behind products without end they would get what those leave at their ends.
+        // With a lower priority than products, copies inside of the GPU got next to nothing under products without end.
         let compute = Arc::new(Stream::new(&context, Priority::Low)?);
         let copy = Arc::new(Stream::new(&context, Priority::High)?);
         let bytes = match options.leave_free {

@@ -77,7 +77,9 @@ fn measured_steps_of_two_gpus_are_predicted_within_fifteen_percent() {
         (24, 16, 80, "0", 6, Keep::Everything, 2.6027),
         (24, 1, 80, "7", 1, Keep::InputOnly, 0.2627),
         (48, 4, 137, "4", 1, Keep::AllButGateUp, 1.3335),
+        (48, 4, 137, "2", 2, Keep::Everything, 1.3507),
         (48, 1, 137, "11", 1, Keep::InputOnly, 0.5303),
+        (48, 1, 137, "10", 1, Keep::AllButGateUp, 0.5414),
     ] {
         let overrides = [
             "cutoff_len=2048".to_string(),
