@@ -50,7 +50,7 @@ enum Command {
 
 fn main() -> ExitCode {
     failure::speak_plainly_of_bugs();
-    if let Err(error) = surroundings::begin_without_multicast() {
+    if let Err(error) = surroundings::begin_as_one_of_several() {
         return failure::report(&error.into());
     }
     if let Err(alone) = ranks::tie_to_parent(&surroundings::variable) {

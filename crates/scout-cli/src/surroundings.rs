@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use scout_device::cuda::MANY_QUEUES;
 use scout_device::cuda::nccl::MULTICAST_OFF;
 use scout_device::cuda::{CudaOptions, Search};
 use scout_telemetry::Terminal;
@@ -35,13 +36,14 @@ pub fn cuda() -> CudaOptions {
     }
 }
 
-/// One rank of several begins anew with multicast off, unless somebody has decided on it: NCCL asks the environment, and
-/// nobody else can turn it off. Nothing has been opened and no thread runs yet; the process stays the same.
-pub fn begin_without_multicast() -> std::io::Result<()> {
-    let (name, off) = MULTICAST_OFF;
+/// One rank of several begins anew with what NCCL and the driver ask the environment for, where nobody has decided on it:
+/// there is no other way to tell them. Nothing has been opened and no thread runs yet; the process stays the same.
+pub fn begin_as_one_of_several() -> std::io::Result<()> {
+    let missing: Vec<_> =
+        [MULTICAST_OFF, MANY_QUEUES].into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
     // A seat that makes no sense is told later, by whoever needs one.
     let is_one_of_several = ranks::seat(&variable).is_ok_and(|seat| seat.world_size > 1);
-    if !is_one_of_several || std::env::var_os(name).is_some() {
+    if !is_one_of_several || missing.is_empty() {
         return Ok(());
     }
     let mut arguments = std::env::args_os();
@@ -49,7 +51,7 @@ pub fn begin_without_multicast() -> std::io::Result<()> {
     if let Some(own_name) = arguments.next() {
         again.arg0(own_name);
     }
-    Err(again.args(arguments).env(name, off).exec())
+    Err(again.args(arguments).envs(missing).exec())
 }
 
 /// The value of a variable that is set to something.

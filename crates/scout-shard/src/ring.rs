@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use scout_comm::gpu::{Gather, Way};
+use scout_comm::Communicator;
+use scout_comm::gpu::{Gathering, Way};
 use scout_core::ByteCount;
 use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, FreeList};
 use scout_device::{Purpose, Tensor};
@@ -17,9 +18,7 @@ use crate::plan::{Placement, Schedule, ShardPlan};
 /// for which the next gather waits. So nothing but order on the GPU gives memory back, and the host never stops.
 pub struct Ring {
     device: Arc<CudaDevice>,
-    memory: Arena,
-    gather: Box<dyn Gather>,
-    way: Way,
+    gathering: Gathering,
     waits: Mutex<Waits>,
 }
 
@@ -39,22 +38,26 @@ pub(crate) struct Arriving {
 }
 
 impl Ring {
-    /// `memory` must be at home on the stream of `gather`.
-    pub fn new(device: &Arc<CudaDevice>, memory: Arena, (way, gather): (Way, Box<dyn Gather>)) -> Ring {
-        Ring { device: device.clone(), memory, gather, way, waits: Mutex::default() }
+    pub fn new(device: &Arc<CudaDevice>, gathering: Gathering) -> Ring {
+        Ring { device: device.clone(), gathering, waits: Mutex::default() }
     }
 
     pub fn way(&self) -> Way {
-        self.way
+        self.gathering.way()
+    }
+
+    /// The end of all gathering; every rank calls it. Without it the memory stays until the process ends.
+    pub fn leave(self, comm: &dyn Communicator) -> Result<()> {
+        self.gathering.leave(comm).map_err(|cause| ShardError::Queue { cause: Box::new(cause) })
     }
 
     /// Queues the gather of the unit `name`, of which `part` is this rank's.
     pub(crate) fn start(&self, name: &str, part: &Tensor, gathered_len: usize) -> Result<Arriving> {
         let bytes = (part.dtype().size() * gathered_len as u64).0 as usize;
-        let block = self.memory.take(Purpose::Gathered, bytes)?;
+        let block = self.gathering.ring().take(Purpose::Gathered, bytes)?;
         let mut full = DeviceBuffer::new(&self.device, block, part.dtype(), [gathered_len])?;
-        let queue = || self.gather.queue(part, &mut full);
-        let queued = self.device.communicate(self.gather.stream(), || name.to_string(), queue);
+        let queue = || self.gathering.queue(part, &mut full);
+        let queued = self.device.communicate(self.gathering.stream(), || name.to_string(), queue);
         let arrived = queued.map_err(|cause| ShardError::Queue { cause: Box::new(cause) })?;
         Ok(Arriving { full, arrived })
     }

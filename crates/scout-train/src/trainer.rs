@@ -142,15 +142,13 @@ impl Trainer {
         Ok(self.job.comm.waited() + on_gpu)
     }
 
-    /// The end of all gathering. On GPUs ranks read each other's memory, so nobody frees any before all of them have done
-    /// here; every rank calls it.
+    /// The end of all gathering. On GPUs ranks reach into each other's memory, so nobody frees any before all of them have
+    /// come here; every rank calls it.
     pub fn leave(&mut self) -> Result<()> {
-        let (Device::Cuda(gpu), Some(ring)) = (&self.device, self.store.take_ring()) else { return Ok(()) };
-        gpu.finish()?;
-        gpu.copy().finish(gpu.patience())?;
-        self.job.comm.barrier()?; // nobody fetches any more
-        drop(ring);
-        Ok(self.job.comm.barrier()?) // nobody has mapped what others are about to free
+        match self.store.take_ring() {
+            Some(ring) => Ok(ring.leave(&*self.job.comm)?),
+            None => Ok(()),
+        }
     }
 
     /// Nothing found yet, for so many micro-batches of one update.

@@ -9,11 +9,12 @@ use scout_device::cuda::{DeviceBuffer, Event, Stream};
 use crate::error::Result;
 
 /// A way from the parts that all ranks keep to whole units. Every rank gathers the same units in the same order.
-pub trait Gather: Send + Sync {
+pub(super) trait Gather: Send + Sync {
     /// Where gathers begin, one behind the other: the memory of a result may be written when this stream comes to it.
     fn stream(&self) -> &Arc<Stream>;
 
-    /// Queues that `full` becomes the parts of all ranks in their order. `part` is this rank's, in the arena that was shown
-    /// to the others; nobody writes there while gathers are under way. Readers wait for all of the events.
+    /// Queues that `full` becomes the parts of all ranks in their order. `part` is this rank's. The two lie in the arenas that
+    /// the way was opened with, of which others have one mapped: nobody writes to parts while gathers are under way. Readers
+    /// wait for all of the events.
     fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<Vec<Event>>;
 }

@@ -47,7 +47,6 @@ impl OfOthers {
 
 /// Every rank has a flag for every other on each of `N` lines, which that other raises.
 pub(super) struct Lines<const N: usize> {
-    // Dropped first: it lets streams go on that wait for a lost peer, and what follows waits for those streams.
     own: Flags,
     theirs: OfOthers,
     mesh: Mesh,

@@ -1,10 +1,11 @@
-//! What ranks do together that each have a GPU of one host. Floors, from the ground up: `exchange`, whether all ranks can go on;
-//! `gather`, what bringing the parts of a unit together means; `mapped`, memory that ranks show each other;
-//! `pull`, `push` and `nccl`, which gather; `group`, by which trained
-//! numbers are summed; `ways`, with the memory that each way needs; `trial`, which finds the fastest one.
+//! What ranks do together that each have a GPU of one host. Floors, from the ground up: `exchange`, whether all ranks can go
+//! on; `gather`, what bringing the parts of a unit together means; `mapped`, memory that ranks show each other; `pull`, `push`
+//! and `nccl`, which gather; `group`, by which trained numbers are summed; `ways`, with the memory that each way needs;
+//! `gathering`, a way at work, and how all ranks end it; `trial`, which finds the fastest one.
 
 mod exchange;
 mod gather;
+mod gathering;
 mod group;
 mod mapped;
 mod nccl;
@@ -14,7 +15,7 @@ mod push;
 mod trial;
 mod ways;
 
-pub use gather::Gather;
+pub use gathering::Gathering;
 pub use group::GpuGroup;
 pub use trial::{Chosen, Wish, choose};
 pub use ways::{GatherMemory, Ranks, Way};

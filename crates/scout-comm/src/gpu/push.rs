@@ -5,6 +5,9 @@
 //! Writing needs permission, which reading does not. When the memory of a unit is free, its rank says so to all others;
 //! their streams wait for that, write, and say that the part is there; the stream of the gathers goes on when all have. The
 //! place of a unit in the ring is the same on all ranks: all take and give blocks in the order of one schedule.
+//!
+//! The driver does not know who waits for whom here. Nobody waits for ever even if all streams of a rank were one queue: a
+//! round says that its memory is free before it waits for anything, and writes to others before it waits for what they write.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -5,8 +5,8 @@ use scout_device::cuda::DeviceBuffer;
 use scout_device::{DeviceError, Purpose, Tensor};
 
 use super::exchange;
-use super::gather::Gather;
-use super::ways::{GatherMemory, Ranks, Way};
+use super::gathering::Gathering;
+use super::ways::{Ranks, Way};
 use crate::error::{CommError, Result};
 
 /// What a configuration asks for.
@@ -111,19 +111,19 @@ fn time_on_all(way: Way, ranks: Ranks, part: ByteCount) -> Result<f64> {
         Ok::<Tensor, DeviceError>(own.into_tensor())
     })();
     let own = exchange::must_agree(comm, own)?;
-    let gather = way.open(ranks, &memory)?;
-    let seconds = time(&*gather, &own, &memory, ranks)?;
-    drop(gather);
-    comm.barrier()?; // nobody has mapped what others are about to free
+    let gathering = Gathering::open(way, ranks, memory)?;
+    let seconds = time(&gathering, &own, ranks)?;
+    drop(own);
+    gathering.leave(comm)?;
     Ok(seconds)
 }
 
 /// Seconds of one gather on the slowest rank. A way that fails on one rank is none for any of them.
-fn time(gather: &dyn Gather, part: &Tensor, memory: &GatherMemory, Ranks { device, comm }: Ranks) -> Result<f64> {
+fn time(gather: &Gathering, part: &Tensor, Ranks { device, comm }: Ranks) -> Result<f64> {
     const WAY: &str = "what was tried";
     let len = part.num_elements() * comm.mesh().size();
     let once = || -> Result<()> {
-        let block = memory.ring.take(Purpose::Gathered, len)?;
+        let block = gather.ring().take(Purpose::Gathered, len)?;
         let events = gather.queue(part, &mut DeviceBuffer::new(device, block, part.dtype(), [len])?)?;
         Ok(events.iter().try_for_each(|event| gather.stream().wait_for(event))?)
     };

@@ -9,10 +9,7 @@ use scout_device::Purpose;
 use scout_device::cuda::{Arena, CudaDevice, Nccl, Settings};
 
 use super::exchange;
-use super::gather::Gather;
-use super::nccl::{self, ByNccl};
-use super::pull::{Pace, Pull};
-use super::push::Push;
+use super::nccl;
 use crate::communicator::Communicator;
 use crate::error::Result;
 
@@ -43,7 +40,7 @@ pub struct GatherMemory {
     pub parts: Arena,
     pub ring: Arena,
     /// What gathers between them, where that is NCCL.
-    nccl: Option<Arc<Nccl>>,
+    pub(super) nccl: Option<Arc<Nccl>>,
 }
 
 impl fmt::Display for Way {
@@ -88,18 +85,5 @@ impl Way {
             _ => exchange::must_agree(comm, asked)?,
         };
         Ok(GatherMemory { parts, ring, nccl })
-    }
-
-    /// Ready to gather what lies in `memory`. All of this rank's parts must be there: others may fetch them as soon as
-    /// they have called this too. All ranks fail where one does, with its reason.
-    pub fn open(self, ranks: Ranks, memory: &GatherMemory) -> Result<Box<dyn Gather>> {
-        let Ranks { device, comm } = ranks;
-        let pulling = |pace| -> Result<Box<dyn Gather>> { Ok(Box::new(Pull::map(device, &memory.parts, pace, comm)?)) };
-        match (&memory.nccl, self) {
-            (Some(nccl), _) => Ok(Box::new(ByNccl { nccl: nccl.clone(), stream: device.copy().clone() })),
-            (None, Way::Push) => Ok(Box::new(Push::map(device, &memory.ring, comm)?)),
-            (None, Way::PullInStep) => pulling(Pace::InStep),
-            (None, _) => pulling(Pace::Free),
-        }
     }
 }

@@ -189,19 +189,20 @@ impl Blas {
             let state = self.state.lock().expect("no holder of this lock panics");
             state.classes.get(&class).map_or((0, false), |found| (found.uses, !found.may_be_tried))
         };
-        let is_worth_it = self.choice == Choice::Timed && candidates.len() > 1;
         let is_due = is_settled || uses >= self.uses_before_trial.load(Ordering::Relaxed);
-        let algorithm = match is_worth_it && is_due {
+        let algorithm = match self.choice == Choice::Timed && is_due && candidates.len() > 1 {
             true => self.try_out(&candidates, problem, descriptors, operands, workspace, stream)?,
             false => first,
         };
-        // One that suits only this problem is kept in its plan alone.
-        if !is_settled {
-            let mut state = self.state.lock().expect("no holder of this lock panics");
-            if is_due {
+        let mut state = self.state.lock().expect("no holder of this lock panics");
+        let may_be_tried = self.choice == Choice::Timed && !is_due;
+        match is_due && !is_settled {
+            true => {
                 state.plans.retain(|other, _| class_of(other) != class);
+                state.classes.insert(class, Class { algorithm, uses, may_be_tried });
             }
-            state.classes.insert(class, Class { algorithm, uses: uses + 1, may_be_tried: is_worth_it && !is_due });
+            // What suits only this problem is kept in its plan alone.
+            false => _ = state.classes.entry(class).or_insert(Class { algorithm, uses, may_be_tried }),
         }
         Ok(algorithm)
     }
@@ -250,8 +251,9 @@ impl Blas {
     }
 }
 
-/// The median time of each candidate. They take turns, so that a change of the clock meets all of them alike. One that is
-/// far behind the best after its first turn gets no more. One that fails is none; it must not end the run.
+/// The median time of each candidate. They take turns, so that a change of the clock meets all of them alike. One that fails
+/// is none; it must not end the run. Neither is one that is far behind the best in the first turn, unless it is the library's
+/// first, which the others are measured by.
 fn trial<T>(candidates: &[T], run: impl Fn(&T) -> Result<Duration>) -> Vec<Duration> {
     const ROUNDS: usize = 5;
     const FAR_BEHIND: f64 = 1.15;
@@ -259,11 +261,12 @@ fn trial<T>(candidates: &[T], run: impl Fn(&T) -> Result<Duration>) -> Vec<Durat
     candidates.iter().for_each(|candidate| _ = turn(candidate)); // only warms up
     let mut times: Vec<Vec<Duration>> = candidates.iter().map(|candidate| vec![turn(candidate)]).collect();
     let limit = times.iter().map(|times| times[0]).min().unwrap_or_default().as_secs_f64() * FAR_BEHIND;
+    for times in times.iter_mut().skip(1).filter(|times| times[0].as_secs_f64() > limit) {
+        times[0] = Duration::MAX;
+    }
     for _ in 1..ROUNDS {
-        for (times, candidate) in times.iter_mut().zip(candidates) {
-            if times[0].as_secs_f64() <= limit {
-                times.push(turn(candidate));
-            }
+        for (times, candidate) in times.iter_mut().zip(candidates).filter(|(times, _)| times[0] < Duration::MAX) {
+            times.push(turn(candidate));
         }
     }
     let median = |mut times: Vec<Duration>| {
@@ -332,6 +335,19 @@ mod tests {
             assert_eq!(clear_winner(&times), expected, "{milliseconds:?}");
         }
         assert_eq!(clear_winner(&[Duration::MAX, Duration::from_millis(1)]), 1);
+    }
+
+    #[test]
+    fn one_far_behind_in_the_first_turn_is_none_but_the_first_is_always_measured() {
+        let turns = std::cell::RefCell::new(Vec::new());
+        let run = |&candidate: &u64| {
+            turns.borrow_mut().push(candidate);
+            Ok(Duration::from_millis(candidate))
+        };
+        assert_eq!(trial(&[130, 100, 116, 114], run)[..2], [130, 100].map(Duration::from_millis));
+        assert_eq!(trial(&[130, 100, 116, 114], run)[2..], [Duration::MAX, Duration::from_millis(114)]);
+        let of = |candidate| turns.borrow().iter().filter(|turn| **turn == candidate).count();
+        assert_eq!([130, 100, 116, 114].map(of), [12, 12, 4, 12]);
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Properties {
     /// The most dynamic shared memory that a block may ask for.
     pub shared_memory_per_block: u32,
     pub pci_bus_id: String,
+    /// Whether a stream can be told to finish what other devices have written here.
+    pub flushes_remote_writes: bool,
 }
 
 /// A GPU's primary context, kept until the last user of it is gone.
@@ -90,6 +92,7 @@ impl Context {
             memory: ByteCount(0),
             shared_memory_per_block: 0,
             pci_bus_id: String::new(),
+            flushes_remote_writes: false,
         };
         let mut context = Context {
             libraries,
@@ -125,6 +128,7 @@ impl Context {
             memory: self.memory()?.1,
             shared_memory_per_block: self.attribute(shared)?,
             pci_bus_id: text(bus.as_ptr()),
+            flushes_remote_writes: self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_CAN_FLUSH_REMOTE_WRITES)? == 1,
         })
     }
 

@@ -55,7 +55,7 @@ impl Arena {
     }
 }
 
-/// An arena of another process, mapped. Dropping it waits, for some seconds at most, for copies out of it.
+/// An arena of another process, mapped. Dropping it waits, for some seconds at most, for copies out of it and into it.
 pub struct PeerArena {
     context: Arc<Context>,
     base: CUdeviceptr,
@@ -186,8 +186,7 @@ impl Tensor {
     }
 }
 
-/// Numbers on this GPU that peers raise, and for which streams of this process wait. All begin at 0. Dropping them lets
-/// streams go on that wait still, so it comes after the last wait, or after a failure.
+/// Numbers on this GPU that peers raise, and for which streams of this process wait. All begin at 0.
 pub struct Flags {
     block: Block,
     arena: Arena,
@@ -229,7 +228,11 @@ impl Flags {
         self.block.is_used_on(stream);
         let address = self.block.address() + FLAG * index as u64;
         // The comparison is that of a difference with its sign, so flags may pass the largest number and begin again.
-        let flags = CUstreamWaitValue_flags::CU_STREAM_WAIT_VALUE_GEQ as u32;
+        let at_least_flag = CUstreamWaitValue_flags::CU_STREAM_WAIT_VALUE_GEQ as u32;
+        // What came before the flag must be seen after it. Where the GPU may put writes of others in another order, it can be
+        // told to finish them; where it cannot be told, it keeps the order that the peer's barrier gave them.
+        let flush = CUstreamWaitValue_flags::CU_STREAM_WAIT_VALUE_FLUSH as u32;
+        let flags = at_least_flag | if context.properties.flushes_remote_writes { flush } else { 0 };
         let driver = context.driver()?;
         // SAFETY: the flag lies in the block (checked above), which stays until the stream is done with it.
         let code = unsafe { (driver.cuStreamWaitValue32_v2)(stream.raw(), address, at_least, flags) };
@@ -239,8 +242,6 @@ impl Flags {
 
 impl Drop for Flags {
     fn drop(&mut self) {
-        // A stream that still waits for a peer that is gone would keep the memory, and the process, for ever.
-        let _ = self.block.fill(0x7f);
         // Peers may have these few bytes mapped longer than we need them. They stay until the process ends.
         std::mem::forget(self.arena.clone());
     }

@@ -10,6 +10,10 @@ use super::context::Context;
 use super::foreign::Code;
 use crate::{DeviceError, Result};
 
+/// What must stand in the environment before the driver is opened, which reads it once, where a GPU has many streams: as many
+/// queues in the hardware. With the driver's own eight, streams share some, and one that waits for a peer holds up another.
+pub const MANY_QUEUES: (&str, &str) = ("CUDA_DEVICE_MAX_CONNECTIONS", "32");
+
 /// Which of two streams the GPU serves first when both have work to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::gpu::{self, GatherMemory, Ranks, Way, Wish};
+use scout_comm::gpu::{Gathering, Ranks, Way, Wish};
 use scout_comm::{CommError, Job};
 use scout_config::RunConfig;
 use scout_core::{ByteCount, DType, ExitCode};
@@ -147,12 +147,10 @@ fn bytes(len: usize) -> usize {
 
 /// This rank's parts of the units, room for two whole layers, and one way of gathering them.
 struct Layer<'a> {
-    way: Way,
     device: &'a Arc<CudaDevice>,
     sizes: &'a Sizes,
     parts: Vec<Tensor>,
-    memory: GatherMemory,
-    gather: Box<dyn gpu::Gather>,
+    gathering: Gathering,
     /// The whole units of the last layer with what readers wait for, held as long as a step holds them.
     held: RefCell<VecDeque<(DeviceBuffer, Vec<Event>)>>,
 }
@@ -174,8 +172,8 @@ impl<'a> Layer<'a> {
         let parts = sizes.parts.iter().map(part).collect::<Result<Vec<_>, _>>()?;
         // Others are about to fetch what was queued on the stream of arithmetic.
         device.finish()?;
-        let gather = way.open(ranks, &memory)?;
-        Ok(Layer { way, device, sizes, parts, memory, gather, held: RefCell::default() })
+        let gathering = Gathering::open(way, ranks, memory)?;
+        Ok(Layer { device, sizes, parts, gathering, held: RefCell::default() })
     }
 
     /// Queues that every unit becomes whole once.
@@ -185,12 +183,12 @@ impl<'a> Layer<'a> {
             if held.len() == self.parts.len()
                 && let Some((_full, arrived)) = held.pop_front()
             {
-                arrived.iter().try_for_each(|event| self.gather.stream().wait_for(event))?;
+                arrived.iter().try_for_each(|event| self.gathering.stream().wait_for(event))?;
             }
             let len = part.num_elements() * self.sizes.world_size;
-            let block = self.memory.ring.take(Purpose::Gathered, bytes(len))?;
+            let block = self.gathering.ring().take(Purpose::Gathered, bytes(len))?;
             let mut full = DeviceBuffer::new(self.device, block, part.dtype(), [len])?;
-            let arrived = self.gather.queue(part, &mut full)?;
+            let arrived = self.gathering.queue(part, &mut full)?;
             held.push_back((full, arrived));
         }
         Ok(())
@@ -198,7 +196,7 @@ impl<'a> Layer<'a> {
 
     fn measure(&self, job: &Job, seconds: Duration) -> Result<Line, TrainError> {
         let gather = || self.gather();
-        let contest = Contest { device: self.device, stream: self.gather.stream(), gather: &gather };
+        let contest = Contest { device: self.device, stream: self.gathering.stream(), gather: &gather };
         let num_rounds = contest.rounds_in(seconds, job)?;
         let products = Products::new(self.device)?;
         let alone = contest.run(num_rounds, None, job)?;
@@ -213,7 +211,7 @@ impl<'a> Layer<'a> {
         let of_all = |index: usize| told.iter().map(move |numbers| numbers[index]);
         let rate = |seconds: f64| self.sizes.remote().as_f64() / seconds / 1e9;
         Ok(Line {
-            way: self.way.to_string(),
+            way: self.gathering.way().to_string(),
             alone: spread(of_all(0).map(rate)),
             under_products: spread(of_all(1).map(rate)),
             tflops_alone: spread(of_all(2)),
@@ -221,13 +219,9 @@ impl<'a> Layer<'a> {
         })
     }
 
-    /// Ranks read each other's memory, so nobody frees any before all have done here; every rank calls it.
+    /// Every rank calls it.
     fn leave(self, job: &Job) -> Result<(), TrainError> {
-        self.device.finish()?;
-        self.device.copy().finish(self.device.patience())?;
-        job.comm.barrier()?; // nobody fetches any more
-        drop(self.gather);
-        Ok(job.comm.barrier()?) // nobody has mapped what others are about to free
+        Ok(self.gathering.leave(&*job.comm)?)
     }
 }
 

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use super::ranks::Ranks;
 use super::seconds::{quiet_seconds, seconds};
 use super::shares::{self, Comparison, Profile};
-use super::timing::{self, Limit, Outcome, drift};
+use super::timing::{self, Limit, Outcome};
 use super::{lengths, meeting, trace};
 use crate::commands::configuration::{ConfigArguments, load};
 use crate::commands::machine::Found;
@@ -280,7 +280,7 @@ fn as_json(
         "lengths": step.lengths, "epochs": step.epochs, "routing": format!("{:?}", step.routing).to_lowercase(),
         "tok_s_gpu": outcome.tokens_per_second(world_size), "useful_tflops": outcome.useful_tflops(world_size),
         "step_s": outcome.spread[1], "step_s_spread": outcome.spread, "steps": outcome.num_steps(),
-        "step_s_all": outcome.step_seconds, "drift": drift(&outcome.step_seconds),
+        "step_s_all": outcome.step_seconds, "drift": outcome.drift,
         "seconds": outcome.seconds, "tokens": outcome.num_tokens, "loss_bits": outcome.loss_bits(),
         "formula": FORMULA,
     });

@@ -28,8 +28,10 @@ pub enum Limit {
 /// The steps of one rank.
 pub struct Outcome {
     pub reports: Vec<StepReport>,
-    /// Of each step.
+    /// Of each step; of a job without pauses what the host took to queue it.
     pub step_seconds: Vec<f64>,
+    /// See [`drift`].
+    pub drift: Option<f64>,
     /// Shortest, median, longest, in seconds.
     pub spread: [f64; 3],
     pub num_tokens: usize,
@@ -83,7 +85,12 @@ pub fn time(
     }
     let readings = sampler.map(Sampler::finish).unwrap_or_default();
     let step_seconds: Vec<f64> = steps.iter().map(|step| step.time.as_secs_f64()).collect();
+    let drift = match limit {
+        Limit::WithoutPause(_) => None,
+        Limit::Time(_) | Limit::Steps(_) => drift(&step_seconds),
+    };
     Ok(Outcome {
+        drift,
         spread: spread(step_seconds.iter().copied()),
         step_seconds,
         num_tokens: steps.iter().map(|step| step.report.num_tokens).sum(),
@@ -97,7 +104,7 @@ pub fn time(
 }
 
 /// By how much the median of the last quarter is above that of the first, as a share. Unknown of few.
-pub fn drift(seconds: &[f64]) -> Option<f64> {
+fn drift(seconds: &[f64]) -> Option<f64> {
     const FEW: usize = 16;
     let quarter = seconds.len() / 4;
     let median = |of: &[f64]| spread(of.iter().copied())[1];
@@ -143,7 +150,7 @@ impl Outcome {
             ),
             format!("a step takes {median:.2} ms, {shortest:.2} at least and {longest:.2} at most"),
         ];
-        if let Some(drift) = drift(&self.step_seconds) {
+        if let Some(drift) = self.drift {
             lines.push(format!("the last quarter of the steps took {:+.2} % against the first", 100.0 * drift));
         }
         if let Some(Reading { sm_clock_megahertz, power_watts, .. }) = self.reading {

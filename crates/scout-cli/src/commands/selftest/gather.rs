@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use scout_comm::gpu::{self, GatherMemory, Ranks, Way, Wish};
+use scout_comm::gpu::{Gathering, Ranks, Way, Wish};
 use scout_comm::{CommError, Job, words};
 use scout_core::{ByteCount, DType, ExitCode};
 use scout_device::cuda::{Arena, CudaDevice, CudaOptions, DeviceBuffer, Event};
@@ -86,8 +86,7 @@ struct Units<'a> {
     device: &'a Arc<CudaDevice>,
     world_size: usize,
     parts: Vec<Tensor>,
-    memory: GatherMemory,
-    gather: Box<dyn gpu::Gather>,
+    gathering: Gathering,
 }
 
 /// A unit that is on its way or whole.
@@ -115,8 +114,8 @@ impl<'a> Units<'a> {
         };
         let parts = PARTS.into_iter().enumerate().map(part).collect::<Result<Vec<_>, _>>()?;
         device.finish()?;
-        let gather = way.open(ranks, &memory)?;
-        Ok(Units { device, world_size: mesh.size(), parts, memory, gather })
+        let gathering = Gathering::open(way, ranks, memory)?;
+        Ok(Units { device, world_size: mesh.size(), parts, gathering })
     }
 
     /// The number of wrong words on all ranks. Every rank calls it.
@@ -138,9 +137,9 @@ impl<'a> Units<'a> {
 
     fn start(&self, unit: usize) -> Result<Coming, TrainError> {
         let (part, len) = (&self.parts[unit], PARTS[unit] * self.world_size);
-        let block = self.memory.ring.take(Purpose::Gathered, len * size_of::<u32>())?;
+        let block = self.gathering.ring().take(Purpose::Gathered, len * size_of::<u32>())?;
         let mut full = DeviceBuffer::new(self.device, block, DType::U32, [len])?;
-        let arrived = self.gather.queue(part, &mut full)?;
+        let arrived = self.gathering.queue(part, &mut full)?;
         Ok(Coming { unit, full, arrived })
     }
 
@@ -153,13 +152,9 @@ impl<'a> Units<'a> {
         Ok(found.iter().zip(expected).filter(|(found, expected)| *found != expected).count() as u64)
     }
 
-    /// Ranks write to and read from each other's memory, so nobody frees any before all are done; every rank calls it.
+    /// Every rank calls it.
     fn leave(self, job: &Job) -> Result<(), TrainError> {
-        self.device.finish()?;
-        self.gather.stream().finish(self.device.patience())?;
-        job.comm.barrier()?;
-        drop(self.gather);
-        Ok(job.comm.barrier()?)
+        Ok(self.gathering.leave(&*job.comm)?)
     }
 }
 

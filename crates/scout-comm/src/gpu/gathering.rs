@@ -1,0 +1,88 @@
+//! A way of gathering at work: its memory, which other ranks have mapped, and what moves bytes there.
+//!
+//! Ranks write into and read out of each other's memory, so nobody may give any back before all have come to an end. Where
+//! one of them does not, because it failed, what it has stays as it is until its process ends: a peer that is still under
+//! way finds memory, and no stream of this rank is let go to write where nobody expects it.
+
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+
+use scout_device::Tensor;
+use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, Stream};
+
+use super::gather::Gather;
+use super::nccl::ByNccl;
+use super::pull::{Pace, Pull};
+use super::push::Push;
+use super::ways::{GatherMemory, Ranks, Way};
+use crate::communicator::Communicator;
+use crate::error::{CommError, Result};
+
+/// Given back by [`Gathering::leave`]; dropped, it is left to the end of the process.
+pub struct Gathering {
+    way: Way,
+    device: Arc<CudaDevice>,
+    gather: ManuallyDrop<Box<dyn Gather>>,
+    memory: ManuallyDrop<GatherMemory>,
+}
+
+impl Gathering {
+    /// Ready to gather what lies in `memory`, which `way` asked for. All of this rank's parts must be there: others may fetch
+    /// them as soon as they have called this too. All ranks fail where one does, with its reason.
+    pub fn open(way: Way, ranks: Ranks, memory: GatherMemory) -> Result<Gathering> {
+        match way_of(way, ranks, &memory) {
+            Ok(gather) => {
+                let (gather, memory) = (ManuallyDrop::new(gather), ManuallyDrop::new(memory));
+                Ok(Gathering { way, device: ranks.device.clone(), gather, memory })
+            }
+            Err(error) => {
+                // All ranks say alike that there is no way, and have closed what they had mapped of each other when they meet.
+                let all_have_closed = matches!(error, CommError::NoWay { .. }) && ranks.comm.barrier().is_ok();
+                if !all_have_closed {
+                    std::mem::forget(memory);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    pub fn way(&self) -> Way {
+        self.way
+    }
+
+    /// Where units become whole.
+    pub fn ring(&self) -> &Arena {
+        &self.memory.ring
+    }
+
+    /// As [`Gather::stream`].
+    pub fn stream(&self) -> &Arc<Stream> {
+        self.gather.stream()
+    }
+
+    /// As [`Gather::queue`].
+    pub fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
+        self.gather.queue(part, full)
+    }
+
+    /// The end of all gathering. Every rank calls it, when all that it has queued will come to an end.
+    pub fn leave(self, comm: &dyn Communicator) -> Result<()> {
+        self.device.finish()?;
+        self.stream().finish(self.device.patience())?;
+        comm.barrier()?; // nobody writes or fetches any more
+        let Gathering { gather, memory, .. } = self;
+        drop(ManuallyDrop::into_inner(gather));
+        comm.barrier()?; // nobody has mapped what is freed now
+        drop(ManuallyDrop::into_inner(memory));
+        Ok(())
+    }
+}
+
+fn way_of(way: Way, Ranks { device, comm }: Ranks, memory: &GatherMemory) -> Result<Box<dyn Gather>> {
+    Ok(match (&memory.nccl, way) {
+        (Some(nccl), _) => Box::new(ByNccl { nccl: nccl.clone(), stream: device.copy().clone() }),
+        (None, Way::Push) => Box::new(Push::map(device, &memory.ring, comm)?),
+        (None, Way::PullInStep) => Box::new(Pull::map(device, &memory.parts, Pace::InStep, comm)?),
+        (None, _) => Box::new(Pull::map(device, &memory.parts, Pace::Free, comm)?),
+    })
+}
