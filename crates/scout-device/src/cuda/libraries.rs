@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use libloading::Library;
 
 use super::foreign::text;
-use super::tables::{CublasLt, Cudnn, Driver, Nccl, Nvml, Nvrtc};
+use super::tables::{CublasLt, Cudnn, Driver, Nccl, Nvml, NvmlCounters, Nvrtc};
 use crate::{DeviceError, Result};
 
 /// Where to look, as the environment says. Reading the environment is the caller's part.
@@ -38,6 +38,8 @@ pub struct Libraries {
     nvrtc: std::result::Result<Nvrtc, Missing>,
     cudnn: std::result::Result<Cudnn, Missing>,
     nvml: std::result::Result<Nvml, Missing>,
+    /// Older drivers have none.
+    counters: Option<NvmlCounters>,
     nccl: std::result::Result<Nccl, Missing>,
     pub found: Vec<Found>,
 }
@@ -115,11 +117,12 @@ impl Libraries {
             found.push(Found { name: NVML.name, path, version: nvml_version(&nvml) });
             nvml
         });
+        let counters = open(&NVML, &folders, NvmlCounters::resolve).ok().map(|(counters, _)| counters);
         let nccl = open(&NCCL, &folders, Nccl::resolve).map(|(nccl, path)| {
             found.push(Found { name: NCCL.name, path, version: nccl_version(&nccl) });
             nccl
         });
-        Ok(Libraries { driver, blas, nvrtc, cudnn, nvml, nccl, found })
+        Ok(Libraries { driver, blas, nvrtc, cudnn, nvml, counters, nccl, found })
     }
 
     pub fn nvrtc(&self) -> Result<&Nvrtc> {
@@ -132,6 +135,10 @@ impl Libraries {
 
     pub fn nvml(&self) -> Result<&Nvml> {
         self.nvml.as_ref().map_err(Missing::error)
+    }
+
+    pub fn counters(&self) -> Option<&NvmlCounters> {
+        self.counters.as_ref()
     }
 
     pub fn nccl(&self) -> Result<&Nccl> {

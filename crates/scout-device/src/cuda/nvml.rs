@@ -1,19 +1,26 @@
 //! What the GPU's clocks, power supply and counters say while it works.
 
 use std::ffi::CString;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use scout_core::ByteCount;
 
 use super::context::Context;
 use super::foreign;
-use super::tables::{Nvml, NvmlDevice, NvmlMemory, NvmlUtilization};
+use super::tables::{Nvml, NvmlCounters, NvmlDevice, NvmlMemory, NvmlMetric, NvmlMetrics, NvmlSample, NvmlUtilization};
 use crate::{DeviceError, Result};
 
 /// A GPU as the management library sees it.
 pub struct Gauge<'a> {
     nvml: &'a Nvml,
+    counters: Option<&'a NvmlCounters>,
     device: NvmlDevice,
+}
+
+/// A GPU's counters at one time.
+pub struct Counted<'a> {
+    counters: &'a NvmlCounters,
+    sample: NvmlSample,
 }
 
 /// One reading.
@@ -38,7 +45,7 @@ impl Gauge<'_> {
         // SAFETY: writes one pointer; the text is zero-terminated.
         let code = unsafe { (nvml.nvmlDeviceGetHandleByPciBusId_v2)(id.as_ptr(), &mut device) };
         check("nvmlDeviceGetHandleByPciBusId", code)?;
-        Ok(Gauge { nvml, device })
+        Ok(Gauge { nvml, counters: context.libraries.counters(), device })
     }
 
     pub fn read(&self) -> Result<Reading> {
@@ -58,6 +65,20 @@ impl Gauge<'_> {
         })
     }
 
+    /// The counters now; none where the driver or the GPU has none or does not give them.
+    pub fn count(&self) -> Option<Counted<'_>> {
+        let counters = self.counters?;
+        let mut sample: NvmlSample = null_mut();
+        // SAFETY: writes one pointer.
+        if unsafe { (counters.nvmlGpmSampleAlloc)(&mut sample) } != 0 {
+            return None;
+        }
+        let counted = Counted { counters, sample };
+        // SAFETY: writes to the sample, which was just made; the handle comes from the library.
+        let code = unsafe { (counters.nvmlGpmSampleGet)(self.device, sample) };
+        (code == 0).then_some(counted)
+    }
+
     fn utilization_percent(&self) -> Option<u32> {
         let mut utilization = NvmlUtilization::default();
         // SAFETY: writes two numbers; the handle comes from the library.
@@ -73,6 +94,43 @@ impl Gauge<'_> {
     }
 }
 
+impl Counted<'_> {
+    /// Multiprocessors that had work, in percent of all of them, on average since `before`.
+    pub fn busy_multiprocessors_since(&self, before: &Counted) -> Option<f64> {
+        const VERSION: u32 = 1;
+        const SM_UTIL: u32 = 2;
+        let none = NvmlMetric { id: 0, status: 0, value: 0.0, names: [null(); 3] };
+        let mut metrics = [none; 512];
+        metrics[0].id = SM_UTIL;
+        let mut asked = NvmlMetrics { version: VERSION, count: 1, before: before.sample, after: self.sample, metrics };
+        // SAFETY: reads two samples that live, and writes as many metrics as were asked for.
+        let code = unsafe { (self.counters.nvmlGpmMetricsGet)(&mut asked) };
+        let NvmlMetric { status, value, .. } = asked.metrics[0];
+        (code == 0 && status == 0 && value.is_finite()).then_some(value)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        // SAFETY: made in `count`, given back once.
+        let _ = unsafe { (self.counters.nvmlGpmSampleFree)(self.sample) };
+    }
+}
+
 fn check(call: &'static str, code: foreign::Code) -> Result<()> {
     foreign::check(call, code, |code| format!("status {code}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::{offset_of, size_of};
+
+    use super::*;
+
+    #[test]
+    fn metrics_lie_where_the_library_writes_them() {
+        // As NVIDIA's own Python bindings have them, whose list has 477 places.
+        assert_eq!((size_of::<NvmlMetric>(), offset_of!(NvmlMetric, value)), (40, 8));
+        assert_eq!((offset_of!(NvmlMetrics, after), offset_of!(NvmlMetrics, metrics)), (16, 24));
+    }
 }

@@ -205,6 +205,38 @@ functions! {
     fn nvmlDeviceGetMemoryInfo(device: NvmlDevice, memory: *mut NvmlMemory) -> c_int;
 }
 
+/// A set of counters as the management library keeps it: an opaque pointer.
+pub type NvmlSample = *mut c_void;
+
+/// `nvmlGpmMetric_t`: one number that follows from two samples.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct NvmlMetric {
+    pub id: c_uint,
+    pub status: c_int,
+    pub value: f64,
+    pub names: [*const c_char; 3],
+}
+
+/// `nvmlGpmMetricsGet_t`, with room for more metrics than any version of the header has: the library looks at `count`.
+#[repr(C)]
+pub struct NvmlMetrics {
+    pub version: c_uint,
+    pub count: c_uint,
+    pub before: NvmlSample,
+    pub after: NvmlSample,
+    pub metrics: [NvmlMetric; 512],
+}
+
+functions! {
+    /// What the same library knows of a GPU's counters, from Hopper on.
+    pub struct NvmlCounters;
+    fn nvmlGpmSampleAlloc(sample: *mut NvmlSample) -> c_int;
+    fn nvmlGpmSampleFree(sample: NvmlSample) -> c_int;
+    fn nvmlGpmSampleGet(device: NvmlDevice, sample: NvmlSample) -> c_int;
+    fn nvmlGpmMetricsGet(metrics: *mut NvmlMetrics) -> c_int;
+}
+
 /// What NCCL calls a communicator: an opaque pointer.
 pub type NcclComm = *mut c_void;
 /// What NCCL calls a window, memory that lies alike on all ranks: an opaque pointer.

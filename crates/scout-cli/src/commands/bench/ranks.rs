@@ -45,6 +45,7 @@ impl Ranks {
             "sm_clock_megahertz": reading.map(|reading| reading.sm_clock_megahertz),
             "power_watts": reading.map(|reading| reading.power_watts),
             "nvml_utilization": reading.and_then(|reading| reading.utilization_percent),
+            "sm_active": outcome.busy_multiprocessors,
         });
         let told = told::by_rank(job, &own.to_string())?;
         Ok(Ranks(told.iter().map(|text| serde_json::from_str(text).expect(told::OWN_WORDS)).collect()))
@@ -52,16 +53,17 @@ impl Ranks {
 
     pub fn table(&self) -> Vec<String> {
         let heading = format!(
-            "{:>4} {:>10} {:>10} {:>10} {:>10} {:>11} {:>9} {:>7} {:>7}  {}",
-            "rank", "step", "compute", "exposed", "gaps", "peak", "SM clock", "power", "busy", "device"
+            "{:>4} {:>10} {:>10} {:>10} {:>10} {:>11} {:>9} {:>7} {:>7} {:>9}  {}",
+            "rank", "step", "compute", "exposed", "gaps", "peak", "SM clock", "power", "busy", "SM active", "device"
         );
         let line = |rank: &Value| {
             let milliseconds =
                 |key: &str| or_dash(rank[key].as_f64().map(|seconds| format!("{:.2} ms", seconds * 1e3)));
             let whole = |key: &str, unit: &str| or_dash(rank[key].as_f64().map(|number| format!("{number:.0} {unit}")));
             let peak = rank["memory_peak_bytes"].as_u64().map(|bytes| ByteCount(bytes).to_string());
+            let active = rank["sm_active"].as_f64().map(|percent| format!("{percent:.1} %"));
             format!(
-                "{:>4} {:>10} {:>10} {:>10} {:>10} {:>11} {:>9} {:>7} {:>7}  {}",
+                "{:>4} {:>10} {:>10} {:>10} {:>10} {:>11} {:>9} {:>7} {:>7} {:>9}  {}",
                 rank["rank"].to_string(),
                 milliseconds("step_s"),
                 milliseconds("compute_s"),
@@ -71,6 +73,7 @@ impl Ranks {
                 whole("sm_clock_megahertz", "MHz"),
                 whole("power_watts", "W"),
                 whole("nvml_utilization", "%"),
+                active.unwrap_or_else(|| "not given".to_string()),
                 rank["device"].as_str().unwrap_or_default(),
             )
         };

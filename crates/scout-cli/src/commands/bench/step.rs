@@ -286,7 +286,7 @@ fn as_json(
     });
     let of_ranks = json!({
         "ranks": ranks.as_json(), "exposed_comm": ranks.exposed_share(),
-        "nvml_utilization": ranks.mean("nvml_utilization"),
+        "nvml_utilization": ranks.mean("nvml_utilization"), "sm_active": ranks.mean("sm_active"),
         "sm_clock_megahertz": ranks.mean("sm_clock_megahertz"), "power_watts": ranks.mean("power_watts"),
         "shares": profile.map(Profile::as_json), "plan": of_plan(plan),
     });

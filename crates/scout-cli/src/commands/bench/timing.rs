@@ -11,7 +11,7 @@ use scout_train::StepReport;
 use scout_train::machine::Machine;
 use scout_train::step_bench::{StepBench, Timed};
 
-use super::sampler::Sampler;
+use super::sampler::{Sampled, Sampler};
 use super::spread::spread;
 use super::told::goes_on;
 
@@ -42,6 +42,8 @@ pub struct Outcome {
     pub waited: Duration,
     /// On average; none on the host and without NVML.
     pub reading: Option<Reading>,
+    /// In percent of all of them; none where the GPU does not give it.
+    pub busy_multiprocessors: Option<f64>,
     /// Whether asking the driver for memory would have been an error.
     pub is_steady: bool,
 }
@@ -83,7 +85,7 @@ pub fn time(
         bench.finish()?;
         timed = begun.elapsed();
     }
-    let readings = sampler.map(Sampler::finish).unwrap_or_default();
+    let Sampled { readings, busy_multiprocessors } = sampler.map(Sampler::finish).unwrap_or_default();
     let step_seconds: Vec<f64> = steps.iter().map(|step| step.time.as_secs_f64()).collect();
     let drift = match limit {
         Limit::WithoutPause(_) => None,
@@ -99,6 +101,7 @@ pub fn time(
         seconds: timed.as_secs_f64(),
         waited,
         reading: mean_reading(&readings),
+        busy_multiprocessors,
         is_steady,
     })
 }
