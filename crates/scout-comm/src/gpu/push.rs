@@ -1,6 +1,6 @@
-//! Gathering by copy engines that push: each rank writes its part into the others' memory, on a stream for each of them. A
-//! link carries more in writes than in reads, for which requests travel as well, and a rank that is written to by all others
-//! at once takes what comes first.
+//! Gathering by copy engines that push: each rank writes its part into the others' memory, on a stream for each of them.
+//! Between two H200 a link carried 392 GB/s in writes and 374 in reads; among four, in another program, pushes that nobody
+//! ordered got 361 to 383 where such pulls got 220 to 363.
 //!
 //! Writing needs permission, which reading does not. When the memory of a unit is free, its rank says so to all others;
 //! their streams wait for that, write, and say that the part is there; the stream of the gathers goes on when all have. The
