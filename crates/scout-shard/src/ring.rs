@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use scout_comm::Communicator;
-use scout_comm::gpu::{Gathering, Way};
+use scout_comm::gpu::{OpenWay, Way};
 use scout_core::ByteCount;
 use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, FreeList};
 use scout_device::{Purpose, Tensor};
@@ -18,7 +18,7 @@ use crate::plan::{Placement, Schedule, ShardPlan};
 /// for which the next gather waits. So nothing but order on the GPU gives memory back, and the host never stops.
 pub struct Ring {
     device: Arc<CudaDevice>,
-    gathering: Gathering,
+    opened: OpenWay,
     waits: Mutex<Waits>,
 }
 
@@ -38,26 +38,26 @@ pub(crate) struct Arriving {
 }
 
 impl Ring {
-    pub fn new(device: &Arc<CudaDevice>, gathering: Gathering) -> Ring {
-        Ring { device: device.clone(), gathering, waits: Mutex::default() }
+    pub fn new(device: &Arc<CudaDevice>, opened: OpenWay) -> Ring {
+        Ring { device: device.clone(), opened, waits: Mutex::default() }
     }
 
     pub fn way(&self) -> Way {
-        self.gathering.way()
+        self.opened.way()
     }
 
     /// The end of all gathering; every rank calls it. Without it the memory stays until the process ends.
     pub fn leave(self, comm: &dyn Communicator) -> Result<()> {
-        self.gathering.leave(comm).map_err(|cause| ShardError::Queue { cause: Box::new(cause) })
+        self.opened.leave(comm).map_err(|cause| ShardError::Queue { cause: Box::new(cause) })
     }
 
     /// Queues the gather of the unit `name`, of which `part` is this rank's.
     pub(crate) fn start(&self, name: &str, part: &Tensor, gathered_len: usize) -> Result<Arriving> {
         let bytes = (part.dtype().size() * gathered_len as u64).0 as usize;
-        let block = self.gathering.ring().take(Purpose::Gathered, bytes)?;
+        let block = self.opened.ring().take(Purpose::Gathered, bytes)?;
         let mut full = DeviceBuffer::new(&self.device, block, part.dtype(), [gathered_len])?;
-        let queue = || self.gathering.queue(part, &mut full);
-        let queued = self.device.communicate(self.gathering.stream(), || name.to_string(), queue);
+        let queue = || self.opened.queue(part, &mut full);
+        let queued = self.device.communicate(self.opened.stream(), || name.to_string(), queue);
         let arrived = queued.map_err(|cause| ShardError::Queue { cause: Box::new(cause) })?;
         Ok(Arriving { full, arrived })
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use scout_comm::Job;
-use scout_comm::gpu::{self, Chosen, GatherMemory, Gathering, Ranks, Way, Wish};
+use scout_comm::gpu::{self, Chosen, GatherMemory, OpenWay, Ranks, Way, Wish};
 use scout_device::cuda::{Arena, CudaDevice};
 use scout_device::{Purpose, Tensor};
 use scout_shard::{Placement, Ring, ShardPlan, ShardStore, ring_bytes};
@@ -65,7 +65,7 @@ impl<'a> GpuRoom<'a> {
             Memory::Gathered(way, memory) => {
                 // What was made is queued, and others are about to fetch it.
                 device.finish()?;
-                Some(Ring::new(device, Gathering::open(way, Ranks { device, comm: &*job.comm }, memory)?))
+                Some(Ring::new(device, OpenWay::open(way, Ranks { device, comm: &*job.comm }, memory)?))
             }
         };
         Ok(ShardStore::on_gpu(plan, kept, ring))

@@ -1,21 +1,21 @@
 //! What ranks do together that each have a GPU of one host. Floors, from the ground up: `exchange`, whether all ranks can go
 //! on; `gather`, what bringing the parts of a unit together means; `mapped`, memory that ranks show each other; `pull`, `push`
 //! and `nccl`, which gather; `group`, by which trained numbers are summed; `ways`, with the memory that each way needs;
-//! `gathering`, a way at work, and how all ranks end it; `trial`, which finds the fastest one.
+//! `open_way`, a way at work, and how all ranks end it; `trial`, which finds the fastest one.
 
 mod exchange;
 mod gather;
-mod gathering;
 mod group;
 mod mapped;
 mod nccl;
+mod open_way;
 mod own_part;
 mod pull;
 mod push;
 mod trial;
 mod ways;
 
-pub use gathering::Gathering;
 pub use group::GpuGroup;
+pub use open_way::OpenWay;
 pub use trial::{Chosen, Wish, choose};
 pub use ways::{GatherMemory, Ranks, Way};

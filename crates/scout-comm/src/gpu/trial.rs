@@ -5,7 +5,7 @@ use scout_device::cuda::DeviceBuffer;
 use scout_device::{DeviceError, Purpose, Tensor};
 
 use super::exchange;
-use super::gathering::Gathering;
+use super::open_way::OpenWay;
 use super::ways::{Ranks, Way};
 use crate::error::{CommError, Result};
 
@@ -111,15 +111,15 @@ fn time_on_all(way: Way, ranks: Ranks, part: ByteCount) -> Result<f64> {
         Ok::<Tensor, DeviceError>(own.into_tensor())
     })();
     let own = exchange::must_agree(comm, own)?;
-    let gathering = Gathering::open(way, ranks, memory)?;
-    let seconds = time(&gathering, &own, ranks)?;
+    let opened = OpenWay::open(way, ranks, memory)?;
+    let seconds = time(&opened, &own, ranks)?;
     drop(own);
-    gathering.leave(comm)?;
+    opened.leave(comm)?;
     Ok(seconds)
 }
 
 /// Seconds of one gather on the slowest rank. A way that fails on one rank is none for any of them.
-fn time(gather: &Gathering, part: &Tensor, Ranks { device, comm }: Ranks) -> Result<f64> {
+fn time(gather: &OpenWay, part: &Tensor, Ranks { device, comm }: Ranks) -> Result<f64> {
     const WAY: &str = "what was tried";
     let len = part.num_elements() * comm.mesh().size();
     let once = || -> Result<()> {

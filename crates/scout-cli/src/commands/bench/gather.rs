@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::gpu::{Gathering, Ranks, Way, Wish};
+use scout_comm::gpu::{OpenWay, Ranks, Way, Wish};
 use scout_comm::{CommError, Job};
 use scout_config::RunConfig;
 use scout_core::{ByteCount, DType, ExitCode};
@@ -150,7 +150,7 @@ struct Layer<'a> {
     device: &'a Arc<CudaDevice>,
     sizes: &'a Sizes,
     parts: Vec<Tensor>,
-    gathering: Gathering,
+    opened: OpenWay,
     /// The whole units of the last layer with what readers wait for, held as long as a step holds them.
     held: RefCell<VecDeque<(DeviceBuffer, Vec<Event>)>>,
 }
@@ -172,8 +172,8 @@ impl<'a> Layer<'a> {
         let parts = sizes.parts.iter().map(part).collect::<Result<Vec<_>, _>>()?;
         // Others are about to fetch what was queued on the stream of arithmetic.
         device.finish()?;
-        let gathering = Gathering::open(way, ranks, memory)?;
-        Ok(Layer { device, sizes, parts, gathering, held: RefCell::default() })
+        let opened = OpenWay::open(way, ranks, memory)?;
+        Ok(Layer { device, sizes, parts, opened, held: RefCell::default() })
     }
 
     /// Queues that every unit becomes whole once.
@@ -183,12 +183,12 @@ impl<'a> Layer<'a> {
             if held.len() == self.parts.len()
                 && let Some((_full, arrived)) = held.pop_front()
             {
-                arrived.iter().try_for_each(|event| self.gathering.stream().wait_for(event))?;
+                arrived.iter().try_for_each(|event| self.opened.stream().wait_for(event))?;
             }
             let len = part.num_elements() * self.sizes.world_size;
-            let block = self.gathering.ring().take(Purpose::Gathered, bytes(len))?;
+            let block = self.opened.ring().take(Purpose::Gathered, bytes(len))?;
             let mut full = DeviceBuffer::new(self.device, block, part.dtype(), [len])?;
-            let arrived = self.gathering.queue(part, &mut full)?;
+            let arrived = self.opened.queue(part, &mut full)?;
             held.push_back((full, arrived));
         }
         Ok(())
@@ -196,7 +196,7 @@ impl<'a> Layer<'a> {
 
     fn measure(&self, job: &Job, seconds: Duration) -> Result<Line, TrainError> {
         let gather = || self.gather();
-        let contest = Contest { device: self.device, stream: self.gathering.stream(), gather: &gather };
+        let contest = Contest { device: self.device, stream: self.opened.stream(), gather: &gather };
         let num_rounds = contest.rounds_in(seconds, job)?;
         let products = Products::new(self.device)?;
         let alone = contest.run(num_rounds, None, job)?;
@@ -211,7 +211,7 @@ impl<'a> Layer<'a> {
         let of_all = |index: usize| told.iter().map(move |numbers| numbers[index]);
         let rate = |seconds: f64| self.sizes.remote().as_f64() / seconds / 1e9;
         Ok(Line {
-            way: self.gathering.way().to_string(),
+            way: self.opened.way().to_string(),
             alone: spread(of_all(0).map(rate)),
             under_products: spread(of_all(1).map(rate)),
             tflops_alone: spread(of_all(2)),
@@ -221,7 +221,7 @@ impl<'a> Layer<'a> {
 
     /// Every rank calls it.
     fn leave(self, job: &Job) -> Result<(), TrainError> {
-        Ok(self.gathering.leave(&*job.comm)?)
+        Ok(self.opened.leave(&*job.comm)?)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use scout_comm::gpu::{Gathering, Ranks, Way, Wish};
+use scout_comm::gpu::{OpenWay, Ranks, Way, Wish};
 use scout_comm::{CommError, Job, words};
 use scout_core::{ByteCount, DType, ExitCode};
 use scout_device::cuda::{Arena, CudaDevice, CudaOptions, DeviceBuffer, Event};
@@ -86,7 +86,7 @@ struct Units<'a> {
     device: &'a Arc<CudaDevice>,
     world_size: usize,
     parts: Vec<Tensor>,
-    gathering: Gathering,
+    opened: OpenWay,
 }
 
 /// A unit that is on its way or whole.
@@ -114,8 +114,8 @@ impl<'a> Units<'a> {
         };
         let parts = PARTS.into_iter().enumerate().map(part).collect::<Result<Vec<_>, _>>()?;
         device.finish()?;
-        let gathering = Gathering::open(way, ranks, memory)?;
-        Ok(Units { device, world_size: mesh.size(), parts, gathering })
+        let opened = OpenWay::open(way, ranks, memory)?;
+        Ok(Units { device, world_size: mesh.size(), parts, opened })
     }
 
     /// The number of wrong words on all ranks. Every rank calls it.
@@ -137,9 +137,9 @@ impl<'a> Units<'a> {
 
     fn start(&self, unit: usize) -> Result<Coming, TrainError> {
         let (part, len) = (&self.parts[unit], PARTS[unit] * self.world_size);
-        let block = self.gathering.ring().take(Purpose::Gathered, len * size_of::<u32>())?;
+        let block = self.opened.ring().take(Purpose::Gathered, len * size_of::<u32>())?;
         let mut full = DeviceBuffer::new(self.device, block, DType::U32, [len])?;
-        let arrived = self.gathering.queue(part, &mut full)?;
+        let arrived = self.opened.queue(part, &mut full)?;
         Ok(Coming { unit, full, arrived })
     }
 
@@ -154,7 +154,7 @@ impl<'a> Units<'a> {
 
     /// Every rank calls it.
     fn leave(self, job: &Job) -> Result<(), TrainError> {
-        Ok(self.gathering.leave(&*job.comm)?)
+        Ok(self.opened.leave(&*job.comm)?)
     }
 }
 

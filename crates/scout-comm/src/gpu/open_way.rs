@@ -18,22 +18,22 @@ use super::ways::{GatherMemory, Ranks, Way};
 use crate::communicator::Communicator;
 use crate::error::{CommError, Result};
 
-/// Given back by [`Gathering::leave`]; dropped, it is left to the end of the process.
-pub struct Gathering {
+/// Given back by [`OpenWay::leave`]; dropped, it is left to the end of the process.
+pub struct OpenWay {
     way: Way,
     device: Arc<CudaDevice>,
     gather: ManuallyDrop<Box<dyn Gather>>,
     memory: ManuallyDrop<GatherMemory>,
 }
 
-impl Gathering {
+impl OpenWay {
     /// Ready to gather what lies in `memory`, which `way` asked for. All of this rank's parts must be there: others may fetch
     /// them as soon as they have called this too. All ranks fail where one does, with its reason.
-    pub fn open(way: Way, ranks: Ranks, memory: GatherMemory) -> Result<Gathering> {
+    pub fn open(way: Way, ranks: Ranks, memory: GatherMemory) -> Result<OpenWay> {
         match way_of(way, ranks, &memory) {
             Ok(gather) => {
                 let (gather, memory) = (ManuallyDrop::new(gather), ManuallyDrop::new(memory));
-                Ok(Gathering { way, device: ranks.device.clone(), gather, memory })
+                Ok(OpenWay { way, device: ranks.device.clone(), gather, memory })
             }
             Err(error) => {
                 // All ranks say alike that there is no way, and have closed what they had mapped of each other when they meet.
@@ -70,7 +70,7 @@ impl Gathering {
         self.device.finish()?;
         self.stream().finish(self.device.patience())?;
         comm.barrier()?; // nobody writes or fetches any more
-        let Gathering { gather, memory, .. } = self;
+        let OpenWay { gather, memory, .. } = self;
         drop(ManuallyDrop::into_inner(gather));
         comm.barrier()?; // nobody has mapped what is freed now
         drop(ManuallyDrop::into_inner(memory));
