@@ -5,11 +5,10 @@ use std::fmt::Display;
 use crate::communicator::Communicator;
 use crate::error::{CommError, Result};
 use crate::words;
-pub(super) use crate::words::{of_all_ranks, of_first_rank};
 
 /// The largest number of any rank.
 pub(super) fn largest(comm: &dyn Communicator, own: f64) -> Result<f64> {
-    let all = of_all_ranks(comm, own.to_le_bytes())?;
+    let all = words::of_all_ranks(comm, own.to_le_bytes())?;
     Ok(all.into_iter().map(f64::from_le_bytes).fold(f64::NEG_INFINITY, f64::max))
 }
 

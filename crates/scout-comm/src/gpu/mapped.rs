@@ -10,6 +10,7 @@ use scout_device::{DeviceError, host};
 use super::exchange;
 use crate::communicator::Communicator;
 use crate::error::Result;
+use crate::words;
 
 const WAY: &str = "copy engines";
 
@@ -35,7 +36,7 @@ impl OfOthers {
             let open = || PeerArena::open(device.context(), &ArenaHandle::from_bytes(*handle), bytes);
             (rank != own_rank).then(open).transpose()
         };
-        let handles = exchange::of_all_ranks(comm, shown.to_bytes())?;
+        let handles = words::of_all_ranks(comm, shown.to_bytes())?;
         let opened = handles.iter().enumerate().map(of_rank).collect::<scout_device::Result<Vec<_>>>();
         Ok(OfOthers { arenas: exchange::all_can(comm, WAY, opened)? })
     }
@@ -87,11 +88,8 @@ pub(super) fn rotation(mesh: Mesh) -> impl Iterator<Item = usize> {
 /// Fails on all ranks where they are on several hosts. A handle of another host may open something here all the same, so it
 /// is never tried. All processes under one kernel read the same name of its run, whatever containers they are in.
 pub(super) fn must_be_one_host(comm: &dyn Communicator) -> Result<()> {
-    let mut own = [0; 64];
-    let name = host::boot_id();
-    let len = name.len().min(own.len());
-    own[..len].copy_from_slice(&name.as_bytes()[..len]);
-    let all = exchange::of_all_ranks(comm, own)?;
+    let own = host::boot_id().into_bytes();
+    let all = words::of_any_length(comm, own.clone())?;
     exchange::all_can(
         comm,
         WAY,

@@ -16,6 +16,7 @@ mod trial;
 mod ways;
 
 pub use group::GpuGroup;
+pub use nccl::connect;
 pub use open_way::OpenWay;
 pub use trial::{Chosen, Wish, choose};
 pub use ways::{GatherMemory, Ranks, Way};

@@ -9,6 +9,7 @@ use super::exchange;
 use super::gather::Gather;
 use crate::communicator::Communicator;
 use crate::error::Result;
+use crate::words;
 
 pub(super) struct ByNccl {
     pub nccl: Arc<Nccl>,
@@ -27,7 +28,7 @@ impl Gather for ByNccl {
 }
 
 /// Every rank calls it with the GPU that is its own. Waits until all have come; all fail where one does.
-pub(super) fn connect(device: &Arc<CudaDevice>, comm: &dyn Communicator, settings: Settings) -> Result<Nccl> {
+pub fn connect(device: &Arc<CudaDevice>, comm: &dyn Communicator, settings: Settings) -> Result<Nccl> {
     let mesh = comm.mesh();
     // Where it is missing on one rank, the others are not to wait for it inside of NCCL.
     let own = match mesh.is_first() {
@@ -35,6 +36,6 @@ pub(super) fn connect(device: &Arc<CudaDevice>, comm: &dyn Communicator, setting
         false => Nccl::must_be_there(device.context()).map(|()| NcclId::from_bytes([0; 128])),
     };
     let own = exchange::must_agree(comm, own)?;
-    let id = NcclId::from_bytes(exchange::of_first_rank(comm, own.to_bytes())?);
-    exchange::must_agree(comm, Nccl::with_settings(device, &id, mesh.rank().0, mesh.size(), settings))
+    let id = NcclId::from_bytes(words::of_first_rank(comm, own.to_bytes())?);
+    exchange::must_agree(comm, Nccl::new(device, &id, mesh.rank().0, mesh.size(), settings))
 }

@@ -73,6 +73,14 @@ struct State {
     workspaces: Vec<(Arc<Stream>, Block)>,
 }
 
+/// A product that is to be queued.
+struct Asked<'a> {
+    problem: &'a Problem,
+    operands: Operands,
+    workspace: Workspace,
+    stream: &'a Arc<Stream>,
+}
+
 /// What problems of a class share.
 struct Class {
     algorithm: Algorithm,
@@ -112,11 +120,11 @@ impl Blas {
         (alpha, beta): (f32, f32),
         stream: &Arc<Stream>,
     ) -> Result<()> {
-        let workspace = self.workspace(stream)?;
-        let plan = self.plan(problem, operands, workspace, stream)?;
+        let asked = Asked { problem, operands, workspace: self.workspace(stream)?, stream };
+        let plan = self.plan(&asked)?;
         let descriptors = plan.descriptors.lock().expect("no holder of this lock panics");
         // SAFETY: the operands are as the caller promises; the workspace is this stream's own.
-        unsafe { self.handle.multiply(&descriptors, &plan.algorithm, operands, (alpha, beta), workspace, stream) }
+        unsafe { self.handle.multiply(&descriptors, &plan.algorithm, operands, (alpha, beta), asked.workspace, stream) }
     }
 
     fn workspace(&self, stream: &Arc<Stream>) -> Result<Workspace> {
@@ -134,13 +142,8 @@ impl Blas {
         Ok(Workspace { address, bytes: WORKSPACE })
     }
 
-    fn plan(
-        &self,
-        problem: &Problem,
-        operands: Operands,
-        workspace: Workspace,
-        stream: &Arc<Stream>,
-    ) -> Result<Arc<Plan>> {
+    fn plan(&self, asked: &Asked) -> Result<Arc<Plan>> {
+        let problem = asked.problem;
         let class = class_of(problem);
         let known = {
             let state = &mut *self.state.lock().expect("no holder of this lock panics");
@@ -156,10 +159,10 @@ impl Blas {
             }
         };
         let descriptors = self.handle.describe(problem)?;
-        let known = known.and_then(|known| self.handle.adapt(&descriptors, &known, workspace.bytes));
+        let known = known.and_then(|known| self.handle.adapt(&descriptors, &known, asked.workspace.bytes));
         let algorithm = match known {
             Some(known) => known,
-            None => self.choose(problem, &descriptors, operands, workspace, stream)?,
+            None => self.choose(asked, &descriptors)?,
         };
         let plan = Arc::new(Plan { descriptors: Mutex::new(descriptors), algorithm });
         let mut state = self.state.lock().expect("no holder of this lock panics");
@@ -171,14 +174,8 @@ impl Blas {
     }
 
     /// For a problem whose class is new, or has earned a trial, or has an algorithm that does not suit this problem.
-    fn choose(
-        &self,
-        problem: &Problem,
-        descriptors: &Descriptors,
-        operands: Operands,
-        workspace: Workspace,
-        stream: &Arc<Stream>,
-    ) -> Result<Algorithm> {
+    fn choose(&self, asked: &Asked, descriptors: &Descriptors) -> Result<Algorithm> {
+        let &Asked { problem, workspace, .. } = asked;
         let candidates = self.handle.candidates(descriptors, problem.alignment, workspace.bytes, NUM_CANDIDATES)?;
         let Some(&first) = candidates.first() else {
             let problem = format!("found no algorithm for {problem:?}");
@@ -191,7 +188,7 @@ impl Blas {
         };
         let is_due = is_settled || uses >= self.uses_before_trial.load(Ordering::Relaxed);
         let algorithm = match self.choice == Choice::Timed && is_due && candidates.len() > 1 {
-            true => self.try_out(&candidates, problem, descriptors, operands, workspace, stream)?,
+            true => self.try_out(&candidates, asked, descriptors)?,
             false => first,
         };
         let mut state = self.state.lock().expect("no holder of this lock panics");
@@ -208,15 +205,8 @@ impl Blas {
     }
 
     /// The fastest of `candidates`, the library's first among them, on these operands.
-    fn try_out(
-        &self,
-        candidates: &[Algorithm],
-        problem: &Problem,
-        descriptors: &Descriptors,
-        operands: Operands,
-        workspace: Workspace,
-        stream: &Arc<Stream>,
-    ) -> Result<Algorithm> {
+    fn try_out(&self, candidates: &[Algorithm], asked: &Asked, descriptors: &Descriptors) -> Result<Algorithm> {
+        let &Asked { problem, operands, workspace, stream } = asked;
         // The trial writes to memory of its own: the result may be added to. Without room for it there is no trial.
         let bytes = problem.result.size().0 as usize * problem.m * problem.leading;
         let scratch = (self.arena.take(Purpose::Workspace, bytes), self.arena.take(Purpose::Workspace, FLUSH));

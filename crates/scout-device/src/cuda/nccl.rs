@@ -84,13 +84,8 @@ impl Nccl {
         context.libraries.nccl().map(|_| ())
     }
 
-    /// As [`Nccl::with_settings`], with NCCL's own choices.
-    pub fn new(device: &Arc<CudaDevice>, id: &NcclId, rank: usize, world_size: usize) -> Result<Nccl> {
-        Nccl::with_settings(device, id, rank, world_size, Settings::default())
-    }
-
     /// Stops the host until all ranks have met. Fails when they have not after the device's patience.
-    pub fn with_settings(
+    pub fn new(
         device: &Arc<CudaDevice>,
         id: &NcclId,
         rank: usize,

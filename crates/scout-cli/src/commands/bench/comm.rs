@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use scout_comm::{Job, words};
+use scout_comm::{Job, gpu};
 use scout_core::{ByteCount, DType, ExitCode};
-use scout_device::cuda::{CudaDevice, CudaOptions, DeviceBuffer, Nccl, NcclId};
+use scout_device::cuda::{CudaDevice, CudaOptions, DeviceBuffer, Nccl, Settings};
 use scout_device::{Device, DeviceError, Tensor};
 use scout_train::TrainError;
 use serde_json::{Value, json};
@@ -136,9 +136,7 @@ impl<'a> CommBench<'a> {
     /// Every rank calls it. Waits until all have come.
     fn new(device: &'a Arc<CudaDevice>, most_bytes: u64, job: &'a Job) -> Result<CommBench<'a>, TrainError> {
         let mesh = job.mesh();
-        let own = if mesh.is_first() { NcclId::new(device.context())?.to_bytes() } else { [0; 128] };
-        let id = NcclId::from_bytes(words::of_first_rank(&*job.comm, own)?);
-        let nccl = Nccl::new(device, &id, mesh.rank().0, mesh.size())?;
+        let nccl = gpu::connect(device, &*job.comm, Settings::default())?;
         let len = (most_bytes / DType::F32.size().0) as usize;
         let bytes: Vec<u8> = (0..len).flat_map(|index| value(mesh.rank().0, index).to_le_bytes()).collect();
         let mut input = device.buffer(DType::F32, [len])?;
