@@ -29,7 +29,7 @@ const MAX_PLANS: usize = 4096;
 pub enum Choice {
     /// The fastest of the library's candidates in a trial.
     Timed,
-    /// The first candidate: the same in every run, so that runs can be compared bit by bit.
+    /// The library's first candidate: the same in every run, so that runs can be compared bit by bit.
     First,
 }
 
@@ -61,7 +61,6 @@ pub(super) struct Blas {
     arena: Arena,
     choice: Choice,
     uses_before_trial: AtomicU32,
-    num_multiprocessors: usize,
     state: Mutex<State>,
 }
 
@@ -100,9 +99,7 @@ impl Blas {
     /// Workspaces are taken from `arena`. A class is tried when it has been used so often before.
     pub(super) fn new(context: &Arc<Context>, arena: Arena, choice: Choice, uses_before_trial: u32) -> Result<Blas> {
         let uses_before_trial = AtomicU32::new(uses_before_trial);
-        let num_multiprocessors = context.properties.num_multiprocessors as usize;
-        let handle = Handle::new(context)?;
-        Ok(Blas { handle, arena, choice, uses_before_trial, num_multiprocessors, state: Mutex::default() })
+        Ok(Blas { handle: Handle::new(context)?, arena, choice, uses_before_trial, state: Mutex::default() })
     }
 
     /// From now on each class is tried when it is used next.
@@ -179,12 +176,7 @@ impl Blas {
     /// For a problem whose class is new, or has earned a trial, or has an algorithm that does not suit this problem.
     fn choose(&self, asked: &Asked, descriptors: &Descriptors) -> Result<Algorithm> {
         let &Asked { problem, workspace, .. } = asked;
-        let mut candidates = self.handle.candidates(descriptors, problem.alignment, workspace.bytes, NUM_CANDIDATES)?;
-        if problem.is_long(self.num_multiprocessors)
-            && let Some(frugal) = candidates.iter().position(|candidate| self.handle.is_frugal(candidate))
-        {
-            candidates.swap(0, frugal);
-        }
+        let candidates = self.handle.candidates(descriptors, problem.alignment, workspace.bytes, NUM_CANDIDATES)?;
         let Some(&first) = candidates.first() else {
             let problem = format!("found no algorithm for {problem:?}");
             return Err(DeviceError::Value { what: "matrix product on the GPU", problem });
@@ -212,7 +204,7 @@ impl Blas {
         Ok(algorithm)
     }
 
-    /// The fastest of `candidates`, the first among them, on these operands.
+    /// The fastest of `candidates`, the library's first among them, on these operands.
     fn try_out(&self, candidates: &[Algorithm], asked: &Asked, descriptors: &Descriptors) -> Result<Algorithm> {
         let &Asked { problem, operands, workspace, stream } = asked;
         // The trial writes to memory of its own: the result may be added to. Without room for it there is no trial.
@@ -250,8 +242,8 @@ impl Blas {
 }
 
 /// The median time of each candidate. They take turns, so that a change of the clock meets all of them alike. One that fails
-/// is none; it must not end the run. Neither is one that is far behind the best in the first turn, unless it is the first, which
-/// the others are measured by.
+/// is none; it must not end the run. Neither is one that is far behind the best in the first turn, unless it is the library's
+/// first, which the others are measured by.
 fn trial<T>(candidates: &[T], run: impl Fn(&T) -> Result<Duration>) -> Vec<Duration> {
     const ROUNDS: usize = 5;
     const FAR_BEHIND: f64 = 1.15;
@@ -274,7 +266,7 @@ fn trial<T>(candidates: &[T], run: impl Fn(&T) -> Result<Duration>) -> Vec<Durat
     times.into_iter().map(median).collect()
 }
 
-/// The shortest, if it beats the first candidate clearly. On an H200, what was faster by 3 or 4 % alone was slower
+/// The shortest, if it beats the library's first candidate clearly. On an H200, what was faster by 3 or 4 % alone was slower
 /// by up to 5 % in a loop over experts, where the end of one product runs beside the beginning of the next; what was
 /// faster by 5 % and more stayed faster.
 fn clear_winner(times: &[Duration]) -> usize {

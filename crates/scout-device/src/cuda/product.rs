@@ -9,9 +9,9 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use cudarc::cublaslt::sys::{
-    cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulAlgoConfigAttributes_t,
-    cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t, cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t,
-    cublasLtMatmulPreferenceAttributes_t, cublasLtMatrixLayout_t, cudaDataType_t,
+    cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t,
+    cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t,
+    cublasLtMatrixLayout_t, cudaDataType_t,
 };
 use scout_core::DType;
 
@@ -20,10 +20,6 @@ use super::foreign::{self, Code, text};
 use super::stream::Stream;
 use super::tables::CublasLt;
 use crate::{DeviceError, Result};
-
-/// The tiles of the most frugal algorithm.
-const TILE_ROWS: usize = 128;
-const TILE_COLUMNS: usize = 256;
 
 /// Everything that cuBLASLt must know of `c = alpha·op(a)·op(b) + beta·c` beside addresses and scalars.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,18 +39,6 @@ pub struct Problem {
     pub result: DType,
     /// The largest power of two, up to 256, that divides all three addresses.
     pub alignment: u32,
-}
-
-impl Problem {
-    /// Whether tiles fill all multiprocessors four times over, so that the last ones hardly count. Such products run at the
-    /// power limit, where the most frugal algorithm is the fastest, which a trial of a few runs cannot see. Held at the limit
-    /// of an H200, it was up to 3.9 % faster than the library's first candidate in 20 of these shapes, and 0.3 % slower at most;
-    /// in shorter ones it was slower by up to 7 %.
-    pub(super) fn is_long(&self, num_multiprocessors: usize) -> bool {
-        let num_tiles = self.m.div_ceil(TILE_ROWS) * self.n.div_ceil(TILE_COLUMNS);
-        let is_of_rows = self.factors == DType::BF16 && !self.a.transposed;
-        is_of_rows && self.k >= 4096 && num_tiles >= 4 * num_multiprocessors
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -188,34 +172,6 @@ impl Handle {
         found.truncate(count.max(0) as usize);
         let usable = found.iter().filter(|result| result.state as u32 == 0 && result.workspaceSize <= workspace);
         Ok(usable.map(|result| Algorithm { raw: result.algo, workspace: result.workspaceSize }).collect())
-    }
-
-    /// Whether `algorithm` took less power for long products than all others that the library knows. See [`Problem::is_long`].
-    pub(super) fn is_frugal(&self, algorithm: &Algorithm) -> bool {
-        use cublasLtMatmulAlgoConfigAttributes_t::{
-            CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, CUBLASLT_ALGO_CONFIG_TILE_ID,
-        };
-        // The library's numbers for these tiles, its rows being our columns, and for pairs of them that have the columns in common.
-        const TILE: u32 = 24; // 256 x 128
-        const CLUSTER: u16 = 5; // 1 x 2 x 1
-        let tile = self.configured::<4>(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID).map(u32::from_ne_bytes);
-        let cluster = self.configured::<2>(algorithm, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID).map(u16::from_ne_bytes);
-        (tile, cluster) == (Some(TILE), Some(CLUSTER))
-    }
-
-    /// The bytes of one number of an algorithm's; none where the library knows of none that is so wide.
-    fn configured<const BYTES: usize>(
-        &self,
-        algorithm: &Algorithm,
-        attribute: cublasLtMatmulAlgoConfigAttributes_t,
-    ) -> Option<[u8; BYTES]> {
-        let (mut value, mut written) = ([0; BYTES], 0);
-        let to = value.as_mut_ptr().cast();
-        // SAFETY: writes at most as many bytes as announced, and their number.
-        let code = unsafe {
-            (self.table().cublasLtMatmulAlgoConfigGetAttribute)(&algorithm.raw, attribute, to, BYTES, &mut written)
-        };
-        (code == 0 && written == BYTES).then_some(value)
     }
 
     /// An algorithm chosen for a similar problem, if it can compute this one too.
@@ -377,34 +333,4 @@ fn data_type(dtype: DType) -> Result<cudaDataType_t> {
 fn check(table: &CublasLt, call: &'static str, code: Code) -> Result<()> {
     // SAFETY: returns a static text for any number.
     foreign::check(call, code, |code| text(unsafe { (table.cublasLtGetStatusString)(code) }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_product_is_long_if_its_tiles_fill_the_gpu_four_times_over() {
-        let plain = |leading| FactorForm { transposed: false, leading };
-        let of = |m, n, k| Problem {
-            m,
-            n,
-            k,
-            a: plain(k),
-            b: plain(n),
-            leading: n,
-            factors: DType::BF16,
-            result: DType::BF16,
-            alignment: 256,
-        };
-        let long = [(4096, 5120, 5120), (16_384, 16_384, 5120), (4096, 202_048, 5120), (2700, 16_384, 5120)];
-        let short =
-            [(2048, 5120, 16_384), (2700, 5120, 5120), (16_384, 1024, 5120), (16_384, 5120, 8), (0, 5120, 5120)];
-        assert!(long.into_iter().all(|(m, n, k)| of(m, n, k).is_long(132)));
-        assert!(!short.into_iter().any(|(m, n, k)| of(m, n, k).is_long(132)));
-        // The gradient of a weight, and f32, are not known to gain.
-        let gradient = FactorForm { transposed: true, leading: 5120 };
-        assert!(!Problem { a: gradient, ..of(5120, 16_384, 16_384) }.is_long(132));
-        assert!(!Problem { factors: DType::F32, ..of(16_384, 16_384, 5120) }.is_long(132));
-    }
 }

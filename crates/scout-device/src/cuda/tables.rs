@@ -8,9 +8,9 @@ use std::ffi::{c_char, c_int, c_uchar, c_uint, c_void};
 
 use cudarc::cublaslt::sys as blas_sys;
 use cudarc::cublaslt::sys::{
-    cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulAlgoConfigAttributes_t,
-    cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t, cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t,
-    cublasLtMatmulPreferenceAttributes_t, cublasLtMatrixLayout_t, cublasStatus_t, cudaDataType_t,
+    cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t,
+    cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t,
+    cublasLtMatrixLayout_t, cublasStatus_t, cudaDataType_t,
 };
 use cudarc::cudnn::sys as cudnn_sys;
 use cudarc::cudnn::sys::{
@@ -112,10 +112,6 @@ functions! {
         handle: cublasLtHandle_t, desc: cublasLtMatmulDesc_t, a: cublasLtMatrixLayout_t, b: cublasLtMatrixLayout_t,
         c: cublasLtMatrixLayout_t, d: cublasLtMatrixLayout_t, preference: cublasLtMatmulPreference_t, wanted: c_int,
         results: *mut cublasLtMatmulHeuristicResult_t, found: *mut c_int,
-    ) -> cublasStatus_t;
-    fn cublasLtMatmulAlgoConfigGetAttribute(
-        algorithm: *const cublasLtMatmulAlgo_t, attribute: cublasLtMatmulAlgoConfigAttributes_t, value: *mut c_void,
-        bytes: usize, written: *mut usize,
     ) -> cublasStatus_t;
     fn cublasLtMatmulAlgoCheck(
         handle: cublasLtHandle_t, desc: cublasLtMatmulDesc_t, a: cublasLtMatrixLayout_t, b: cublasLtMatrixLayout_t,
