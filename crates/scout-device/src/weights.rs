@@ -21,12 +21,12 @@ pub struct UnitWeights {
     spec: Arc<UnitSpec>,
     flat: Tensor,
     // Held, never read: the bytes leave the account when the last reader of the unit is gone.
-    _lease: Option<Lease>,
+    _lease: Option<Arc<Lease>>,
 }
 
 impl UnitWeights {
     /// `flat` holds the parameters of `spec` one behind the other; padding may follow.
-    pub fn new(spec: Arc<UnitSpec>, flat: Tensor, lease: Option<Lease>) -> Result<UnitWeights> {
+    pub fn new(spec: Arc<UnitSpec>, flat: Tensor, lease: Option<Arc<Lease>>) -> Result<UnitWeights> {
         if flat.dims().len() != 1 || flat.num_elements() < spec.num_elements() {
             return Err(DeviceError::Shape {
                 what: "weights of a unit",

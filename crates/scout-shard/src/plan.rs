@@ -93,15 +93,22 @@ impl ShardPlan {
         self.lookahead
     }
 
-    /// Where in `order` the units end that are under way while a block is in use whose own end lies at `block_end`: what is
-    /// resident costs no wait, so only sharded units count.
-    pub fn ahead_of(&self, order: &[UnitId], block_end: usize) -> usize {
-        let (mut end, mut left) = (block_end, self.lookahead);
-        while let Some(&unit) = order.get(end) {
-            match (self.unit(unit).placement, left) {
-                (Placement::Sharded, 0) => break,
-                (Placement::Sharded, _) => left -= 1,
-                (Placement::Resident, _) => {}
+    /// Whether the unit at this place of the order has to be gathered while a block is in use that begins at `block_start`:
+    /// what is resident is there, and what is used at two places from there on is gathered once.
+    pub fn is_gathered(&self, schedule: &Schedule, at: usize, block_start: usize) -> bool {
+        let is_there = schedule.used_before(at).is_some_and(|before| before >= block_start);
+        self.unit(schedule.order[at]).placement == Placement::Sharded && !is_there
+    }
+
+    /// Where in the order the units end that are whole or under way while `block` is in use. Only what has to be gathered
+    /// counts as ahead.
+    pub fn ahead_of(&self, schedule: &Schedule, block: Range<usize>) -> usize {
+        let (mut end, mut left) = (block.end, self.lookahead);
+        while end < schedule.order.len() {
+            match (self.is_gathered(schedule, end, block.start), left) {
+                (true, 0) => break,
+                (true, _) => left -= 1,
+                (false, _) => {}
             }
             end += 1;
         }
@@ -154,13 +161,12 @@ impl ShardPlan {
 
     /// Most bytes of gathered units at one time: a block's units and those that are gathered ahead of it.
     pub fn gathered_peak(&self, schedule: &Schedule) -> ByteCount {
-        let bytes = |id: &UnitId| match self.unit(*id).placement {
-            Placement::Resident => ByteCount(0),
-            Placement::Sharded => self.dtype.size() * self.gathered_len(*id) as u64,
-        };
-        let order = schedule.order();
-        let windows =
-            schedule.steps().map(|step| order[step.start..self.ahead_of(order, step.end)].iter().map(bytes).sum());
+        let bytes = |at: usize| self.dtype.size() * self.gathered_len(schedule.order[at]) as u64;
+        let mut started = 0;
+        let windows = schedule.steps().map(|block| {
+            started = self.ahead_of(schedule, block.clone()).max(started);
+            (block.start..started).filter(|at| self.is_gathered(schedule, *at, block.start)).map(bytes).sum()
+        });
         windows.max().unwrap_or_default()
     }
 }
@@ -171,17 +177,36 @@ pub struct Schedule {
     // Invariant: `ends` is sorted; block i uses `order[ends[i - 1]..ends[i]]`.
     order: Vec<UnitId>,
     ends: Vec<usize>,
+    /// For each place of the order: where its unit is used last before it, and next after it.
+    before: Vec<Option<usize>>,
+    after: Vec<Option<usize>>,
 }
 
 impl Schedule {
     /// Adds a block that uses `units` in this order.
     pub fn push(&mut self, units: &[UnitId]) {
-        self.order.extend_from_slice(units);
+        for &unit in units {
+            let before = self.order.iter().rposition(|other| *other == unit);
+            before.into_iter().for_each(|before| self.after[before] = Some(self.order.len()));
+            self.before.push(before);
+            self.after.push(None);
+            self.order.push(unit);
+        }
         self.ends.push(self.order.len());
     }
 
     pub fn order(&self) -> &[UnitId] {
         &self.order
+    }
+
+    /// The place before `at` where the same unit is used.
+    pub fn used_before(&self, at: usize) -> Option<usize> {
+        self.before[at]
+    }
+
+    /// The place after `at` where the same unit is used.
+    pub fn used_after(&self, at: usize) -> Option<usize> {
+        self.after[at]
     }
 
     pub fn steps(&self) -> impl Iterator<Item = Range<usize>> + '_ {
@@ -201,6 +226,14 @@ mod tests {
             Arc::new(UnitSpec { id: UnitId(index), name: format!("u{index}"), params })
         };
         lens.iter().enumerate().map(unit).collect()
+    }
+
+    fn schedule(blocks: &[&[usize]]) -> Schedule {
+        let mut schedule = Schedule::default();
+        for units in blocks {
+            schedule.push(&units.iter().map(|&unit| UnitId(unit)).collect::<Vec<_>>());
+        }
+        schedule
     }
 
     #[test]
@@ -243,9 +276,7 @@ mod tests {
     fn a_resident_plan_gathers_nothing() {
         let specs = units(&[10, 20]);
         let plan = ShardPlan::new(&specs, 4, &all_resident, 2);
-        let mut schedule = Schedule::default();
-        schedule.push(&[UnitId(0)]);
-        schedule.push(&[UnitId(1)]);
+        let schedule = schedule(&[&[0], &[1]]);
         assert_eq!(plan.gathered_peak(&schedule), ByteCount(0));
         assert_eq!(plan.kept_bytes(), ByteCount(120));
         assert_eq!(plan.kept(UnitId(1), Rank(3)), 0..20);
@@ -255,21 +286,34 @@ mod tests {
     fn the_gathered_peak_is_the_heaviest_block_with_what_is_gathered_ahead_of_it() {
         let specs = units(&[100, 8, 40]);
         let plan = ShardPlan::new(&specs, 2, &none_resident, 1);
-        let mut schedule = Schedule::default();
-        for units in [&[UnitId(1)][..], &[UnitId(2), UnitId(1)], &[UnitId(0)]] {
-            schedule.push(units);
-        }
+        let schedule = schedule(&[&[1], &[2, 1], &[0]]);
         assert_eq!(plan.gathered_peak(&schedule), ByteCount(4 * (40 + 8 + 100)));
+    }
+
+    #[test]
+    fn where_a_pass_turns_round_what_it_still_holds_is_not_gathered_again() {
+        let specs = units(&[10, 10, 10, 10]);
+        let schedule = schedule(&[&[0], &[1], &[2], &[3], &[2], &[1], &[0]]);
+        // Unit 3, in the middle, is resident. 2 is still whole when it comes again, so is 1 with one ahead, and all with two.
+        for (lookahead, ahead) in [(0, [1, 2, 5, 4, 5, 6, 7]), (1, [2, 6, 6, 5, 6, 7, 7]), (2, [7, 7, 7, 6, 7, 7, 7])] {
+            let plan = ShardPlan::new(&specs, 2, &|unit| unit.0 == 3, lookahead);
+            let found: Vec<usize> = schedule.steps().map(|block| plan.ahead_of(&schedule, block)).collect();
+            assert_eq!(found, ahead, "{lookahead} ahead");
+            assert_eq!(plan.gathered_peak(&schedule), ByteCount(4 * 10) * (lookahead as u64 + 1));
+        }
+        assert_eq!((schedule.used_before(4), schedule.used_before(2)), (Some(2), None));
+        assert_eq!((schedule.used_after(2), schedule.used_after(4)), (Some(4), None));
     }
 
     #[test]
     fn resident_units_between_sharded_ones_do_not_shorten_what_is_gathered_ahead() {
         let specs = units(&[10, 10, 10, 10, 10]);
         let is_resident = |unit: UnitId| [1, 2].contains(&unit.0);
-        let order: Vec<UnitId> = (0..5).map(UnitId).collect();
+        let schedule = schedule(&[&[0], &[1], &[2], &[3], &[4]]);
         for (lookahead, block_end, expected) in [(0, 1, 3), (1, 1, 4), (2, 1, 5), (1, 4, 5), (3, 5, 5)] {
             let plan = ShardPlan::new(&specs, 2, &is_resident, lookahead);
-            assert_eq!(plan.ahead_of(&order, block_end), expected, "{lookahead} ahead of {block_end}");
+            let found = plan.ahead_of(&schedule, block_end - 1..block_end);
+            assert_eq!(found, expected, "{lookahead} ahead of {block_end}");
         }
         let plan = ShardPlan::new(&specs, 2, &is_resident, 1);
         let kept = |unit| plan.kept(UnitId(unit), Rank(1));

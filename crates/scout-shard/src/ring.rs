@@ -12,7 +12,7 @@ use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, FreeList};
 use scout_device::{Purpose, Tensor};
 
 use crate::error::{Result, ShardError};
-use crate::plan::{Placement, Schedule, ShardPlan};
+use crate::plan::{Schedule, ShardPlan};
 
 /// The home of its memory is the stream of the gathers: a block that is dropped while kernels still read it leaves an event,
 /// for which the next gather waits. So nothing but order on the GPU gives memory back, and the host never stops.
@@ -110,25 +110,24 @@ pub fn ring_bytes(plan: &ShardPlan, passes: &[&Schedule]) -> ByteCount {
 fn has_room(plan: &ShardPlan, schedule: &Schedule, bytes: usize) -> bool {
     let order = schedule.order();
     let mut free: FreeList<()> = FreeList::new(bytes);
-    let mut whole: VecDeque<Option<(usize, usize)>> = VecDeque::new();
-    let mut started = 0;
-    for step in schedule.steps() {
-        let end = plan.ahead_of(order, step.end);
-        for &unit in &order[started..end] {
-            let len = match plan.unit(unit).placement {
-                Placement::Resident => 0,
-                Placement::Sharded => (plan.dtype().size() * plan.gathered_len(unit) as u64).0 as usize,
-            };
-            let len = len.next_multiple_of(Arena::GRAIN);
-            match free.take(len) {
-                Some(taken) => whole.push_back((len > 0).then_some((taken.start, len))),
-                None => return false,
+    // By place in the order.
+    let mut whole: Vec<Option<(usize, usize)>> = Vec::with_capacity(order.len());
+    for block in schedule.steps() {
+        for at in whole.len()..plan.ahead_of(schedule, block.clone()) {
+            if !plan.is_gathered(schedule, at, block.start) {
+                whole.push(None);
+                continue;
             }
+            let len = (plan.dtype().size() * plan.gathered_len(order[at]) as u64).0 as usize;
+            let len = len.next_multiple_of(Arena::GRAIN);
+            let Some(taken) = free.take(len) else { return false };
+            whole.push(Some((taken.start, len)));
         }
-        started = end;
-        for _ in step {
-            if let Some((start, len)) = whole.pop_front().flatten() {
-                free.give(start, len, Vec::new());
+        for at in block {
+            let Some((start, len)) = whole[at].take() else { continue };
+            match schedule.used_after(at) {
+                Some(after) if after < whole.len() => whole[after] = Some((start, len)),
+                _ => free.give(start, len, Vec::new()),
             }
         }
     }

@@ -2,6 +2,7 @@
 //! the guard hands them out one by one, and what it hands out gives its memory back when the last reader is gone.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use scout_comm::{Job, Pending};
 use scout_core::{DType, Phase, UnitId};
@@ -27,9 +28,17 @@ pub struct Walk<'a> {
 
 /// A unit on its way.
 enum Started {
-    Resident(Tensor),
-    Gathering { pending: Pending, lease: Lease },
+    Whole {
+        tensor: Tensor,
+        lease: Option<Arc<Lease>>,
+    },
+    Gathering {
+        pending: Pending,
+        lease: Lease,
+    },
     OnGpu(Arriving),
+    /// It is started for a use before this one, which hands it on.
+    Before,
 }
 
 impl<'a> Walk<'a> {
@@ -51,19 +60,21 @@ impl<'a> Walk<'a> {
         if expected != units {
             return Err(ShardError::OutOfSchedule { found: units.to_vec(), expected: expected.to_vec() });
         }
-        let end = self.plan.ahead_of(order, self.next_taken + units.len());
+        let block = self.next_taken..self.next_taken + units.len();
+        let end = self.plan.ahead_of(self.schedule, block.clone());
         while self.next_started < end {
-            let unit = order[self.next_started];
-            let started = self.start(unit)?;
+            let started = self.start(self.next_started, block.start)?;
             self.started.push_back(started);
             self.next_started += 1;
         }
-        Ok(Guard { block_end: self.next_taken + units.len(), walk: self })
+        Ok(Guard { block_end: block.end, walk: self })
     }
 
-    fn start(&self, unit: UnitId) -> Result<Started> {
+    fn start(&self, at: usize, block_start: usize) -> Result<Started> {
+        let unit = self.schedule.order()[at];
         match self.store.unit(unit) {
-            Kept::Whole(tensor) => Ok(Started::Resident(tensor.clone())),
+            Kept::Whole(tensor) => Ok(Started::Whole { tensor: tensor.clone(), lease: None }),
+            _ if !self.plan.is_gathered(self.schedule, at, block_start) => Ok(Started::Before),
             Kept::Part(shard) => {
                 let gathered_len = self.plan.gathered_len(unit);
                 let lease = self.account.lease(Purpose::Gathered, DType::F32.size() * gathered_len as u64)?;
@@ -80,22 +91,36 @@ impl<'a> Walk<'a> {
 
     fn finish(&mut self) -> Result<UnitWeights> {
         let unit = self.schedule.order()[self.next_taken];
-        let started = self.started.pop_front().expect("a guard exists only for units that were started");
-        self.next_taken += 1;
-        let spec = self.plan.unit(unit).spec.clone();
-        Ok(match started {
-            Started::Resident(tensor) => UnitWeights::new(spec, tensor, None)?,
+        let (tensor, lease) = match self.next() {
+            Started::Whole { tensor, lease } => (tensor, lease),
             // Streams wait for each other, the host for nobody.
-            Started::OnGpu(arriving) => UnitWeights::new(spec, self.ring()?.finish(arriving)?, None)?,
+            Started::OnGpu(arriving) => (self.ring()?.finish(arriving)?, None),
             Started::Gathering { pending, lease } => {
                 // Only a wait that is felt is a phase of its own.
                 let before = self.job.whereabouts.place().phase;
                 self.job.whereabouts.enter(Phase::Gather);
                 let full = pending.wait().map_err(|cause| self.failed(unit, cause))?;
                 self.job.whereabouts.enter(before);
-                UnitWeights::new(spec, full.into_tensor()?, Some(lease))?
+                (full.into_tensor()?, Some(Arc::new(lease)))
             }
-        })
+            Started::Before => unreachable!("whoever took the unit before has handed it on"),
+        };
+        if let Some(heir) = self.heir() {
+            *heir = Started::Whole { tensor: tensor.clone(), lease: lease.clone() };
+        }
+        Ok(UnitWeights::new(self.plan.unit(unit).spec.clone(), tensor, lease)?)
+    }
+
+    /// Goes on by one place.
+    fn next(&mut self) -> Started {
+        self.next_taken += 1;
+        self.started.pop_front().expect("a guard exists only for units that were started")
+    }
+
+    /// The place that waits to be handed the unit that was taken last.
+    fn heir(&mut self) -> Option<&mut Started> {
+        let after = self.schedule.used_after(self.next_taken - 1)?;
+        self.started.get_mut(after - self.next_taken).filter(|after| matches!(after, Started::Before))
     }
 
     fn ring(&self) -> Result<&'a Ring> {
@@ -130,16 +155,16 @@ impl Drop for Guard<'_, '_> {
     fn drop(&mut self) {
         // A block that failed half-way leaves units behind; the walk ends with it, so they are only let go.
         while self.walk.next_taken < self.block_end {
-            self.walk.started.pop_front();
-            self.walk.next_taken += 1;
+            let started = self.walk.next();
+            if let Some(heir) = self.walk.heir() {
+                *heir = started;
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::plan::{all_resident, none_resident};
     use scout_comm::local_group;
@@ -202,6 +227,43 @@ mod tests {
                     }
                 });
             }
+        }
+    }
+
+    #[test]
+    fn units_that_are_still_whole_where_a_walk_turns_round_are_gathered_once() {
+        // Units there and back, which is eight uses, and how many of them are gathers.
+        for (lookahead, takes_all, expected) in [(0, true, 7), (1, true, 6), (3, true, 4), (0, false, 7), (3, false, 4)]
+        {
+            let plan = ShardPlan::new(&specs(), 2, &none_resident, lookahead);
+            let mut schedule = Schedule::default();
+            [0, 1, 2, 3, 3, 2, 1, 0].into_iter().for_each(|unit| schedule.push(&[UnitId(unit)]));
+            std::thread::scope(|scope| {
+                for comm in local_group(2, Duration::from_secs(5)) {
+                    let (plan, schedule) = (&plan, &schedule);
+                    scope.spawn(move || {
+                        let (job, account) = (Job::over(comm), Account::new(None));
+                        let mut read =
+                            |_: &UnitSpec, _: std::ops::Range<usize>, _: &mut [f32]| Ok::<(), DeviceError>(());
+                        let store = ShardStore::load(plan, job.mesh().rank(), &account, &mut read).unwrap();
+                        let mut walk = Walk::new(plan, &store, &job, &account, schedule);
+                        let mut gathers = 0;
+                        for step in schedule.steps() {
+                            let (known, unit) = (walk.started.len(), schedule.order()[step.start]);
+                            let mut guard = walk.gather(&[unit]).unwrap();
+                            let new = guard.walk.started.iter().skip(known);
+                            gathers += new.filter(|started| matches!(started, Started::Gathering { .. })).count();
+                            // What nobody took is handed on all the same.
+                            if takes_all || step.start >= 4 {
+                                guard.take(unit).unwrap();
+                            }
+                        }
+                        assert_eq!(gathers, expected, "{lookahead} ahead");
+                        assert_eq!(account.in_use(Purpose::Gathered), ByteCount(0));
+                        assert_eq!(account.peak(Purpose::Gathered), plan.gathered_peak(schedule));
+                    });
+                }
+            });
         }
     }
 

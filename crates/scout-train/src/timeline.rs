@@ -2,8 +2,10 @@
 //! between. What the walk does on a GPU it does here in the same order: gathers queue one behind the other, as far ahead as
 //! the plan looks, and each use waits for its unit.
 
+use std::ops::Range;
+
 use scout_core::UnitId;
-use scout_shard::{Placement, Schedule, ShardPlan};
+use scout_shard::{Schedule, ShardPlan};
 
 use crate::rates::Link;
 
@@ -16,27 +18,27 @@ pub struct Walked {
 }
 
 /// `num_walks` walks of one schedule, one behind the other, each use computing as long as `times` says for its place in
-/// the order. Only the first begins with an idle link: the host queues a walk while the one before is still computed.
+/// the order. Only the first begins with an idle link: the next one's gathers begin while the last block is computed.
 pub fn walks(shards: &ShardPlan, schedule: &Schedule, times: &[f64], link: Link, num_walks: usize) -> Walked {
     // From the second one on all are alike.
     let repeated = num_walks.min(2);
-    let (order, len) = (schedule.order().repeat(repeated), schedule.order().len());
     let mut timeline = Timeline { shards, link, now: 0.0, waited: 0.0, gained: 0.0, link_free: 0.0 };
-    let mut arrivals = Vec::with_capacity(order.len());
     let mut ends = [Walked::default(); 2];
+    let mut arrivals = Vec::new();
     for walk in 0..repeated {
+        let mut of_next_walk = Vec::new();
         for block in schedule.steps() {
-            let (start, end) = (walk * len + block.start, walk * len + block.end);
-            let ahead = shards.ahead_of(&order, end);
-            while arrivals.len() < ahead {
-                arrivals.push(timeline.gather(order[arrivals.len()]));
+            timeline.gather_ahead(schedule, block.clone(), &mut arrivals);
+            if block.end == times.len() && walk + 1 < repeated {
+                timeline.gather_ahead(schedule, 0..0, &mut of_next_walk);
             }
-            for at in start..end {
+            for at in block {
                 timeline.wait(arrivals[at]);
-                timeline.compute(times[at - walk * len]);
+                timeline.compute(times[at]);
             }
         }
         ends[walk] = Walked { total: timeline.now, waited: timeline.waited };
+        arrivals = of_next_walk;
     }
     let [first, second] = ends;
     let more = (num_walks - repeated) as f64;
@@ -75,11 +77,18 @@ impl Timeline<'_> {
         self.gained += lag - wait;
     }
 
-    /// Queues the gather of a unit and says when it will have arrived, by the link's clock.
-    fn gather(&mut self, id: UnitId) -> f64 {
-        if self.shards.unit(id).placement == Placement::Resident {
-            return 0.0;
+    /// Queues the gathers that the walk queues before `block`, and adds when each place's unit will have arrived, by the link's
+    /// clock. What is there already needs no time.
+    fn gather_ahead(&mut self, schedule: &Schedule, block: Range<usize>, arrivals: &mut Vec<f64>) {
+        for at in arrivals.len()..self.shards.ahead_of(schedule, block.clone()) {
+            arrivals.push(match self.shards.is_gathered(schedule, at, block.start) {
+                true => self.gather(schedule.order()[at]),
+                false => 0.0,
+            });
         }
+    }
+
+    fn gather(&mut self, id: UnitId) -> f64 {
         let remote = self.shards.gathered_len(id) - self.shards.unit(id).shard_len;
         let bytes = (self.shards.dtype().size() * remote as u64).as_f64();
         self.link_free = self.link_free.max(self.link_now()) + bytes / self.link.under_products;
