@@ -6,9 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use scout_device::cuda::MANY_QUEUES;
-use scout_device::cuda::nccl::MULTICAST_OFF;
-use scout_device::cuda::{CudaOptions, Search};
+use scout_device::cuda::nccl::{HOST as NCCL_HOST, MULTICAST_OFF};
+use scout_device::cuda::{CudaOptions, MOST_QUEUES, QUEUES, Search};
 use scout_telemetry::Terminal;
 
 use crate::failure::Mistake;
@@ -39,11 +38,14 @@ pub fn cuda() -> CudaOptions {
 /// One rank of several begins anew with what NCCL and the driver ask the environment for, where nobody has decided on it:
 /// there is no other way to tell them. Nothing has been opened and no thread runs yet; the process stays the same.
 pub fn begin_as_one_of_several() -> std::io::Result<()> {
-    let missing: Vec<_> =
-        [MULTICAST_OFF, MANY_QUEUES].into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
     // A seat that makes no sense is told later, by whoever needs one.
-    let is_one_of_several = ranks::seat(&variable).is_ok_and(|seat| seat.world_size > 1);
-    if !is_one_of_several || missing.is_empty() {
+    let Some(seat) = ranks::seat(&variable).ok().filter(|seat| seat.world_size > 1) else { return Ok(()) };
+    let queues = (MOST_QUEUES / seat.ranks_of_a_gpu()).max(1);
+    let mut wanted = vec![(MULTICAST_OFF.0, MULTICAST_OFF.1.to_string()), (QUEUES, queues.to_string())];
+    // NCCL refuses two ranks on one GPU, unless it takes each for a host of its own.
+    wanted.extend(seat.shared_gpus.map(|_| (NCCL_HOST, format!("rank {}", seat.rank))));
+    let missing: Vec<_> = wanted.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect();
+    if missing.is_empty() {
         return Ok(());
     }
     let mut arguments = std::env::args_os();

@@ -14,6 +14,9 @@ pub const TOKEN: &str = "SCOUT_DIST_TOKEN";
 pub const TOKEN_FILE: &str = "SCOUT_DIST_TOKEN_FILE";
 /// Process number of the launcher: a rank whose parent is another process has been left alone.
 pub const LAUNCHER_PID: &str = "SCOUT_DIST_LAUNCHER_PID";
+/// How many GPUs the ranks of a host share in turns, where they are not to have one each. For tests of what many ranks do
+/// to each other, never of speed.
+pub const SHARED_GPUS: &str = "SCOUT_DIST_SHARED_GPUS";
 /// How ranks that share a host meet: `unix` (a socket in a folder of the user) or `tcp` (which always asks for the token).
 pub const TRANSPORT: &str = "SCOUT_DIST_TRANSPORT";
 /// Path of the program under test; set by `cargo xtask test`, read by whole-program tests only.

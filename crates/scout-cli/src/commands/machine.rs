@@ -19,10 +19,17 @@ const LEFT_TO_LIBRARIES: ByteCount = ByteCount(3 << 30);
 /// Working memory of a GPU that is only asked what it is.
 const NEXT_TO_NOTHING: ByteCount = ByteCount(1 << 20);
 
-/// GPU `ordinal`, with room for `weights` bytes beside its working memory.
-pub fn open_gpu(ordinal: u32, weights: ByteCount) -> Result<Device, TrainError> {
+/// The GPU of the rank on this seat, with room for `weights` bytes beside its working memory. All ranks call it.
+pub fn open_gpu(seat: &Seat, comm: &dyn Communicator, weights: ByteCount) -> Result<Device, TrainError> {
+    let (ordinal, sharers) = (seat.gpu(), seat.ranks_of_a_gpu());
+    // Looked at before anybody takes memory: a second rank on the GPU would only hear that none is left.
+    let looking = CudaOptions { working_memory: NEXT_TO_NOTHING, ordinal, ..surroundings::cuda() };
+    let found = Device::choose(DeviceWish::Cuda, &looking)?;
+    if let Device::Cuda(gpu) = &found {
+        must_be_alone(gpu, seat, comm)?;
+    }
     let leave_free = Some(weights + LEFT_TO_LIBRARIES);
-    Ok(Device::choose(DeviceWish::Cuda, &CudaOptions { leave_free, ordinal, ..surroundings::cuda() })?)
+    Ok(Device::choose(DeviceWish::Cuda, &CudaOptions { leave_free, ordinal, sharers, ..surroundings::cuda() })?)
 }
 
 /// Of the memory that a plan is told of. A plan for several GPUs counts them itself.
@@ -49,10 +56,8 @@ fn wish(kind: DeviceKind) -> DeviceWish {
 /// What a rank computes on, found before it is known how much of it a run needs.
 pub struct Found {
     device: Device,
-    world_size: usize,
+    seat: Seat,
     compute: ComputeType,
-    /// Of the GPUs that this host has, the one of this rank.
-    ordinal: u32,
     choice: Choice,
 }
 
@@ -60,15 +65,14 @@ impl Found {
     /// The device that a configuration means for the rank on this seat. Takes no memory that anybody would miss.
     pub fn by(config: &RunConfig, seat: &Seat) -> Result<Found, TrainError> {
         let choice = if config.device.deterministic { Choice::First } else { Choice::Timed };
-        let ordinal = seat.local_rank as u32;
-        let options = CudaOptions { working_memory: NEXT_TO_NOTHING, ordinal, ..surroundings::cuda() };
+        let options = CudaOptions { working_memory: NEXT_TO_NOTHING, ordinal: seat.gpu(), ..surroundings::cuda() };
         let device = Device::choose(wish(config.device.device), &options)?;
         let kind = match &device {
             Device::Cpu => Kind::Host,
             Device::Cuda(_) => Kind::Gpu,
         };
         let compute = ComputeType::wanted(config, kind);
-        Ok(Found { device, world_size: seat.world_size, compute, ordinal, choice })
+        Ok(Found { device, seat: *seat, compute, choice })
     }
 
     /// For people; nothing on the host.
@@ -78,25 +82,27 @@ impl Found {
     }
 
     /// What the plan must know. All ranks see the memory of the one that has least free, so that they plan alike. Fails on
-    /// all of them where two ranks share a GPU.
+    /// all of them where two ranks share a GPU and nobody has said that they are to.
     pub fn hardware(&self, comm: &dyn Communicator) -> Result<Hardware, TrainError> {
-        let Device::Cuda(gpu) = &self.device else { return Ok(self.world_size.into()) };
-        must_be_alone(gpu, comm)?;
+        let world_size = self.seat.world_size;
+        let Device::Cuda(gpu) = &self.device else { return Ok(world_size.into()) };
+        must_be_alone(gpu, &self.seat, comm)?;
         let (free, _) = gpu.context().memory()?;
-        let room = Room::ForAll(without(least(comm, free)?, left_to_libraries(self.world_size)));
-        Ok(Hardware { world_size: self.world_size, kind: Kind::Gpu, compute: self.compute, room })
+        let own = ByteCount(free.0 / self.seat.ranks_of_a_gpu() as u64);
+        let room = Room::ForAll(without(least(comm, own)?, left_to_libraries(world_size)));
+        Ok(Hardware { world_size, kind: Kind::Gpu, compute: self.compute, room })
     }
 
     /// Takes of the device what `plan` says. All ranks call it: their GPUs meet here.
     pub fn machine(self, plan: &RunPlan, job: &Job) -> Result<Machine, TrainError> {
-        let Found { device, compute, ordinal, choice, .. } = self;
+        let Found { device, seat, compute, choice } = self;
         let device = match device {
             Device::Cpu => Device::Cpu,
             Device::Cuda(found) => {
                 let working_memory = plan.memory.working();
                 let options = CudaOptions {
                     working_memory,
-                    ordinal,
+                    ordinal: seat.gpu(),
                     choice,
                     uses_before_trial: USES_BEFORE_TRIAL,
                     ..surroundings::cuda()
@@ -111,8 +117,11 @@ impl Found {
     }
 }
 
-/// Each rank needs a GPU of its own. Every rank calls it, and it fails on all of them.
-pub fn must_be_alone(gpu: &CudaDevice, comm: &dyn Communicator) -> Result<(), TrainError> {
+/// Each rank needs a GPU of its own, unless ranks are told to share. Every rank calls it, and it fails on all of them.
+pub fn must_be_alone(gpu: &CudaDevice, seat: &Seat, comm: &dyn Communicator) -> Result<(), TrainError> {
+    if seat.shared_gpus.is_some() {
+        return Ok(());
+    }
     let place = format!("{} {}", host::boot_id(), gpu.properties().pci_bus_id);
     let places = words::of_any_length(comm, place.into_bytes())?;
     let Some((first, second)) = same(&places) else { return Ok(()) };

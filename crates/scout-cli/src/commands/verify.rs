@@ -8,7 +8,6 @@ use std::process::ExitCode as ProcessExitCode;
 use scout_comm::Job;
 use scout_comm::gpu::Wish;
 use scout_core::{ByteCount, ExitCode, env};
-use scout_device::Device;
 use scout_launch::{Launch, Lines};
 use scout_model::ModelConfig;
 use scout_telemetry::Progress;
@@ -18,7 +17,7 @@ use scout_train::verify::{Held, Row, Status, Verdict, identity_of, verify_on_ran
 use serde_json::json;
 
 use super::launch;
-use super::machine::{must_be_alone, open_gpu};
+use super::machine::open_gpu;
 use crate::failure::Mistake;
 use crate::joined::{ALONE_DEADLINE, INIT_TIMEOUT, Identity, Joined, Waits};
 use crate::ranks::Ranks;
@@ -121,10 +120,7 @@ fn machine(arguments: &Arguments, ranks: &Ranks, job: &Job) -> Result<Machine, T
         Ok(model) => weights_on_gpu(model, ranks.mesh().size(), compute)?,
         Err(_) => ByteCount(0),
     };
-    let device = open_gpu(ranks.seat.local_rank as u32, weights)?;
-    if let Device::Cuda(gpu) = &device {
-        must_be_alone(gpu, &*job.comm)?;
-    }
+    let device = open_gpu(&ranks.seat, &*job.comm, weights)?;
     Machine::of_rank(device, compute, job)
 }
 

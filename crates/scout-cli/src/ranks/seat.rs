@@ -1,6 +1,7 @@
 //! Rank, number of ranks and rank on this host, from the variables of the launchers we know.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 
 use scout_core::{Rank, env};
 
@@ -42,11 +43,23 @@ pub struct Seat {
     pub local_rank: usize,
     /// Number of ranks on this host, where the launcher tells.
     pub local_size: Option<usize>,
+    /// GPUs that the ranks of this host share in turns; each has one of its own where nobody says.
+    pub shared_gpus: Option<NonZeroUsize>,
 }
 
 impl Seat {
     pub fn is_one_host(&self) -> bool {
         self.local_size == Some(self.world_size)
+    }
+
+    /// Of the GPUs that this host has, the one of this rank.
+    pub fn gpu(&self) -> u32 {
+        self.shared_gpus.map_or(self.local_rank, |gpus| self.local_rank % gpus) as u32
+    }
+
+    /// The most ranks that are on one GPU.
+    pub fn ranks_of_a_gpu(&self) -> usize {
+        self.shared_gpus.map_or(1, |gpus| self.local_size.unwrap_or(self.world_size).div_ceil(gpus.get()))
     }
 }
 
@@ -104,9 +117,14 @@ const SLURM: Names = Names {
 /// The seat that the launcher nearest to this process gave it.
 pub fn seat(variables: Variables) -> Result<Seat, Mistake> {
     let Some(names) = names(variables) else {
-        let alone =
-            Seat { launcher: Launcher::Nobody, world_size: 1, rank: Rank(0), local_rank: 0, local_size: Some(1) };
-        return Ok(alone);
+        return Ok(Seat {
+            launcher: Launcher::Nobody,
+            world_size: 1,
+            rank: Rank(0),
+            local_rank: 0,
+            local_size: Some(1),
+            shared_gpus: None,
+        });
     };
     let read = |name: &str| variables(name).map(|value| number::<usize>(name, &value)).transpose();
     let (Some(rank), Some(world_size)) = (read(names.rank)?, read(names.world_size)?) else {
@@ -134,7 +152,8 @@ pub fn seat(variables: Variables) -> Result<Seat, Mistake> {
         }
     }
     let local_size = local_size.map(|(_, size)| size);
-    Ok(Seat { launcher: names.launcher, world_size, rank: Rank(rank), local_rank, local_size })
+    let shared_gpus = variables(env::SHARED_GPUS).map(|value| number(env::SHARED_GPUS, &value)).transpose()?;
+    Ok(Seat { launcher: names.launcher, world_size, rank: Rank(rank), local_rank, local_size, shared_gpus })
 }
 
 /// Which launcher's variables count. A launcher that was itself started by another hides it.

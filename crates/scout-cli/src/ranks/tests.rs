@@ -91,8 +91,24 @@ fn every_launcher_is_recognised_and_the_nearest_counts() {
         ("srun with WORLD_SIZE set by hand", with("WORLD_SIZE=8 MASTER_ADDR=node03", SRUN), (Slurm, 5, 8, 5, Some(8))),
     ];
     for (name, environment, expected) in cases {
-        let Seat { launcher, world_size, rank, local_rank, local_size } = find_in(environment).expect(name).seat;
+        let Seat { launcher, world_size, rank, local_rank, local_size, .. } = find_in(environment).expect(name).seat;
         assert_eq!((launcher, rank.0, world_size, local_rank, local_size), *expected, "{name}");
+    }
+}
+
+#[test]
+fn each_rank_has_a_gpu_of_its_own_unless_they_are_told_to_share() {
+    let seat = |more: &str| find_in(&with(more, OPEN_MPI)).expect(more).seat;
+    let on = |seat: &Seat| (seat.gpu(), seat.ranks_of_a_gpu());
+    for (more, expected) in [("", (2, 1)), ("SCOUT_DIST_SHARED_GPUS=1", (0, 4)), ("SCOUT_DIST_SHARED_GPUS=3", (2, 2))] {
+        assert_eq!(on(&seat(more)), expected, "{more}");
+    }
+    for nonsense in ["0", "two"] {
+        let error = find_in(&with(&format!("SCOUT_DIST_SHARED_GPUS={nonsense}"), OPEN_MPI)).unwrap_err();
+        assert!(
+            error.message.contains(&format!("SCOUT_DIST_SHARED_GPUS is `{nonsense}`, expected a number")),
+            "{error:?}"
+        );
     }
 }
 

@@ -32,6 +32,8 @@ pub struct CudaOptions {
     pub working_memory: ByteCount,
     /// Where given, results and scratch take all memory that is free but this much, which stays for shards and libraries.
     pub leave_free: Option<ByteCount>,
+    /// Processes among which the memory of the GPU is divided then.
+    pub sharers: usize,
     /// Where kernels compiled at run time are kept.
     pub kernel_cache: Option<PathBuf>,
     /// Compile kernels at run time though machine code is built in: for tests of that path.
@@ -50,6 +52,7 @@ impl Default for CudaOptions {
             ordinal: 0,
             working_memory: ByteCount(4 << 30),
             leave_free: None,
+            sharers: 1,
             kernel_cache: None,
             compile_kernels: false,
             choice: Choice::Timed,
@@ -91,7 +94,10 @@ impl CudaDevice {
         let copy = Arc::new(Stream::new(&context, Priority::High)?);
         let bytes = match options.leave_free {
             None => options.working_memory,
-            Some(rest) => ByteCount(context.memory()?.0.0.saturating_sub(rest.0)),
+            Some(rest) => {
+                let (free, all) = context.memory()?;
+                ByteCount(free.0.min(all.0 / options.sharers as u64).saturating_sub(rest.0))
+            }
         };
         let bytes = bytes.0 as usize;
         let working = Arena::new(&context, "working memory", Purpose::Activations, bytes, &compute)?;

@@ -61,5 +61,5 @@ pub use pinned::{Copying, Pinned};
 pub use product::{FactorForm, Problem};
 pub use profile::{Product, Share, Timed};
 pub use source::{Image, KernelSource};
-pub use stream::{Event, MANY_QUEUES, Priority, Stream};
+pub use stream::{Event, MOST_QUEUES, Priority, QUEUES, Stream};
 pub use tensor_map::TensorMap;

@@ -26,6 +26,9 @@ use crate::{DeviceError, Result};
 /// `nvlsCTAs` must be positive.
 pub const MULTICAST_OFF: (&str, &str) = ("NCCL_NVLS_ENABLE", "0");
 
+/// The variable by which NCCL is told what host it is on, where that is not to be the host's own name.
+pub const HOST: &str = "NCCL_HOSTID";
+
 /// NCCL's numbers for element types and operations.
 const BYTES: c_int = 1;
 const FLOAT32: c_int = 7;

@@ -10,9 +10,11 @@ use super::context::Context;
 use super::foreign::Code;
 use crate::{DeviceError, Result};
 
-/// What must stand in the environment before the driver is opened, which reads it once, where a GPU has many streams: as many
-/// queues in the hardware. With the driver's own eight, streams share some, and one that waits for a peer holds up another.
-pub const MANY_QUEUES: (&str, &str) = ("CUDA_DEVICE_MAX_CONNECTIONS", "32");
+/// The variable that says how many queues of the hardware a process takes. The driver reads it once, when it is opened. With
+/// its own eight, streams share some, and one that waits for a peer holds up another.
+pub const QUEUES: &str = "CUDA_DEVICE_MAX_CONNECTIONS";
+/// As many as a GPU has for processes that run on it at one time.
+pub const MOST_QUEUES: usize = 32;
 
 /// Which of two streams the GPU serves first when both have work to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

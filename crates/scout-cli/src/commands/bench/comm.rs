@@ -80,9 +80,9 @@ pub fn run(comm: &Comm) -> anyhow::Result<ExitCode> {
 fn measure(arguments: &Comm, (seat, job): (&Seat, &Job)) -> anyhow::Result<ExitCode> {
     let mesh = job.mesh();
     let working_memory = ByteCount(2 * arguments.bytes_max) + BESIDE;
-    let options = CudaOptions { working_memory, ordinal: seat.local_rank as u32, ..surroundings::cuda() };
+    let options = CudaOptions { working_memory, ordinal: seat.gpu(), ..surroundings::cuda() };
     let device = CudaDevice::open(&options).map_err(TrainError::from)?;
-    must_be_alone(&device, &*job.comm)?;
+    must_be_alone(&device, seat, &*job.comm)?;
     let bench = CommBench::new(&device, arguments.bytes_max, job)?;
     let is_first = mesh.is_first();
     if is_first {

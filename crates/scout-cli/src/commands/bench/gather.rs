@@ -80,8 +80,7 @@ fn measure(
     }
     // No plan is made here, but ranks that share a GPU would measure each other.
     found.hardware(&*job.comm)?;
-    let options =
-        CudaOptions { working_memory: WORKING_MEMORY, ordinal: seat.local_rank as u32, ..surroundings::cuda() };
+    let options = CudaOptions { working_memory: WORKING_MEMORY, ordinal: seat.gpu(), ..surroundings::cuda() };
     // Opened before `found` is given up: the driver keeps what it has set up.
     let device = CudaDevice::open(&options).map_err(TrainError::from)?;
     drop(found);

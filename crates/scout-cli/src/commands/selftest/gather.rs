@@ -27,9 +27,6 @@ const HELD: usize = 3;
 
 #[derive(clap::Args)]
 pub struct Gather {
-    /// GPUs of this host that the ranks share, in turns; each has its own when left out
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    gpus: Option<u32>,
     /// Units that are gathered by each way
     #[arg(long, default_value_t = 200)]
     rounds: usize,
@@ -42,7 +39,7 @@ pub fn run(arguments: &Gather) -> anyhow::Result<ExitCode> {
     let (ranks, joined) = meeting::meet_as(Identity { config, model: [0; 32] }, waits)?;
     if joined.job.mesh().size() == 1 {
         let message = "`selftest gather` checks what several ranks do together".to_string();
-        let hint = Some("start several: scout-dist launch -n 8 selftest gather --gpus 2".to_string());
+        let hint = Some("start several: scout-dist launch -n 8 selftest gather".to_string());
         return Err(Mistake { message, code: ExitCode::Usage, hint }.into());
     }
     joined.work(|job| check(arguments, (&ranks.seat, job)))
@@ -51,16 +48,13 @@ pub fn run(arguments: &Gather) -> anyhow::Result<ExitCode> {
 /// Runs on every rank; the first one tells.
 fn check(arguments: &Gather, (seat, job): (&Seat, &Job)) -> anyhow::Result<ExitCode> {
     let world_size = job.mesh().size();
-    let num_gpus = arguments.gpus.map_or(world_size, |gpus| gpus as usize);
-    let ordinal = (seat.local_rank % num_gpus) as u32;
-    let options = CudaOptions { working_memory: WORKING_MEMORY, ordinal, ..surroundings::cuda() };
+    let options = CudaOptions { working_memory: WORKING_MEMORY, ordinal: seat.gpu(), ..surroundings::cuda() };
     let device = CudaDevice::open(&options).map_err(TrainError::from)?;
     let tell = |line: String| if job.mesh().is_first() { print(&line) } else { Ok(()) };
-    tell(format!("{device:?}, {world_size} ranks on {num_gpus} GPUs, {} units by each way", arguments.rounds))?;
-    // NCCL refuses ranks that share a GPU.
-    let wish = if num_gpus < world_size { Wish::Copy } else { Wish::Auto };
+    let on_one = seat.ranks_of_a_gpu();
+    tell(format!("{device:?}, {world_size} ranks, {on_one} on a GPU, {} units by each way", arguments.rounds))?;
     let (mut num_checked, mut num_wrong) = (0, 0);
-    for way in wish.ways(world_size) {
+    for way in Wish::Auto.ways(world_size) {
         match Units::new(way, Ranks { device: &device, comm: &*job.comm }) {
             Ok(units) => {
                 let wrong = units.check(arguments.rounds, job)?;
