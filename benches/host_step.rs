@@ -67,7 +67,7 @@ fn main() -> Result<()> {
     println!("share of the step in matrix products: {:.1} %", 100.0 * ratio.median);
     if let Some(path) = request.setting("json") {
         let of = |values: Spread| json!([values.min, values.median, values.max]);
-        let useful_tflops = useful_flops(&config, num_tokens, batch.num_attended_pairs()) / step.median / 1e12;
+        let useful_tflops = useful_flops(&config, num_tokens, batch.attended_pairs()) / step.median / 1e12;
         let result = json!({
             "benchmark": "host_step", "layers": config.num_layers, "gpus": 0, "batch": NUM_DOCUMENTS,
             "seq": DOCUMENT_LEN, "tok_s_gpu": num_tokens as f64 / step.median, "useful_tflops": useful_tflops,

@@ -88,6 +88,11 @@ fn a_key_that_cannot_be_meant_is_one_line_with_its_place() {
             "lr_scheduler_type: constant\nwarmup_steps: 3",
         ),
         key("a whole copy in part", &["resident_layers", "weights"], "weights: resident\nresident_layers: 2"),
+        key(
+            "more layers kept whole than there are",
+            &["run.yaml:11:18: resident_layers: is 60, and the model has "],
+            "resident_layers: 60",
+        ),
         key("a gather without a device", &["gather", "device"], "gather: nccl"),
         key("an empty model", &["model_name_or_path"], "model_name_or_path: null"),
         key("no data", &["dataset"], "dataset: null"),
@@ -117,6 +122,16 @@ fn a_change_on_the_command_line_that_cannot_be_meant_is_one_clear_error() {
             "run.yaml",
             "lora_rank=0",
         ]),
+        case("too many layers to plan with", 78, &["override resident_layers=60: resident_layers: is 60"], |_| {})
+            .on(&["plan", "run.yaml", "--world", "2", "resident_layers=60"]),
+        case("too many layers to measure", 78, &["override resident_layers=60: resident_layers: is 60"], |_| {}).on(&[
+            "bench",
+            "step",
+            "run.yaml",
+            "--device",
+            "cpu",
+            "resident_layers=60",
+        ]),
         case("memory that is no number", 78, &["device_memory=much"], |_| {}).on(&[
             "plan",
             "run.yaml",
@@ -141,6 +156,12 @@ fn a_wish_that_cannot_be_met_is_one_clear_error() {
             "--device-memory",
             "512KiB",
         ]),
+        case(
+            "a name of a model in place of its folder",
+            66,
+            &["`meta/llama`", "huggingface-cli download meta/llama"],
+            |p| p.set("model_name_or_path", "meta/llama"),
+        ),
         case("a result that is there already", 78, &["`run` is not empty", "overwrite_output_dir"], |p| {
             p.make_folder("run");
             p.write("run/notes.txt", "precious");

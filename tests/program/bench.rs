@@ -24,7 +24,7 @@ fn two_ranks_step_together_and_each_has_its_line() {
     let said = succeed(&folder, &words);
     assert!(said.contains("3 steps: ") && said.contains(" on each rank"), "{said}");
     let table: Vec<&str> = said.lines().skip_while(|line| !line.contains("exposed")).collect();
-    assert_eq!(table.len(), 3, "{said}");
+    assert_eq!(table.len(), 3 + 2, "two ranks, and what is exposed, in words: {said}");
     assert!(!said.contains("[rank 1]"), "only the first rank tells:\n{said}");
 
     let found = folder.json("two.json");
@@ -102,6 +102,67 @@ fn a_whole_job_runs_every_update_of_its_epochs_once() {
     assert_eq!((&found["steps"], &found["tokens"], &found["seq"]), (&6.into(), &tokens.into(), &Value::Null));
     let (rate, seconds) = (found["tok_s_gpu"].as_f64().unwrap(), found["seconds"].as_f64().unwrap());
     assert!((rate * seconds * 2.0 - tokens as f64).abs() < 1e-6, "{found}");
+    // The host queues a step while a GPU is at the one before: only all of them together are known.
+    assert_eq!(found["step_s"].as_f64(), Some(seconds / 6.0), "{found}");
+    assert_eq!((&found["step_s_spread"], &found["step_s_all"]), (&Value::Null, &Value::Null));
+    assert!(said.contains(" ms on average; without pauses"), "{said}");
+}
+
+#[test]
+fn a_step_has_all_micro_batches_that_gradients_are_accumulated_over() {
+    let folder = Folder::with_toy();
+    let accumulation = ["gradient_accumulation_steps=3", "packing=true"];
+    let more = ["--seq", "16", "--steps", "1", "--json", "three.json"];
+    let said = succeed(&folder, &launched(&[&accumulation[..], &more].concat()));
+    let found = folder.json("three.json");
+    // Three micro-batches of a row of 16 tokens on each of two ranks.
+    assert_eq!((&found["tokens"], &found["gradient_accumulation_steps"]), (&(3 * 2 * 16).into(), &3.into()), "{found}");
+    assert_eq!((&found["batch"], &found["plan"]["runs"]), (&1.into(), &3.into()));
+    assert!(said.contains("`packing` is left aside"), "{said}");
+    // Seven rows are one update of twelve.
+    let lengths = LENGTHS.replace("[4, 0, 6]]", "[4, 0, 6], [1, 0, 1], [1, 0, 1], [1, 0, 1], [1, 0, 1]]");
+    folder.write("lengths.json", lengths);
+    let more = ["--lengths", "lengths.json", "--batch", "2", "--epochs", "2", "--json", "job.json"];
+    let words = ["launch", "-n", "2", "bench", "step", "run.yaml", accumulation[0]];
+    let said = folder.succeed(&[&words[..], &more].concat()).stdout;
+    assert!(said.contains("2 updates of 2 epochs: ") && !said.contains("left aside"), "{said}");
+}
+
+#[test]
+fn useful_work_is_told_as_it_is_counted() {
+    let folder = Folder::with_toy();
+    for (method, said_of) in [("lora", "4 x active matrix parameters"), ("full", "2 more where trained")] {
+        let method = format!("finetuning_type={method}");
+        let words = [&STEP[..], &[&method, "--seq", "16", "--steps", "1", "--json", "step.json"]].concat();
+        let said = folder.succeed(&words).stdout;
+        let formula = folder.json("step.json")["formula"].as_str().unwrap().to_string();
+        assert!(formula.contains(said_of), "{method}: {formula}");
+        assert!(said.contains(&formula), "{said}");
+    }
+}
+
+#[test]
+fn a_path_that_cannot_be_written_is_told_before_anything_is_measured() {
+    let folder = Folder::with_toy();
+    folder.write("held.json", "{}");
+    for (benchmark, flag) in [("step", "--json"), ("step", "--trace"), ("load", "--json")] {
+        for path in ["nowhere/found.json", "."] {
+            let ended = folder.run(&["launch", "-n", "2", "bench", benchmark, "run.yaml", flag, path]);
+            assert_eq!(ended.code, Some(73), "{benchmark} {flag} {path}\n{}", ended.stderr);
+            assert!(ended.stderr.contains(&format!("`{path}` cannot be written")), "{}", ended.stderr);
+            assert!(!ended.stdout.contains("tokens/s") && !ended.stdout.contains("GB/s"), "{}", ended.stdout);
+        }
+    }
+    // What fails after it was opened takes nothing away, and leaves nothing behind.
+    let no_files =
+        ["bench", "step", "run.yaml", "--lengths", "nowhere.json", "--json", "held.json", "--trace", "new.json"];
+    assert_eq!(folder.run(&no_files).code, Some(66));
+    assert_eq!(folder.text("held.json"), "{}");
+    assert!(!folder.path("new.json").exists());
+    // A longer file is written over as a whole.
+    folder.write("held.json", " ".repeat(1 << 16));
+    folder.succeed(&[&STEP[..], &["--seq", "16", "--steps", "1", "--json", "held.json"]].concat());
+    assert_eq!(folder.json("held.json")["steps"], 1);
 }
 
 #[test]

@@ -33,6 +33,23 @@ fn ranks_read_their_parts_together_and_the_first_one_tells() {
     let model = folder.bytes("toy/model.safetensors");
     let of_tensors = model.len() as u64 - 8 - u64::from_le_bytes(model[..8].try_into().unwrap());
     assert_eq!((json["bytes"].as_u64(), json["num_ranks"].as_u64()), (Some(of_tensors), Some(3)), "{json:#}");
+    assert_eq!(json["bytes_repeated"], 0, "{json:#}");
+    assert!(!said.contains("again"), "{said}");
+}
+
+#[test]
+fn what_all_ranks_keep_counts_once_whoever_reads_it() {
+    let folder = Folder::with_toy();
+    let words = ["launch", "-n", "3", "bench", "load", "run.yaml", "weights=resident", "--json", "load.json"];
+    let said = folder.succeed(&words).stdout;
+    let json = folder.json("load.json");
+    let model = folder.bytes("toy/model.safetensors");
+    let of_tensors = model.len() as u64 - 8 - u64::from_le_bytes(model[..8].try_into().unwrap());
+    let counted = ["bytes", "bytes_repeated"].map(|key| json[key].as_u64());
+    assert_eq!(counted, [Some(of_tensors), Some(2 * of_tensors)], "{json:#}");
+    assert!(said.contains(" again, by ranks that keep the same"), "{said}");
+    let [rate, seconds] = ["gb_s", "seconds"].map(|key| json[key].as_f64().unwrap());
+    assert!((rate * seconds * 1e9 - of_tensors as f64).abs() < 1.0, "{json:#}");
 }
 
 #[test]

@@ -80,6 +80,15 @@ fn the_code_of_the_ranks_is_that_of_the_launch() {
 }
 
 #[test]
+fn a_key_that_ranks_find_to_be_wrong_is_told_once_with_its_place() {
+    let folder = Folder::with_toy();
+    let ended = folder.run(&["launch", "-n", "2", "train", "run.yaml", "resident_layers=60"]);
+    assert_eq!(ended.code, Some(78), "{}", ended.stderr);
+    let place = "override resident_layers=60: resident_layers: is 60, and the model has ";
+    assert_eq!(ended.stderr.matches(place).count(), 1, "{}", ended.stderr);
+}
+
+#[test]
 fn no_rank_outlives_a_launcher_that_is_killed() {
     let folder = with_a_long_run();
     let mut launcher =

@@ -26,6 +26,9 @@ pub enum ConfigError {
     /// A value of the wrong kind, out of range, refused, or at odds with another key.
     #[error("{place}: {key}: found {found}, expected {expected}")]
     Value { place: Origin, key: &'static str, found: String, expected: String },
+    /// A value that is good in itself and at odds with the model, the data or the machine.
+    #[error("{place}: {key}: {problem}")]
+    AtOdds { place: Origin, key: &'static str, problem: String },
     #[error("{name}:1:1: missing key {key}, expected {expected}")]
     MissingKey { name: String, key: &'static str, expected: &'static str },
 }

@@ -129,6 +129,7 @@ pub const KEYS: &[Key] = &[
     key("num_train_epochs", Train, Honoured, "3.0", "passes over the data"),
     key("max_steps", Train, Honoured, "null", "updates; wins over `num_train_epochs`"),
     key("per_device_train_batch_size", Train, Honoured, "8", "rows of a micro-batch on one rank"),
+    key("per_device_eval_batch_size", Train, Inert(Number, "held-out rows are evaluated as many at a time as an update has"), "8", "LLaMA-Factory: rows of a micro-batch that is evaluated"),
     key("gradient_accumulation_steps", Train, Honoured, "1", "micro-batches of an update"),
     key("lr_scheduler_type", Train, Honoured, "linear", "course of the learning rate after warm-up"),
     key("warmup_ratio", Train, Honoured, "0", "share of all updates in which the learning rate rises"),
@@ -161,7 +162,7 @@ pub const KEYS: &[Key] = &[
     key("export_quantization_dataset", Output, Refused(EXPORT_QUANTIZED), "null", "rows that calibrate quantised export"),
 
     key("device", Device, Honoured, "auto", "`auto` is cuda where a driver is loaded"),
-    key("device_memory", Device, Honoured, "null", "memory to plan with, as `80GiB`; what the device has where not given"),
+    key("device_memory", Device, Honoured, "null", "memory to plan with, as `78GiB`, at most what is free; all of that where not given"),
     key("weights", Device, Honoured, "auto", "how ranks hold the base: sharded (`zero3`) or a whole copy each (`resident`)"),
     key("resident_layers", Device, Honoured, "auto", "layers every rank keeps whole under `zero3`"),
     key("gather", Device, Honoured, "auto", "who moves the shards: copy engines or NCCL"),
@@ -180,7 +181,8 @@ pub(crate) fn find(name: &str) -> Option<&'static Key> {
 
 /// The known key that an unknown one was probably meant to be.
 ///
-/// First by spelling, with at most three slips; else the shortest key that the name is a part of (`batch_size`).
+/// First by spelling, with at most three slips; else the shortest key that the name is a part of (`batch_size`), one that is
+/// honoured before all others.
 pub(crate) fn nearest(name: &str) -> Option<&'static str> {
     const MAX_SLIPS: usize = 3;
     const MAX_NAME: usize = 64;
@@ -193,7 +195,8 @@ pub(crate) fn nearest(name: &str) -> Option<&'static str> {
         return Some(closest);
     }
     let holds_it = |known: &str| name.len() >= 4 && known.contains(&name);
-    KEYS.iter().map(|key| key.name).filter(|known| holds_it(known)).min_by_key(|known| known.len())
+    let holding = KEYS.iter().filter(|key| holds_it(key.name));
+    holding.min_by_key(|key| (key.treatment != Honoured, key.name.len())).map(|key| key.name)
 }
 
 /// Insertions, deletions, substitutions and swaps of neighbours that turn `a` into `b`.
@@ -250,7 +253,7 @@ mod tests {
     /// Further keys of LLaMA-Factory, and our own.
     const FURTHER_KEYS: &str = "disable_shuffling lora_alpha lora_dropout use_rslora weight_decay max_grad_norm \
         adam_beta1 adam_beta2 adam_epsilon warmup_steps max_steps seed val_size eval_strategy eval_steps \
-        train_on_prompt mask_history overwrite_cache loss_reduction neat_packing freeze_trainable_layers \
+        per_device_eval_batch_size train_on_prompt mask_history overwrite_cache loss_reduction neat_packing freeze_trainable_layers \
         freeze_trainable_modules freeze_extra_modules weights resident_layers random_weights device device_memory \
         gather adapter_layout hang_limit init_timeout max_row_bytes deterministic";
 
@@ -291,7 +294,7 @@ mod tests {
             ("lr_scheduler", Some("lr_scheduler_type")),
             ("batch_size", Some("per_device_train_batch_size")),
             ("epochs", Some("num_train_epochs")),
-            ("per_device_eval_batch_size", None),
+            ("eval_accumulation_steps", None),
             ("fp16", None),
             ("", None),
             ("wibble", None),

@@ -116,6 +116,17 @@ impl RunConfig {
 }
 
 impl Loaded {
+    /// The error that the value of `key` cannot be meant, as was found later. `None` where there is no such key.
+    pub fn at_odds(&self, key: &str, problem: &str) -> Option<ConfigError> {
+        let (key, origin) = self.origins.get_key_value(key)?;
+        let place = match origin {
+            // The default cannot be meant either, so the key is missing from the file.
+            Origin::Default => Origin::File { name: self.name.clone(), line: 1, column: 1 },
+            written => written.clone(),
+        };
+        Some(ConfigError::AtOdds { place, key, problem: problem.to_string() })
+    }
+
     /// Fails where a key is missing that only training needs.
     pub fn check_for_training(&self) -> Result<(), ConfigError> {
         let missing = |key, expected| Err(ConfigError::MissingKey { name: self.name.clone(), key, expected });

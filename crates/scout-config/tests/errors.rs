@@ -28,7 +28,7 @@ fn unknown_keys_name_the_nearest_known_one() {
     check("learnin_rate: 1e-4", "2:1: unknown key learnin_rate, did you mean learning_rate?");
     check("Lora-Rank: 8", "2:1: unknown key Lora-Rank, did you mean lora_rank?");
     check("wibble: 8", "2:1: unknown key wibble");
-    check("per_device_eval_batch_size: 8", "2:1: unknown key per_device_eval_batch_size");
+    check("eval_accumulation_steps: 8", "2:1: unknown key eval_accumulation_steps");
     check("\"a\\nb\": 8", "2:1: unknown key a\\nb");
     check("1: 8", "2:1: unknown key 1");
 }

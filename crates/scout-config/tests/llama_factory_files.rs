@@ -81,6 +81,7 @@ num_train_epochs: 1
 lr_scheduler_type: constant_with_warmup
 warmup_steps: 5
 val_size: 0.1
+per_device_eval_batch_size: 1
 eval_strategy: steps
 eval_steps: 50
 report_to: [none]
@@ -228,6 +229,9 @@ fn lists_targets_and_counts_are_read_in_every_spelling() {
     assert_eq!(config.lora.lora_target, LoraTargets { q: true, v: true, ..LoraTargets::default() });
     assert_eq!((config.train.eval_strategy, config.train.eval_steps), (EvalStrategy::Steps, Some(50)));
     assert_eq!(load(IN_FOUR_BIT_STYLE_WITHOUT_BITS).config.lora.lora_target, LoraTargets::ALL_AND_EXPERTS);
+    let notes = load(WITH_EVALUATION).notes;
+    let has_no_effect = |note: &&String| note.contains("`per_device_eval_batch_size` has no effect");
+    assert_eq!(notes.iter().filter(has_no_effect).count(), 1, "{notes:?}");
     let own = load(OUR_OWN_KEYS).config;
     assert_eq!((own.device.resident_layers, own.train.max_steps), (ResidentLayers::Count(12), None));
     assert_eq!(

@@ -48,6 +48,23 @@ fn every_key_has_an_origin() {
 }
 
 #[test]
+fn what_is_found_wrong_with_a_key_later_is_told_with_its_place() {
+    let variable = ("SCOUT_DIST__RESIDENT_LAYERS", "60");
+    for (lines, overrides, environment, place) in [
+        ("", &[][..], &[][..], "run.yaml:1:1"),
+        ("resident_layers: 60", &[], &[], "run.yaml:2:18"),
+        ("", &[], &[variable], "environment SCOUT_DIST__RESIDENT_LAYERS"),
+        ("resident_layers: 7", &["resident_layers=60"], &[variable], "override resident_layers=60"),
+    ] {
+        let loaded = load(&format!("random_weights: true\n{lines}\n"), overrides, environment);
+        let error = loaded.at_odds("resident_layers", "is 60, and the model has 48 layers").unwrap();
+        assert_eq!(error.to_string(), format!("{place}: resident_layers: is 60, and the model has 48 layers"));
+        assert_eq!(error.exit_code(), ExitCode::BadConfig);
+        assert!(loaded.at_odds("world", "is 0").is_none(), "no key");
+    }
+}
+
+#[test]
 fn overrides_are_read_as_yaml() {
     let overrides =
         ["dataset=[a, 'b,c']", "learning_rate=1e-4", "packing=yes", "output_dir=a=b", "template=\"llama4\"", "seed=7"];

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// What a rank is doing. The names are those of the code, the logs and the messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What a rank is doing, in the order in which a step comes to it. The names are those of the code, the logs and the messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Phase {
     /// Before anything else: command line, configuration, meeting the other ranks.

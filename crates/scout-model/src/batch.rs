@@ -46,6 +46,13 @@ pub struct Batch {
     pub routes: Option<Routes>,
 }
 
+/// Pairs of positions that see each other, causal: on layers that see whole documents, and on those that see chunks of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AttendedPairs {
+    pub in_documents: u64,
+    pub in_chunks: u64,
+}
+
 impl Batch {
     /// Fails when a target lies outside the run.
     pub fn new(documents: &[Document], targets: &[Target], chunk_size: usize) -> Result<Batch> {
@@ -107,10 +114,12 @@ impl Batch {
         self.ids.num_elements()
     }
 
-    /// Pairs of positions that see each other, causal and inside documents.
-    pub fn num_attended_pairs(&self) -> u64 {
-        let lengths = self.documents.borders().windows(2).map(|bound| u64::from(bound[1] - bound[0]));
-        lengths.map(|len| len * (len + 1) / 2).sum()
+    pub fn attended_pairs(&self) -> AttendedPairs {
+        let inside = |segments: &Segments| {
+            let lengths = segments.borders().windows(2).map(|bound| u64::from(bound[1] - bound[0]));
+            lengths.map(|len| len * (len + 1) / 2).sum()
+        };
+        AttendedPairs { in_documents: inside(&self.documents), in_chunks: inside(&self.chunks) }
     }
 
     pub fn num_targets(&self) -> usize {
@@ -140,6 +149,9 @@ mod tests {
             assert_eq!(batch.documents.borders(), documents, "{lengths:?}");
             assert_eq!(batch.chunks.borders(), chunks, "{lengths:?}");
         }
+        // Ten pairs in the first chunk and one in the second, where fifteen are in the document; six in the other.
+        let pairs = Batch::new(&[document(5), document(3)], &[], 4).unwrap().attended_pairs();
+        assert_eq!(pairs, AttendedPairs { in_documents: 15 + 6, in_chunks: 10 + 1 + 6 });
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub mod rope;
 pub mod units;
 pub mod vision;
 
-pub use batch::{Batch, Document, Routes, Target};
+pub use batch::{AttendedPairs, Batch, Document, Routes, Target};
 pub use config::{ModelConfig, VisionConfig};
 pub use error::{ModelError, Result};
 pub use gradients::{Gradients, NoWeights, WeightGradients};

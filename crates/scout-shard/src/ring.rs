@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use scout_comm::Communicator;
-use scout_comm::gpu::{OpenWay, Way};
+use scout_comm::gpu::{Arriving, OpenWay, Way};
 use scout_core::ByteCount;
-use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, FreeList};
-use scout_device::{Purpose, Tensor};
+use scout_device::Tensor;
+use scout_device::cuda::{Arena, CudaDevice, Event, FreeList};
 
 use crate::error::{Result, ShardError};
 use crate::plan::{Schedule, ShardPlan};
@@ -30,13 +30,6 @@ struct Waits {
     before: Duration,
 }
 
-/// A unit that copy engines or NCCL are still writing.
-pub(crate) struct Arriving {
-    full: DeviceBuffer,
-    /// It is there when all are past.
-    arrived: Vec<Event>,
-}
-
 impl Ring {
     pub fn new(device: &Arc<CudaDevice>, opened: OpenWay) -> Ring {
         Ring { device: device.clone(), opened, waits: Mutex::default() }
@@ -52,14 +45,9 @@ impl Ring {
     }
 
     /// Queues the gather of the unit `name`, of which `part` is this rank's.
-    pub(crate) fn start(&self, name: &str, part: &Tensor, gathered_len: usize) -> Result<Arriving> {
-        let bytes = (part.dtype().size() * gathered_len as u64).0 as usize;
-        let block = self.opened.ring().take(Purpose::Gathered, bytes)?;
-        let mut full = DeviceBuffer::new(&self.device, block, part.dtype(), [gathered_len])?;
-        let queue = || self.opened.queue(part, &mut full);
-        let queued = self.device.communicate(self.opened.stream(), || name.to_string(), queue);
-        let arrived = queued.map_err(|cause| ShardError::Queue { cause: Box::new(cause) })?;
-        Ok(Arriving { full, arrived })
+    pub(crate) fn start(&self, name: &str, part: &Tensor) -> Result<Arriving> {
+        let queued = self.device.communicate(self.opened.stream(), || name.to_string(), || self.opened.gather(part));
+        queued.map_err(|cause| ShardError::Queue { cause: Box::new(cause) })
     }
 
     /// Lets arithmetic wait for a unit; the host goes on.
@@ -97,7 +85,7 @@ impl Ring {
 /// units of different sizes leave gaps.
 pub fn ring_bytes(plan: &ShardPlan, passes: &[&Schedule]) -> ByteCount {
     let least = passes.iter().map(|schedule| plan.gathered_peak(schedule).0 as usize).max().unwrap_or(0);
-    let step = (least / 64).next_multiple_of(Arena::GRAIN);
+    let step = (least / 64).next_multiple_of(Arena::GRAIN).max(Arena::GRAIN);
     let mut bytes = least.next_multiple_of(Arena::GRAIN);
     // It ends: where every unit of a pass has room beside all others, nothing has to be given back.
     while bytes > 0 && !passes.iter().all(|schedule| has_room(plan, schedule, bytes)) {
@@ -113,12 +101,13 @@ fn has_room(plan: &ShardPlan, schedule: &Schedule, bytes: usize) -> bool {
     // By place in the order.
     let mut whole: Vec<Option<(usize, usize)>> = Vec::with_capacity(order.len());
     for block in schedule.steps() {
-        for at in whole.len()..plan.ahead_of(schedule, block.clone()) {
+        let (begun, ahead) = (whole.len(), plan.ahead_of(schedule, block.clone()));
+        for (at, &unit) in order.iter().enumerate().take(ahead).skip(begun) {
             if !plan.is_gathered(schedule, at, block.start) {
                 whole.push(None);
                 continue;
             }
-            let len = (plan.dtype().size() * plan.gathered_len(order[at]) as u64).0 as usize;
+            let len = (plan.dtype().size() * plan.gathered_len(unit) as u64).0 as usize;
             let len = len.next_multiple_of(Arena::GRAIN);
             let Some(taken) = free.take(len) else { return false };
             whole.push(Some((taken.start, len)));

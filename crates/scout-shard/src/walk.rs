@@ -4,13 +4,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use scout_comm::gpu::Arriving;
 use scout_comm::{Job, Pending};
 use scout_core::{DType, Phase, UnitId};
 use scout_device::{Account, Buffer, DeviceError, Lease, Purpose, Tensor, UnitSource, UnitWeights};
 
 use crate::error::{Result, ShardError};
 use crate::plan::{Schedule, ShardPlan};
-use crate::ring::{Arriving, Ring};
+use crate::ring::Ring;
 use crate::store::{Kept, ShardStore};
 
 /// A pass in progress. Every rank walks the same schedule, whatever its data, so that gathers meet.
@@ -84,7 +85,7 @@ impl<'a> Walk<'a> {
             }
             Kept::PartOnGpu(part) => {
                 let name = &self.plan.unit(unit).spec.name;
-                Ok(Started::OnGpu(self.ring()?.start(name, part, self.plan.gathered_len(unit))?))
+                Ok(Started::OnGpu(self.ring()?.start(name, part)?))
             }
         }
     }

@@ -33,7 +33,9 @@ pub struct StepRecord {
     pub tok_s_gpu: Option<f64>,
     /// Share of the device's peak arithmetic spent on useful work.
     pub mfu: Option<f64>,
-    /// Share of the step time in which only communication ran.
+    /// Share of the step time in which the rank that writes the log stood still: its GPU for units that were still on their
+    /// way, its host for what other ranks had to say. Collectives that the GPU runs among its arithmetic, and its waits for
+    /// sums, are not in it; `bench step` counts them too, on all ranks.
     pub exposed_comm: Option<f64>,
     pub mem_peak: Option<ByteCount>,
     /// Tokens of all ranks since training began.

@@ -57,13 +57,15 @@ impl AdapterOnGpu {
             Ok::<DeviceBuffer, scout_device::DeviceError>(buffer)
         };
         let (first_moment, second_moment) = (zeros()?, zeros()?);
-        let mut padded = values.to_vec();
-        padded.resize(buckets.padded_len(), 0.0);
         let of_all = match group {
-            Some(group) => Some(OfAll { group: group.clone(), whole: Part::upload(device, compute, &padded)? }),
+            Some(group) => {
+                Some(OfAll { group: group.clone(), whole: Part::room(device, compute, buckets.padded_len())? })
+            }
             None => None,
         };
-        Ok(AdapterOnGpu { device: device.clone(), buckets, own, first_moment, second_moment, of_all })
+        let mut adapter = AdapterOnGpu { device: device.clone(), buckets, own, first_moment, second_moment, of_all };
+        adapter.gather()?;
+        Ok(adapter)
     }
 
     /// Bytes of `len` parameters with gradients and moments on each of `world_size` ranks.
@@ -119,6 +121,11 @@ impl AdapterOnGpu {
             rounded: self.own.rounded.as_mut(),
         };
         update.apply_on_gpu(state, gradient, 0..len)?;
+        self.gather()
+    }
+
+    /// Brings the parts of all ranks together; queued.
+    fn gather(&mut self) -> Result<()> {
         let Some(OfAll { group, whole }) = &mut self.of_all else { return Ok(()) };
         let gather = |own: &DeviceBuffer, whole: &mut DeviceBuffer| {
             let mut buckets = self.buckets.all();
@@ -137,20 +144,36 @@ impl AdapterOnGpu {
 }
 
 impl Part {
-    fn upload(device: &Arc<CudaDevice>, compute: ComputeType, values: &[f32]) -> scout_device::Result<Part> {
-        let upload = |dtype: DType| {
-            let mut buffer = run(device, dtype, values.len())?;
-            let mut pinned = Pinned::zeros(device.context(), buffer.bytes().0 as usize)?;
-            pinned.write_f32s(values, dtype)?;
-            pinned.upload(&mut buffer, device.compute())?.wait(device.patience())?;
-            Ok::<DeviceBuffer, scout_device::DeviceError>(buffer)
-        };
+    /// Memory that nobody has written yet.
+    fn room(device: &Arc<CudaDevice>, compute: ComputeType, len: usize) -> scout_device::Result<Part> {
         let rounded = match compute {
             ComputeType::F32 => None,
-            ComputeType::Bf16 => Some(upload(DType::BF16)?),
+            ComputeType::Bf16 => Some(run(device, DType::BF16, len)?),
         };
-        Ok(Part { parameters: upload(DType::F32)?, rounded })
+        Ok(Part { parameters: run(device, DType::F32, len)?, rounded })
     }
+
+    fn upload(device: &Arc<CudaDevice>, compute: ComputeType, values: &[f32]) -> scout_device::Result<Part> {
+        let mut part = Part::room(device, compute, values.len())?;
+        for buffer in [Some(&mut part.parameters), part.rounded.as_mut()].into_iter().flatten() {
+            write(device, buffer, values)?;
+        }
+        Ok(part)
+    }
+}
+
+/// Piece by piece: an adapter may be large, and each rank of a host writes one.
+fn write(device: &Arc<CudaDevice>, buffer: &mut DeviceBuffer, values: &[f32]) -> scout_device::Result<()> {
+    const PIECE: usize = 4 << 20;
+    let dtype = buffer.dtype();
+    let mut pinned = Pinned::zeros(device.context(), PIECE.min(values.len()) * dtype.size().0 as usize)?;
+    for (index, piece) in values.chunks(PIECE).enumerate() {
+        let start = index * PIECE;
+        pinned.write_f32s(piece, dtype)?;
+        let copying = pinned.upload_part(buffer, start..start + piece.len(), device.compute())?;
+        pinned = copying.wait(device.patience())?;
+    }
+    Ok(())
 }
 
 fn run(device: &Arc<CudaDevice>, dtype: DType, len: usize) -> scout_device::Result<DeviceBuffer> {

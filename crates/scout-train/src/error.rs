@@ -1,7 +1,11 @@
 //! What can end a run, with the exit code that tells the caller what to do next.
 
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+
 use scout_comm::CommError;
 use scout_core::{ByteCount, ExitCode};
+use scout_model::Keep;
 use scout_shard::ShardError;
 
 pub type Result<T> = std::result::Result<T, TrainError>;
@@ -21,10 +25,11 @@ pub enum TrainError {
         #[source]
         cause: std::io::Error,
     },
-    #[error(
-        "{needed} a rank do not fit into {budget} at {tokens} tokens a micro-batch, even if every block is computed again"
-    )]
-    DoesNotFit { needed: ByteCount, budget: ByteCount, tokens: usize },
+    #[error("`{}` is not a folder with a model (`model_name_or_path`)", path.display())]
+    NoModel { path: PathBuf },
+    /// `hint` names what would make it fit.
+    #[error("{needed} a rank do not fit into {budget}, and no way needs less: {least}")]
+    DoesNotFit { needed: ByteCount, budget: ByteCount, least: Least, hint: String },
     #[error("`{path}` is not empty")]
     OutputExists { path: String },
     #[error(transparent)]
@@ -43,6 +48,35 @@ pub enum TrainError {
     Telemetry(#[from] scout_telemetry::TelemetryError),
 }
 
+/// The way that needs the least memory of all that a configuration leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Least {
+    pub keep: Keep,
+    pub runs: usize,
+    /// Of the largest run.
+    pub tokens: usize,
+    /// Whole on every rank.
+    pub resident_layers: usize,
+    pub num_layers: usize,
+}
+
+impl fmt::Display for Least {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Least { keep, runs, tokens, resident_layers, num_layers } = *self;
+        let again = match keep {
+            Keep::Everything => "nothing computed again",
+            Keep::AllButGateUp => "gate and up computed again",
+            Keep::InputOnly => "every block computed again",
+        };
+        let runs = if runs == 1 { "one run".to_string() } else { format!("{runs} runs") };
+        write!(
+            f,
+            "{resident_layers} of {num_layers} layers whole on every rank, {again}, an update in {runs} of at most {tokens} \
+             tokens"
+        )
+    }
+}
+
 impl TrainError {
     pub fn exit_code(&self) -> ExitCode {
         // Weights that do not arrive come up through the model, which knows nothing of ranks: ask whoever failed.
@@ -57,6 +91,7 @@ impl TrainError {
             TrainError::NotANumber { .. } => ExitCode::NotANumber,
             TrainError::Config { .. } | TrainError::OutputExists { .. } => ExitCode::BadConfig,
             TrainError::DoesNotFit { .. } => ExitCode::DeviceUnavailable,
+            TrainError::NoModel { .. } => ExitCode::MissingInput,
             TrainError::Input { code, .. } => *code,
             TrainError::Io { act: "create", cause, .. } => match ExitCode::of_io(cause, ExitCode::CannotCreate) {
                 ExitCode::PermissionDenied => ExitCode::PermissionDenied,
@@ -103,10 +138,8 @@ impl TrainError {
             TrainError::NotANumber { .. } => {
                 Some("lower `learning_rate`, or look at the rows of this step".to_string())
             }
-            TrainError::DoesNotFit { .. } => Some(
-                "lower `per_device_train_batch_size` or `cutoff_len`, use more ranks, or raise `device_memory`"
-                    .to_string(),
-            ),
+            TrainError::NoModel { path } => Some(how_to_get(path)),
+            TrainError::DoesNotFit { hint, .. } => Some(hint.clone()),
             TrainError::OutputExists { .. } => {
                 Some("set `overwrite_output_dir: true`, or choose another `output_dir`".to_string())
             }
@@ -117,5 +150,23 @@ impl TrainError {
             TrainError::Checkpoint(cause) => cause.hint(),
             _ => None,
         }
+    }
+}
+
+/// A name such as `organisation/model` is also where its files may lie, and then the configuration stays as it is.
+fn how_to_get(path: &Path) -> String {
+    let parts: Vec<Component> = path.components().collect();
+    let is_name = matches!(parts[..], [Component::Normal(_), Component::Normal(_)]);
+    match is_name {
+        true => {
+            let name = path.display();
+            format!(
+                "nothing is fetched from the network here; download it into a folder of that name: \
+                 huggingface-cli download {name} --local-dir {name}"
+            )
+        }
+        false => "give the folder of a model that was downloaded before, such as by \
+                  huggingface-cli download ORGANISATION/MODEL --local-dir FOLDER"
+            .to_string(),
     }
 }

@@ -36,8 +36,13 @@ pub fn must_plan_alike(planned: &Planned, comm: &dyn Communicator) -> Result<()>
     let Planned { plan, data, .. } = planned;
     let mut hasher = Hasher::new();
     hasher.update(format!("{:?} {:?} {:?} {:?}", plan.way, plan.steps, plan.lora, plan.schedules).as_bytes());
-    for length in data.examples.lengths().into_iter().chain(data.held_out.lengths()) {
-        hasher.update(&(length as u64).to_le_bytes());
+    for set in [&data.examples, &data.held_out] {
+        for row in 0..set.len() {
+            hasher.update(&(set.length(row) as u64).to_le_bytes());
+            let labels = set.labels(row).map(|label| label.unwrap_or(u32::MAX));
+            let tokens: Vec<u8> = set.ids(row).iter().copied().chain(labels).flat_map(u32::to_le_bytes).collect();
+            hasher.update(&tokens);
+        }
     }
     let of_ranks = words::of_all_ranks(comm, *hasher.finalize().as_bytes())?;
     match of_ranks.iter().position(|other| *other != of_ranks[0]) {

@@ -8,6 +8,7 @@ mod adapter_on_gpu;
 mod adapter_sums;
 pub mod attention_plans;
 mod buckets;
+mod choice;
 pub mod error;
 mod fill;
 mod gpu_store;

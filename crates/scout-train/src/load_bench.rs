@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use scout_checkpoint::{AlignedBuffer, ModelFolder, RawFile};
 use scout_comm::Job;
-use scout_core::{ByteCount, Phase, Rank};
+use scout_core::{ByteCount, Mesh, Phase};
 use scout_device::{Account, Device, Purpose};
-use scout_shard::ShardPlan;
+use scout_shard::{Placement, ShardPlan};
 
 use crate::error::Result;
 use crate::readers::{CHUNK, Progressed, Readers, with_signs_of_life};
@@ -20,7 +20,7 @@ use crate::{gpu_weights, load};
 /// The disk is measured for so long: its rate is known by then.
 const DISK_LIMIT: Duration = Duration::from_secs(20);
 
-/// Bytes that all ranks read together, and how long the slowest took.
+/// Bytes that all ranks read together, each counted once, and how long the slowest took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     pub bytes: ByteCount,
@@ -30,6 +30,9 @@ pub struct Rate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadRates {
     pub load: Rate,
+    /// Read beside these by ranks that keep what another one keeps too: the system's memory has it by then, or the disk
+    /// has to give it but once.
+    pub repeated: ByteCount,
     /// Before and after: storage behind the disk may remember what was read.
     pub disk: [Rate; 2],
     /// Whether the disk could be read past the system's memory, on every rank.
@@ -65,14 +68,14 @@ pub fn measure(
 ) -> Result<LoadRates> {
     job.whereabouts.enter(Phase::Load);
     let (files, rank) = (&ModelFolder::open(folder)?, job.mesh().rank());
-    let disk = Disk::of(files, plan, rank)?;
+    let disk = Disk::of(files, plan, job.mesh())?;
     let read_disk = || disk.read(&mut Readers::new(num_readers));
     files.leave_the_page_cache()?;
     let before = timed(job, read_disk)?;
     files.leave_the_page_cache()?;
     // Held until the time is taken: giving back so much memory takes time of its own.
     let (mut on_host, mut on_gpu) = (None, None);
-    let load = timed(job, || {
+    let all = timed(job, || {
         let mut readers = Readers::new(num_readers).telling(with_signs_of_life(&job.whereabouts, tell));
         match device {
             Device::Cpu => on_host = Some(load::weights_by(files, plan, rank, &Account::new(None), &mut readers)?),
@@ -87,7 +90,9 @@ pub fn measure(
     files.leave_the_page_cache()?;
     let after = timed(job, read_disk)?;
     let [num_indirect] = sum_over_ranks(&*job.comm, [f64::from(u8::from(!disk.is_direct()))])?;
-    Ok(LoadRates { load, disk: [before, after], is_direct: num_indirect == 0.0 })
+    let load = Rate { bytes: distinct(files, plan)?, ..all };
+    let repeated = ByteCount(all.bytes.0.saturating_sub(load.bytes.0));
+    Ok(LoadRates { load, repeated, disk: [before, after], is_direct: num_indirect == 0.0 })
 }
 
 /// From when the first rank begins until the last one is done.
@@ -101,7 +106,14 @@ fn timed(job: &Job, read: impl FnOnce() -> Result<ByteCount>) -> Result<Rate> {
     Ok(Rate { bytes: ByteCount(bytes as u64), took })
 }
 
-/// What a rank keeps, as places of files.
+/// Of what any rank keeps, which is the whole model.
+fn distinct(files: &ModelFolder, plan: &ShardPlan) -> Result<ByteCount> {
+    let params = plan.units().iter().flat_map(|unit| &unit.spec.params);
+    let bytes = params.map(|param| Ok(files.stored_bytes(&param.name, param.num_elements())?));
+    bytes.sum()
+}
+
+/// What a rank reads of what all of them keep, as places of files. Together they read nothing twice.
 struct Disk {
     files: Vec<RawFile>,
     blocks: Vec<Block>,
@@ -115,10 +127,10 @@ struct Block {
 }
 
 impl Disk {
-    fn of(files: &ModelFolder, plan: &ShardPlan, rank: Rank) -> Result<Disk> {
+    fn of(files: &ModelFolder, plan: &ShardPlan, mesh: Mesh) -> Result<Disk> {
         let (mut opened, mut index_of) = (Vec::new(), HashMap::new());
         let mut blocks = Vec::new();
-        for (path, run) in runs(files, plan, rank)? {
+        for (path, run) in runs(files, plan, mesh)? {
             let file_index = match index_of.get(path) {
                 Some(&index) => index,
                 None => {
@@ -157,11 +169,16 @@ impl Disk {
     }
 }
 
-/// Runs of bytes that hold what `rank` keeps. Parameters that follow each other in a file are one run.
-fn runs<'a>(files: &'a ModelFolder, plan: &ShardPlan, rank: Rank) -> Result<Vec<(&'a Path, Range<u64>)>> {
+/// Runs of bytes that hold what this rank keeps and its share of what all of them keep. Parameters that follow each other in
+/// a file are one run.
+fn runs<'a>(files: &'a ModelFolder, plan: &ShardPlan, mesh: Mesh) -> Result<Vec<(&'a Path, Range<u64>)>> {
     let mut runs: Vec<(&Path, Range<u64>)> = Vec::new();
     for unit in plan.units() {
-        for (param, range) in load::pieces(&unit.spec, plan.kept(unit.spec.id, rank)) {
+        let read = match unit.placement {
+            Placement::Sharded => plan.kept(unit.spec.id, mesh.rank()),
+            Placement::Resident => share(unit.spec.num_elements(), mesh),
+        };
+        for (param, range) in load::pieces(&unit.spec, read) {
             let (path, place) = files.place(&param.name, range)?;
             match runs.last_mut() {
                 Some((last_path, last)) if *last_path == path && last.end == place.start => last.end = place.end,
@@ -170,6 +187,13 @@ fn runs<'a>(files: &'a ModelFolder, plan: &ShardPlan, rank: Rank) -> Result<Vec<
         }
     }
     Ok(runs)
+}
+
+/// One of as many even parts as there are ranks.
+fn share(num_elements: usize, mesh: Mesh) -> Range<usize> {
+    let part = num_elements.div_ceil(mesh.size());
+    let cut = |rank: usize| (rank * part).min(num_elements);
+    cut(mesh.rank().0)..cut(mesh.rank().0 + 1)
 }
 
 /// Start and length of the whole blocks of a disk around a run.
@@ -181,7 +205,30 @@ fn blocks_of(run: Range<u64>) -> impl Iterator<Item = (u64, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use scout_core::{DType, Rank};
+    use scout_model::{NameStyle, UnitPlan};
+    use scout_shard::{all_resident, none_resident};
+
     use super::*;
+    use crate::synth::{SynthRequest, SynthShape, config, write_folder};
+
+    #[test]
+    fn together_ranks_read_the_disk_once_however_many_keep_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let request = SynthRequest { shape: SynthShape::Tiny, num_layers: Some(1), dtype: DType::F32, seed: 3 };
+        write_folder(folder.path(), &request).unwrap();
+        let files = ModelFolder::open(folder.path()).unwrap();
+        let units = UnitPlan::new(&config(SynthShape::Tiny, Some(1)), NameStyle::of_names(files.names()));
+        for is_resident in [all_resident, none_resident] {
+            let plan = ShardPlan::new(units.units(), 3, &is_resident, 0);
+            let of_rank = |rank| runs(&files, &plan, Mesh::new(Rank(rank), 3).unwrap()).unwrap();
+            let mut all: Vec<(&Path, Range<u64>)> = (0..3).flat_map(of_rank).collect();
+            all.sort_by_key(|(path, run)| (path.to_path_buf(), run.start));
+            assert!(all.windows(2).all(|pair| pair[0].0 != pair[1].0 || pair[0].1.end <= pair[1].1.start), "{all:?}");
+            let bytes: u64 = all.iter().map(|(_, run)| run.end - run.start).sum();
+            assert_eq!(ByteCount(bytes), distinct(&files, &plan).unwrap());
+        }
+    }
 
     #[test]
     fn blocks_are_whole_blocks_of_a_disk_and_cover_a_run_once() {

@@ -119,6 +119,8 @@ struct Widths {
 
 /// Context and NCCL, on each of several GPUs. Two H200 held 2.1 GiB beside what the arenas hold.
 const OF_SEVERAL_GPUS: ByteCount = ByteCount(5 << 29);
+/// Of it what a plan counts for NCCL's collectives. What they take of GPUs that are there is seen before a plan is made.
+pub const COUNTED_FOR_NCCL: ByteCount = ByteCount(1 << 29);
 /// An f32 or a u32 for each token.
 const NUMBER: u64 = 4;
 /// Of a batch itself: ids, positions and three names, and of every scored position its row, token and weight.

@@ -2,17 +2,19 @@
 //! derived once and printed before any weight is read. Below this point nothing is optional.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use scout_checkpoint::{AdapterLayout, CheckpointError, LoadedAdapter, ModelFolder, read_model_json};
 use scout_config::{self as written, RunConfig};
-use scout_core::{ByteCount, ExitCode, ParamSpec, Projection, UnitId};
+use scout_core::{ByteCount, ParamSpec, Projection, UnitId};
 use scout_device::cuda::Choice;
-use scout_model::{Keep, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
+use scout_model::{AttendedPairs, Keep, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
 use scout_shard::ShardPlan;
 
 use crate::adapter::AdapterState;
+use crate::choice;
 use crate::error::{Result, TrainError};
 use crate::load;
 use crate::machine::{Hardware, Kind};
@@ -24,11 +26,9 @@ use crate::runs::{Largest, Rows};
 use crate::schedule::{Decay, LearningRate};
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, StepSettings};
-use crate::ways::{Resident, Run, WHOLE_LAYER, Way};
+use crate::ways::{LOOKAHEAD, Run, Way};
 use crate::weight_set::WeightSet;
 
-/// Units gathered ahead of the block in use, where no times are known.
-pub(crate) const LOOKAHEAD: usize = 2;
 /// Where the model comes from.
 #[derive(Debug, Clone)]
 pub struct ModelSource {
@@ -52,6 +52,8 @@ pub struct RunPlan {
     pub adapter_layout: AdapterLayout,
     /// That of the way that was chosen.
     pub memory: MemoryPlan,
+    /// `device_memory` as written, where the device has less: then the plan is made for that.
+    pub more_than_free: Option<ByteCount>,
     /// Runs in which each rank computes its rows of an update, one behind the other.
     pub runs: usize,
     /// The one that was chosen.
@@ -84,11 +86,7 @@ impl ModelSource {
             if shape_suffices && is_scout {
                 return Ok(builtin());
             }
-            return Err(TrainError::Input {
-                path: path.display().to_string(),
-                problem: "is not a folder with a model (`model_name_or_path`)".to_string(),
-                code: ExitCode::MissingInput,
-            });
+            return Err(TrainError::NoModel { path: path.clone() });
         }
         let model = ModelConfig::parse(&path.join("config.json"), &read_model_json(path, "config.json")?)?;
         // Random weights need shapes and names, not files; the text class is what they imitate.
@@ -126,8 +124,9 @@ impl RunPlan {
         let work = Work::of(config, &source, start)?;
         check_hardware(&hardware, &work.weights)?;
         let run = work.on(hardware, config, &source.config, data);
-        let ways = ways(config, &run)?;
-        let way = choose(&ways, run.pass.batch)?;
+        let (way, ways) = choice::choose(config, &run)?;
+        let is_more = |written: &ByteCount| run.budget.is_some_and(|budget| *written > budget);
+        let more_than_free = config.device.device_memory.filter(is_more);
         let shards = run.shards(&way.resident, way.lookahead);
         let choice = run.pass.choice;
         let steps = data.map(|data| steps(config, data));
@@ -144,6 +143,7 @@ impl RunPlan {
             weights: Arc::new(weights),
             adapter_layout,
             memory: way.memory,
+            more_than_free,
             runs: way.runs,
             way,
             ways,
@@ -165,10 +165,10 @@ impl RunPlan {
     /// are trained, each matrix counts twice its active parameters a token for the forward pass, twice more for the
     /// gradient of its input if its block is walked back, and twice more for its own gradient if it is trained; attention
     /// counts once forward, and two and a half times where it is walked back.
-    pub fn useful_flops(&self, num_tokens: usize, attended_pairs: u64) -> f64 {
+    pub fn useful_flops(&self, num_tokens: usize, pairs: AttendedPairs) -> f64 {
         let config = &self.source.config;
         if self.weights.is_empty() {
-            return useful_flops(config, num_tokens, attended_pairs);
+            return useful_flops(config, num_tokens, pairs);
         }
         let active = |param: &ParamSpec| match param.shape.dims() {
             [_] => 0, // norms
@@ -187,9 +187,10 @@ impl RunPlan {
         }
         let is_walked = |layer: &usize| walked.contains(&self.units.layer(*layer).attention);
         let walked_layers = (0..config.num_layers).filter(is_walked).count();
-        let of_attention = attention_forward(config, attended_pairs);
-        let share_walked = walked_layers as f64 / config.num_layers as f64;
-        per_token as f64 * num_tokens as f64 + of_attention * (1.0 + 2.5 * share_walked)
+        // The last ones.
+        let forward = attention_forward(config, 0..config.num_layers, pairs);
+        let of_walked = attention_forward(config, config.num_layers - walked_layers..config.num_layers, pairs);
+        per_token as f64 * num_tokens as f64 + forward + 2.5 * of_walked
     }
 }
 
@@ -256,7 +257,7 @@ impl Work {
             link: Link::of(config.device.gather, hardware.world_size),
             num_adapter_elements: layout.num_elements(),
             trained: AdapterState::bytes(&layout, &hardware) + self.weight_bytes(config, &hardware),
-            budget: config.device.device_memory.or(hardware.memory()),
+            budget: choice::budget(config.device.device_memory, hardware.memory()),
         }
     }
 
@@ -287,44 +288,6 @@ fn adapter_layout(config: &RunConfig, style: NameStyle) -> AdapterLayout {
             AdapterLayout::Conditional
         }
     }
-}
-
-/// Ways from which to choose. Several GPUs whose memory is known make a choice of what is resident; else that is as written.
-/// GPUs that hold everything may merge micro-batches; not where runs must agree bit by bit, for how much memory was found
-/// would show in the result.
-fn ways(config: &RunConfig, run: &Run) -> Result<Vec<Way>> {
-    let all = run.pass.config.num_layers;
-    let written = match config.device.resident_layers {
-        written::ResidentLayers::Count(count) if count > all => {
-            let problem = format!("is {count}, and the model has {all} layers");
-            return Err(TrainError::Config { key: "resident_layers", problem });
-        }
-        written::ResidentLayers::Count(count) => Some(count),
-        written::ResidentLayers::Auto => None,
-    };
-    let is_whole = run.hardware.world_size == 1 || config.device.weights == written::Weights::Resident;
-    let resident = match is_whole {
-        true => Resident::everything(all),
-        false => Resident { num_layers: written.unwrap_or(0), ..Resident::NOTHING },
-    };
-    Ok(match run.hardware.kind {
-        Kind::Gpu if !is_whole && run.budget.is_some() => run.ways_on_several_gpus(written),
-        Kind::Gpu if !is_whole => run.ways_of_keeping(resident, WHOLE_LAYER),
-        Kind::Gpu if run.budget.is_some() && run.rows.num_micro_batches > 1 && run.pass.choice == Choice::Timed => {
-            run.ways_of_merging(resident, LOOKAHEAD)
-        }
-        Kind::Gpu | Kind::Host => run.ways_of_keeping(resident, LOOKAHEAD),
-    })
-}
-
-/// The first that fits: they come in the order in which they are to be preferred.
-fn choose(ways: &[Way], batch: LargestBatch) -> Result<Way> {
-    if let Some(way) = ways.iter().find(|way| way.memory.fits()) {
-        return Ok(*way);
-    }
-    let needed = ways.iter().map(|way| way.memory.total()).min().unwrap_or_default();
-    let budget = ways.first().and_then(|way| way.memory.budget).unwrap_or_default();
-    Err(TrainError::DoesNotFit { needed, budget, tokens: batch.num_tokens })
 }
 
 /// Without data every row is as long as it may be.
@@ -425,11 +388,14 @@ fn step_settings(config: &RunConfig, keep: Keep, steps: Option<StepsPlan>, dropo
 
 /// Floating-point operations of one update that count as useful: forward and activation gradients, head included; no
 /// recomputation, no adapter. Attention counts its causal half, once forward and two and a half times backward.
-pub fn useful_flops(config: &ModelConfig, num_tokens: usize, attended_pairs: u64) -> f64 {
-    let of_attention = attention_forward(config, attended_pairs);
+pub fn useful_flops(config: &ModelConfig, num_tokens: usize, pairs: AttendedPairs) -> f64 {
+    let of_attention = attention_forward(config, 0..config.num_layers, pairs);
     4.0 * config.num_active_matmul_params() as f64 * num_tokens as f64 + 3.5 * of_attention
 }
 
-fn attention_forward(config: &ModelConfig, attended_pairs: u64) -> f64 {
-    4.0 * (config.num_layers * config.num_heads * config.head_dim) as f64 * attended_pairs as f64
+/// On some of the layers: those that rotate see chunks.
+fn attention_forward(config: &ModelConfig, layers: Range<usize>, pairs: AttendedPairs) -> f64 {
+    let seen = |rotates: &bool| if *rotates { pairs.in_chunks } else { pairs.in_documents };
+    let seen: u64 = config.rope_layers[layers].iter().map(seen).sum();
+    4.0 * (config.num_heads * config.head_dim) as f64 * seen as f64
 }

@@ -11,7 +11,7 @@ use scout_data::{
     PackedOrder, RowCost, SampleOrder, Shuffle, Template, TokenStatistics, Tokenizer, UpdateCounts, UpdateOrder,
     UpdatePlan, WeightedRow, hold_out, tokenise,
 };
-use scout_model::{Batch, Document, ModelConfig, Target};
+use scout_model::{AttendedPairs, Batch, Document, ModelConfig, Target};
 
 use crate::error::{Result, TrainError};
 use crate::load;
@@ -167,9 +167,13 @@ fn read_data(config: &RunConfig, folder: &Path, model: &ModelConfig, world_size:
 
 /// What a row costs by the count of useful operations, of which attention counts only what chunks let it see.
 pub(crate) fn row_cost(model: &ModelConfig) -> RowCost {
-    let pair = plan::useful_flops(model, 0, 1) / plan::useful_flops(model, 1, 0);
-    let chunked = model.rope_layers.iter().filter(|rotates| **rotates).count() as f64 / model.num_layers as f64;
-    RowCost { chunk_size: model.attention_chunk_size, pair: pair * (1.0 - chunked), pair_in_chunk: pair * chunked }
+    let none = AttendedPairs::default();
+    let of = |pairs| plan::useful_flops(model, 0, pairs) / plan::useful_flops(model, 1, none);
+    RowCost {
+        chunk_size: model.attention_chunk_size,
+        pair: of(AttendedPairs { in_documents: 1, ..none }),
+        pair_in_chunk: of(AttendedPairs { in_chunks: 1, ..none }),
+    }
 }
 
 fn order(config: &RunConfig, examples: &ExampleSet, world: usize) -> Result<Box<dyn UpdateOrder + Send + Sync>> {

@@ -168,7 +168,9 @@ fn ranks_are_balanced_and_memory_gains_by_it() {
 fn a_row_costs_its_tokens_and_the_pairs_that_attention_sees() {
     let model = ModelConfig::scout();
     let cost = row_cost(&model);
-    let flops = |num_tokens: usize, pairs: u64| plan::useful_flops(&model, num_tokens, pairs);
+    let flops = |num_tokens: usize, pairs: u64| {
+        plan::useful_flops(&model, num_tokens, AttendedPairs { in_documents: pairs, in_chunks: pairs })
+    };
     // Inside one chunk all layers see all pairs.
     let (tokens, pairs) = (1000, 1000 * 1001 / 2);
     let found = tokens as f64 + (cost.pair + cost.pair_in_chunk) * pairs as f64;

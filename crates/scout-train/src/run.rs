@@ -329,7 +329,7 @@ impl<'a> Session<'a> {
         self.losses.push(report.loss as f32);
         self.tokens_since_line += report.num_tokens as u64;
         self.total_tokens += report.num_tokens as u64;
-        let flops = self.prepared.plan.useful_flops(report.num_tokens, report.num_attended_pairs);
+        let flops = self.prepared.plan.useful_flops(report.num_tokens, report.attended_pairs);
         self.total_flops += flops;
         self.flops_since_line += flops;
         self.since_line.push(report);

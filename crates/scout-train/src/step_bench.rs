@@ -35,8 +35,8 @@ pub enum Routing {
     Natural,
 }
 
-/// Made-up rows, dealt to ranks and updates as a run without accumulation deals its own: in their order, balanced, the last
-/// update of an epoch wrapping to its start.
+/// Made-up rows, dealt to ranks, micro-batches and updates as a run that does not pack deals its own: in their order,
+/// balanced, the last update of an epoch wrapping to its start.
 pub struct Workload {
     config: RunConfig,
     data: RunData,
@@ -65,24 +65,24 @@ pub fn with_layers(source: ModelSource, num_layers: usize) -> ModelSource {
 }
 
 impl Workload {
-    /// `batch` rows an update on each of `world` ranks.
+    /// Updates of as many micro-batches as `config` accumulates, each of `batch` rows on each of `world` ranks.
     pub fn new(config: &RunConfig, model: &ModelConfig, rows: &[Row], world: usize, batch: usize) -> Result<Workload> {
         let mut config = config.clone();
         config.model.random_weights = true;
         config.train.per_device_train_batch_size = batch;
-        config.train.gradient_accumulation_steps = 1;
         // Training goes on for as long as time is taken.
         config.train.lr_scheduler_type = LrSchedulerType::Constant;
         (config.train.num_train_epochs, config.train.max_steps) = (1.0, None);
         (config.data.packing, config.data.neat_packing) = (false, false);
         let examples = made_up(rows, model.vocab_size);
-        let dealing = Dealing { world, batch, accumulation: 1 };
+        let accumulation = config.train.gradient_accumulation_steps;
+        let dealing = Dealing { world, batch, accumulation };
         let data = RunData {
             order: Box::new(SampleOrder::new(examples.len(), dealing, Shuffle::Off)?),
             held_out: ExampleSet::default(),
             reduction: LossReduction::MicroBatchMean,
             cost: row_cost(model),
-            runs: 1,
+            runs: accumulation,
             statistics: *examples.statistics(),
             examples,
         };
@@ -175,7 +175,7 @@ impl StepBench {
     }
 
     pub fn useful_flops(&self, report: &StepReport) -> f64 {
-        self.plan.useful_flops(report.num_tokens, report.num_attended_pairs)
+        self.plan.useful_flops(report.num_tokens, report.attended_pairs)
     }
 }
 
@@ -204,7 +204,12 @@ mod tests {
     use crate::synth::{SynthShape, config};
 
     fn workload(lengths: &[usize], world: usize, batch: usize) -> Workload {
-        let run = RunConfig::from_text("bench.yaml", "random_weights: true\n", &[], &[]).unwrap().config;
+        accumulating(1, lengths, world, batch)
+    }
+
+    fn accumulating(accumulation: usize, lengths: &[usize], world: usize, batch: usize) -> Workload {
+        let text = format!("random_weights: true\ngradient_accumulation_steps: {accumulation}\n");
+        let run = RunConfig::from_text("bench.yaml", &text, &[], &[]).unwrap().config;
         let rows: Vec<Row> = lengths.iter().map(|&num_tokens| Row { num_tokens, num_learned: 3 }).collect();
         Workload::new(&run, &config(SynthShape::Tiny, None), &rows, world, batch).unwrap()
     }
@@ -244,6 +249,19 @@ mod tests {
         // A mean over two micro-batches of the mean over three targets.
         let weights = ranks[0][0][0].target_weights.f32s().unwrap().to_vec();
         assert_eq!(weights, [1.0 / 6.0; 3]);
+    }
+
+    #[test]
+    fn an_update_has_as_many_micro_batches_as_gradients_are_accumulated_over() {
+        let model = config(SynthShape::Tiny, None);
+        // Of two rows on each of two ranks, three times: twelve rows an update, of which there are seven.
+        let workload = accumulating(3, &[8; 7], 2, 2);
+        assert_eq!(workload.num_updates(), 1);
+        for rank in 0..2 {
+            let batches = workload.batches(&model, rank, Routing::Balanced).unwrap();
+            let tokens: Vec<usize> = batches[0].iter().map(Batch::num_tokens).collect();
+            assert_eq!(tokens, [16; 3]);
+        }
     }
 
     #[test]

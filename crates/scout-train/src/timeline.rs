@@ -25,7 +25,7 @@ pub fn walks(shards: &ShardPlan, schedule: &Schedule, times: &[f64], link: Link,
     let mut timeline = Timeline { shards, link, now: 0.0, waited: 0.0, gained: 0.0, link_free: 0.0 };
     let mut ends = [Walked::default(); 2];
     let mut arrivals = Vec::new();
-    for walk in 0..repeated {
+    for (walk, end) in ends.iter_mut().enumerate().take(repeated) {
         let mut of_next_walk = Vec::new();
         for block in schedule.steps() {
             timeline.gather_ahead(schedule, block.clone(), &mut arrivals);
@@ -37,7 +37,7 @@ pub fn walks(shards: &ShardPlan, schedule: &Schedule, times: &[f64], link: Link,
                 timeline.compute(times[at]);
             }
         }
-        ends[walk] = Walked { total: timeline.now, waited: timeline.waited };
+        *end = Walked { total: timeline.now, waited: timeline.waited };
         arrivals = of_next_walk;
     }
     let [first, second] = ends;

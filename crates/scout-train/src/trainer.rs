@@ -8,7 +8,7 @@ use scout_core::Phase;
 use scout_device::{Account, Device, Tensor};
 use scout_model::head::Loss;
 use scout_model::pass::Dropout;
-use scout_model::{Batch, Block, Keep, LoraWeights, Model, NoTrace, Pass, Trace};
+use scout_model::{AttendedPairs, Batch, Block, Keep, LoraWeights, Model, NoTrace, Pass, Trace};
 use scout_shard::{Ring, Schedule, ShardPlan, ShardStore, Walk};
 
 use crate::adapter::AdapterState;
@@ -64,8 +64,7 @@ pub struct StepReport {
     pub grad_norm: f64,
     pub learning_rate: f64,
     pub num_tokens: usize,
-    /// Pairs of positions that see each other, causal and inside documents.
-    pub num_attended_pairs: u64,
+    pub attended_pairs: AttendedPairs,
 }
 
 impl Schedules {
@@ -114,10 +113,13 @@ impl Trainer {
         }
         drop(lora); // it is about to change
         let num_tokens: usize = micro_batches.iter().map(Batch::num_tokens).sum();
-        let num_pairs: u64 = micro_batches.iter().map(Batch::num_attended_pairs).sum();
+        let pairs =
+            |of: fn(AttendedPairs) -> u64| micro_batches.iter().map(|batch| of(batch.attended_pairs())).sum::<u64>();
+        let [in_documents, in_chunks] = [pairs(|pairs| pairs.in_documents), pairs(|pairs| pairs.in_chunks)];
         self.job.whereabouts.enter_step(Phase::Reduce, step as u64 + 1);
         let loss_sum = weighted_sum(&losses)?; // a GPU is waited for here, once everything is queued
-        let [loss, num_tokens, num_pairs] = sum_over_ranks(comm, [loss_sum, num_tokens as f64, num_pairs as f64])?;
+        let [loss, num_tokens, in_documents, in_chunks] =
+            sum_over_ranks(comm, [loss_sum, num_tokens as f64, in_documents as f64, in_chunks as f64])?;
         if !loss.is_finite() {
             return Err(TrainError::NotANumber { what: "loss", step });
         }
@@ -132,7 +134,7 @@ impl Trainer {
             grad_norm: gradient.norm,
             learning_rate,
             num_tokens: num_tokens as usize,
-            num_attended_pairs: num_pairs as u64,
+            attended_pairs: AttendedPairs { in_documents: in_documents as u64, in_chunks: in_chunks as u64 },
         })
     }
 
@@ -203,6 +205,7 @@ impl Trainer {
         let lora = self.adapter.weights()?;
         let mut losses = Vec::with_capacity(batches.len());
         for batch in batches {
+            self.job.whereabouts.enter(Phase::Evaluate); // each is progress
             let batch = batch.to_device(&self.device)?;
             losses.push(self.losses(&self.pass(&batch, &lora, None), &mut NoTrace)?);
         }

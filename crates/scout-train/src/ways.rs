@@ -17,6 +17,8 @@ use crate::trainer::Schedules;
 
 /// Sharded units that are gathered ahead of the block in use: more than a layer gains nothing.
 pub const WHOLE_LAYER: usize = 4;
+/// The same where no times are known.
+pub const LOOKAHEAD: usize = 2;
 /// Less where memory is short.
 const LOOKAHEADS: [usize; 5] = [WHOLE_LAYER, 3, 2, 1, 0];
 /// What the table shows of the ways, the fastest of them.

@@ -6,6 +6,7 @@ mod gather;
 mod lengths;
 mod load;
 pub(super) mod meeting;
+mod output;
 mod ranks;
 mod sampler;
 mod seconds;
@@ -29,8 +30,9 @@ use scout_kernels::selftest::rates::{self, Rate};
 use scout_train::TrainError;
 use serde_json::json;
 
+use self::output::Output;
 use self::seconds::seconds;
-use super::results::{results, write_json};
+use super::results::results;
 use super::selftest;
 use crate::surroundings::{self, print};
 
@@ -91,7 +93,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         What::Load(arguments) => load::run(arguments),
         What::Gather(arguments) => gather::run(arguments),
         What::Comm(arguments) => comm::run(arguments),
-        What::Gemm(arguments) => gemm(&open(&arguments.on)?, arguments),
+        What::Gemm(arguments) => {
+            let json = arguments.json.as_deref().map(Output::open).transpose()?;
+            gemm(&open(&arguments.on)?, arguments.seconds, json)
+        }
         What::Kernels(on) => kernels(&open(on)?),
         What::Attention(on) => attention(&open(on)?),
         What::Experts(on) => experts(&open(on)?),
@@ -185,13 +190,13 @@ fn experts(device: &Arc<CudaDevice>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::Success)
 }
 
-fn gemm(device: &Arc<CudaDevice>, gemm: &Gemm) -> anyhow::Result<ExitCode> {
+fn gemm(device: &Arc<CudaDevice>, steady: Duration, json: Option<Output>) -> anyhow::Result<ExitCode> {
     print(&format!(
         "{:<42} {:>6} {:>7} {:>6} {:>3} {:>17} {:>17} {:>9} {:>7}",
         "product", "m", "n", "k", "of", "rested: TFLOP/s", "steady: TFLOP/s", "SM clock", "power"
     ))?;
     let mut told = Ok(());
-    let rates = rates::products(device, gemm.seconds, |rate| {
+    let rates = rates::products(device, steady, |rate| {
         told = std::mem::replace(&mut told, Ok(())).and_then(|()| print(&line(rate)));
     });
     let rates = rates.map_err(TrainError::from)?;
@@ -210,9 +215,9 @@ fn gemm(device: &Arc<CudaDevice>, gemm: &Gemm) -> anyhow::Result<ExitCode> {
             trial.best.as_secs_f64() * 1e6
         ))?;
     }
-    if let Some(path) = &gemm.json {
+    if let Some(output) = json {
         let rows: Vec<_> = rates.iter().map(as_json).collect();
-        write_json(path, &results("gemm", (&Device::Cuda(device.clone()), 1), json!({ "products": rows })))?;
+        output.write_json(&results("gemm", (&Device::Cuda(device.clone()), 1), json!({ "products": rows })))?;
     }
     Ok(ExitCode::Success)
 }

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use scout_config::{Loaded, RunConfig};
 use scout_core::ExitCode;
+use scout_data::DataError;
+use scout_train::TrainError;
 
 use crate::failure::Mistake;
 use crate::surroundings;
@@ -63,6 +65,17 @@ pub fn load(arguments: &ConfigArguments) -> anyhow::Result<Loaded> {
         overrides.push(format!("device={}", device.value()));
     }
     Ok(RunConfig::load(path, &overrides, &surroundings::environment())?)
+}
+
+/// Does what a configuration asks for. A key that is then found to be at odds with the model, the data or the machine is
+/// told with the place where it was written.
+pub fn placing<T>(loaded: &Loaded, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    work().map_err(|error| match error.downcast_ref() {
+        Some(TrainError::Config { key, problem } | TrainError::Data(DataError::Setting { key, problem })) => {
+            loaded.at_odds(key, problem).map_or(error, anyhow::Error::from)
+        }
+        _ => error,
+    })
 }
 
 fn default_config() -> anyhow::Result<&'static Path> {

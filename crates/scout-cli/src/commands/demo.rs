@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ProcessExitCode> {
         "  train again, changed:  scout-dist launch -n {NUM_RANKS} train {} learning_rate=1e-3 overwrite_output_dir=true",
         config_path.display()
     ))?;
-    print("  plan a real run:       scout-dist plan configs/scout-lora-8xh200.yaml --world 8")?;
+    print("  plan a real run:       scout-dist plan configs/scout-lora-8gpu.yaml --world 8 --device-memory 78GiB")?;
     Ok(ProcessExitCode::SUCCESS)
 }
 

@@ -1,6 +1,10 @@
 //! The device that a command computes on, found before its run is planned and taken when it is.
 
-use scout_comm::{Communicator, Job, words};
+use std::sync::Arc;
+use std::time::Duration;
+
+use scout_comm::gpu::GpuGroup;
+use scout_comm::{Communicator, words};
 use scout_config::{DeviceKind, RunConfig};
 use scout_core::ByteCount;
 use scout_core::causes::with_causes;
@@ -9,6 +13,7 @@ use scout_device::device::DeviceWish;
 use scout_device::{Device, DeviceError, host};
 use scout_train::TrainError;
 use scout_train::machine::{ComputeType, Hardware, Kind, Machine, Room};
+use scout_train::memory::COUNTED_FOR_NCCL;
 use scout_train::plan::RunPlan;
 
 use crate::ranks::Seat;
@@ -41,6 +46,13 @@ fn left_to_libraries(world_size: usize) -> ByteCount {
 /// without.
 const USES_BEFORE_TRIAL: u32 = 500;
 
+/// How long the host waits for the GPU. Ranks that keep others waiting are found by the watch over all ranks, which knows who it
+/// was; this ends only what it does not see, and so comes later.
+fn patience(config: &RunConfig) -> Duration {
+    const AT_LEAST: Duration = Duration::from_secs(600);
+    config.device.hang_limit.map_or(AT_LEAST, |limit| (2 * limit).max(AT_LEAST))
+}
+
 fn without(all: ByteCount, part: ByteCount) -> ByteCount {
     ByteCount(all.0.saturating_sub(part.0))
 }
@@ -59,20 +71,24 @@ pub struct Found {
     seat: Seat,
     compute: ComputeType,
     choice: Choice,
+    patience: Duration,
+    /// How the GPUs of several ranks reach each other, when they have met.
+    gpus: Option<GpuGroup>,
 }
 
 impl Found {
     /// The device that a configuration means for the rank on this seat. Takes no memory that anybody would miss.
     pub fn by(config: &RunConfig, seat: &Seat) -> Result<Found, TrainError> {
         let choice = if config.device.deterministic { Choice::First } else { Choice::Timed };
-        let options = CudaOptions { working_memory: NEXT_TO_NOTHING, ordinal: seat.gpu(), ..surroundings::cuda() };
+        let (ordinal, patience) = (seat.gpu(), patience(config));
+        let options = CudaOptions { working_memory: NEXT_TO_NOTHING, ordinal, patience, ..surroundings::cuda() };
         let device = Device::choose(wish(config.device.device), &options)?;
         let kind = match &device {
             Device::Cpu => Kind::Host,
             Device::Cuda(_) => Kind::Gpu,
         };
         let compute = ComputeType::wanted(config, kind);
-        Ok(Found { device, seat: *seat, compute, choice })
+        Ok(Found { device, seat: *seat, compute, choice, patience, gpus: None })
     }
 
     /// For people; nothing on the host.
@@ -81,50 +97,53 @@ impl Found {
         Some(format!("computing in {} on {gpu:?}, {}", self.compute.dtype(), gpu.properties().memory))
     }
 
-    /// What the plan must know. All ranks see the memory of the one that has least free, so that they plan alike. Fails on
-    /// all of them where two ranks share a GPU and nobody has said that they are to.
-    pub fn hardware(&self, comm: &dyn Communicator) -> Result<Hardware, TrainError> {
+    /// What the plan must know. All ranks call it: their GPUs meet here, and all see the memory of the one that has least free
+    /// then, so that they plan alike. Fails on all of them where two ranks share a GPU and nobody has said that they are to.
+    pub fn hardware(&mut self, comm: &dyn Communicator) -> Result<Hardware, TrainError> {
         let world_size = self.seat.world_size;
         let Device::Cuda(gpu) = &self.device else { return Ok(world_size.into()) };
         must_be_alone(gpu, &self.seat, comm)?;
-        let (free, _) = gpu.context().memory()?;
+        let (mut free, _) = gpu.context().memory()?;
+        if world_size > 1 {
+            self.gpus = Some(GpuGroup::connect(gpu, comm)?);
+            // How much NCCL takes depends on links and their number.
+            free = free.min(gpu.context().memory()?.0 + COUNTED_FOR_NCCL);
+        }
         let own = ByteCount(free.0 / self.seat.ranks_of_a_gpu() as u64);
         let room = Room::ForAll(without(least(comm, own)?, left_to_libraries(world_size)));
         Ok(Hardware { world_size, kind: Kind::Gpu, compute: self.compute, room })
     }
 
-    /// Takes of the device what `plan` says. All ranks call it: their GPUs meet here.
-    pub fn machine(self, plan: &RunPlan, job: &Job) -> Result<Machine, TrainError> {
-        let Found { device, seat, compute, choice } = self;
-        let device = match device {
-            Device::Cpu => Device::Cpu,
-            Device::Cuda(found) => {
-                let working_memory = plan.memory.working();
-                let options = CudaOptions {
-                    working_memory,
-                    ordinal: seat.gpu(),
-                    choice,
-                    uses_before_trial: USES_BEFORE_TRIAL,
-                    ..surroundings::cuda()
-                };
-                // Opened before `found` is given up: the driver keeps what it has set up.
-                let opened = CudaDevice::open(&options)?;
-                drop(found);
-                Device::Cuda(opened)
-            }
+    /// Takes of the device what `plan` says.
+    pub fn machine(self, plan: &RunPlan) -> Result<Machine, TrainError> {
+        let Found { device, seat: Seat { world_size, .. }, compute, choice, patience, gpus } = self;
+        let Device::Cuda(found) = device else { return Ok(world_size.into()) };
+        let options = CudaOptions {
+            working_memory: plan.memory.working(),
+            choice,
+            patience,
+            uses_before_trial: USES_BEFORE_TRIAL,
+            ..surroundings::cuda()
         };
-        Machine::of_rank(device, compute, job)
+        let gpu = found.open_again(&options)?;
+        let gpus = gpus.map(|group| Arc::new(group.on(&gpu)));
+        Ok(Machine { world_size, device: Device::Cuda(gpu), compute, gpus })
+    }
+
+    /// As [`must_be_alone`], on a GPU.
+    pub fn must_be_alone(&self, comm: &dyn Communicator) -> Result<(), TrainError> {
+        match &self.device {
+            Device::Cpu => Ok(()),
+            Device::Cuda(gpu) => must_be_alone(gpu, &self.seat, comm),
+        }
     }
 }
 
 /// Each rank needs a GPU of its own, unless ranks are told to share. Every rank calls it, and it fails on all of them.
 pub fn must_be_alone(gpu: &CudaDevice, seat: &Seat, comm: &dyn Communicator) -> Result<(), TrainError> {
-    if seat.shared_gpus.is_some() {
-        return Ok(());
-    }
     let place = format!("{} {}", host::boot_id(), gpu.properties().pci_bus_id);
     let places = words::of_any_length(comm, place.into_bytes())?;
-    let Some((first, second)) = same(&places) else { return Ok(()) };
+    let Some((first, second)) = same(&places).filter(|_| seat.shared_gpus.is_none()) else { return Ok(()) };
     let reason = format!(
         "ranks {first} and {second} are on the same GPU ({}); start as many ranks on a host as it has GPUs, and let each \
          see all of them or one of its own",
@@ -156,11 +175,12 @@ pub fn hardware(config: &RunConfig, world_size: usize) -> (Hardware, Option<Stri
     let options = CudaOptions { working_memory: NEXT_TO_NOTHING, ..surroundings::cuda() };
     match Device::choose(wish(config.device.device), &options) {
         Ok(Device::Cpu) => (world_size.into(), None),
+        // Planned for another machine, it may be.
+        Ok(Device::Cuda(_)) | Err(_) if is_told => (on_gpu(Room::Unknown), None),
         Ok(Device::Cuda(gpu)) => {
             // All of it: what others use of it now says nothing about the run that is planned.
             (on_gpu(Room::ForAll(without(gpu.properties().memory, left_to_libraries(world_size)))), None)
         }
-        Err(_) if is_told => (on_gpu(Room::Unknown), None),
         Err(error) => {
             let unknown = "the memory of a GPU is unknown, so all is kept: `device_memory` tells it";
             (on_gpu(Room::Unknown), Some(format!("no GPU can be asked ({}); {unknown}", with_causes(&error))))

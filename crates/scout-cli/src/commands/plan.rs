@@ -19,7 +19,7 @@ use scout_train::trained_weights::TrainedWeights;
 use scout_train::ways::{Resident, StepTime, Way};
 use serde_json::json;
 
-use super::configuration::{ConfigArguments, load};
+use super::configuration::{ConfigArguments, load, placing};
 use super::machine::hardware;
 use crate::surroundings::print;
 
@@ -30,7 +30,7 @@ pub struct Arguments {
     /// Number of ranks to plan for
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     world: u16,
-    /// Memory of one device, as 80GiB; overrides the key `device_memory`
+    /// Memory of one device, as 78GiB; overrides the key `device_memory`
     #[arg(long)]
     device_memory: Option<String>,
     /// Print JSON
@@ -52,7 +52,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     // A model that is not there is told before a GPU is asked for anything.
     let source = ModelSource::find(&loaded.config, true)?;
     let (hardware, note) = hardware(&loaded.config, usize::from(arguments.world));
-    let Resolved { plan, data } = resolve(&loaded.config, source, hardware)?;
+    let Resolved { plan, data } = placing(&loaded, || Ok(resolve(&loaded.config, source, hardware)?))?;
     let balance = data.as_ref().ok().copied();
     let notes: Vec<&String> = loaded.notes.iter().chain(&note).collect();
     if arguments.json {
@@ -124,6 +124,9 @@ pub fn summary(plan: &RunPlan) -> Vec<String> {
         format!("memory     {} a rank{}", memory.total(), budget(memory.budget)),
         format!("           {}", memory_words(plan)),
     ];
+    if let (Some(written), Some(free)) = (plan.more_than_free, memory.budget) {
+        lines.push(format!("           `device_memory` is {written}, but only {free} are free: planned for those"));
+    }
     lines.extend(match differ_in_time(plan) {
         true => timed_table(plan),
         false => keeping_table(plan),
@@ -415,4 +418,27 @@ fn as_json(plan: &RunPlan, balance: Option<Balance>) -> serde_json::Value {
         })),
         "balance": balance.map(|balance| json!({"excess": balance.excess()})),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use scout_train::machine::Room;
+
+    use super::*;
+
+    #[test]
+    fn a_plan_for_less_memory_than_was_written_says_so() {
+        let line = |written: &str| {
+            let overrides = [format!("device_memory={written}")];
+            let config = RunConfig::from_text("run.yaml", "random_weights: true", &overrides, &[]).unwrap().config;
+            let room = Room::ForAll(ByteCount(79 << 30));
+            let hardware = Hardware { world_size: 8, kind: Kind::Gpu, compute: ComputeType::Bf16, room };
+            let source = ModelSource::find(&config, true).unwrap();
+            let summary = summary(&RunPlan::resolve(&config, source, hardware, None, None).unwrap());
+            summary.into_iter().find(|line| line.contains("device_memory"))
+        };
+        let said = "`device_memory` is 80.00 GiB, but only 79.00 GiB are free: planned for those";
+        assert_eq!(line("80GiB").unwrap().trim(), said);
+        assert_eq!(line("79GiB"), None);
+    }
 }

@@ -1,6 +1,7 @@
 //! `preprocess`: rows as the model sees them. Learned tokens are marked, so that a wrong mask is seen before it costs a
 //! run.
 
+use scout_config::RunConfig;
 use scout_core::ExitCode;
 use scout_data::tokenise;
 use scout_telemetry::grouped;
@@ -8,7 +9,7 @@ use scout_train::TrainError;
 use scout_train::plan::ModelSource;
 use scout_train::prepare::{dataset, encoding, template};
 
-use super::configuration::{ConfigArguments, load};
+use super::configuration::{ConfigArguments, load, placing};
 use crate::failure::Mistake;
 use crate::surroundings::{self, print};
 
@@ -23,7 +24,10 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let loaded = load(&arguments.config)?;
-    let config = &loaded.config;
+    placing(&loaded, || show(&loaded.config, arguments.show))
+}
+
+fn show(config: &RunConfig, num_rows: usize) -> anyhow::Result<ExitCode> {
     if config.data.dataset.is_empty() {
         let message = "`dataset` is not given, so there are no rows to show".to_string();
         return Err(Mistake { message, code: ExitCode::BadConfig, hint: None }.into());
@@ -37,7 +41,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let template = template(config, &folder)?;
     let examples = tokenise(&dataset(config)?, &template, &encoding(config)?).map_err(TrainError::from)?;
     let color = std::io::IsTerminal::is_terminal(&std::io::stdout()) && surroundings::terminal().color;
-    for row in 0..examples.len().min(arguments.show) {
+    for row in 0..examples.len().min(num_rows) {
         let (tokens, targets) = (examples.length(row), examples.targets(row));
         print(&format!("row {}: {tokens} tokens, {targets} of them learned", row + 1))?;
         let labels: Vec<bool> = examples.labels(row).map(|label| label.is_some()).collect();

@@ -47,11 +47,7 @@ fn environment(device: &Device) -> Value {
 
 /// Writes results for other programs.
 pub fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {
-    write_text(path, &format!("{value:#}\n"))
-}
-
-pub fn write_text(path: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(path, text).map_err(|cause| {
+    std::fs::write(path, format!("{value:#}\n")).map_err(|cause| {
         let code = ExitCode::of_io(&cause, ExitCode::CannotCreate);
         Mistake { message: format!("`{}` cannot be written: {cause}", path.display()), code, hint: None }.into()
     })

@@ -11,7 +11,7 @@ use scout_train::plan::ModelSource;
 use scout_train::prepare::plan_model;
 use scout_train::run::{self, Outcome};
 
-use super::configuration::{ConfigArguments, load};
+use super::configuration::{ConfigArguments, load, placing};
 use super::machine::Found;
 use super::plan;
 use crate::build_info;
@@ -36,7 +36,7 @@ pub fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
     let source = ModelSource::find(&loaded.config, false)?;
     let joined = join(&ranks, &loaded.config, &source, &mut progress)?;
     joined.work(|job| {
-        let outcome = train(&loaded, source, (&ranks.seat, job), &mut progress)?;
+        let outcome = placing(&loaded, || train(&loaded, source, (&ranks.seat, job), &mut progress))?;
         progress.say(&format!("done in {:.1} s", begun.elapsed().as_secs_f64()))?;
         for line in closing_lines(&loaded, &outcome) {
             progress.say(&line)?;
@@ -59,7 +59,7 @@ fn train(
     progress: &mut Progress,
 ) -> anyhow::Result<Outcome> {
     let config = &loaded.config;
-    let found = Found::by(config, seat)?;
+    let mut found = Found::by(config, seat)?;
     if let Some(line) = found.describe() {
         progress.say(&line)?;
     }
@@ -72,7 +72,7 @@ fn train(
         progress.say(&line)?;
     }
     identity::must_plan_alike(&planned, &*job.comm)?;
-    let machine = found.machine(&planned.plan, job)?;
+    let machine = found.machine(&planned.plan)?;
     Ok(run::run(config, planned.on(machine), job, progress)?)
 }
 

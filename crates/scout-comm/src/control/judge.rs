@@ -126,7 +126,9 @@ impl Judge {
             let misses = |other: &usize| awaited(beat(*other)).is_some_and(|it| it.missing == Some(Rank(*rank)));
             std::cmp::Reverse(here().filter(misses).count())
         };
-        let behind = |rank: &usize| (num_begun(rank), num_missing(rank), *rank);
+        // Ranks on GPUs begin no operations in a step, but one that stopped in it has not come as far as those that wait for it.
+        let came_to = |rank: &usize| beat(*rank).map(|beat| (beat.place.step, beat.place.phase));
+        let behind = |rank: &usize| (num_begun(rank), came_to(rank), num_missing(rank), *rank);
         let culprit = if busy.is_empty() {
             here().min_by_key(behind)
         } else if let Some(rank) = busy.iter().copied().filter(in_a_step).min_by_key(behind) {

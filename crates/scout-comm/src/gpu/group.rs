@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use scout_core::Mesh;
+use scout_core::{DType, Mesh};
 use scout_device::cuda::{CudaDevice, DeviceBuffer, Nccl, Priority, Settings, Stream};
 
 use super::{exchange, nccl};
@@ -20,12 +20,31 @@ pub struct GpuGroup {
 }
 
 impl GpuGroup {
-    /// Every rank calls it with the GPU that is its own. Waits until all have come.
+    /// Every rank calls it with the GPU that is its own. Waits until all have come. Then NCCL has taken the memory that its
+    /// collectives need, so that what is free is free for a run.
     pub fn connect(device: &Arc<CudaDevice>, comm: &dyn Communicator) -> Result<GpuGroup> {
         let nccl = nccl::connect(device, comm, Settings::default())?;
         // No higher than arithmetic: a sum that comes late is waited for once, at the end.
         let sums = exchange::must_agree(comm, Stream::new(device.context(), Priority::Low))?;
-        Ok(GpuGroup { mesh: comm.mesh(), device: device.clone(), nccl: Arc::new(nccl), sums: Arc::new(sums) })
+        let group = GpuGroup { mesh: comm.mesh(), device: device.clone(), nccl: Arc::new(nccl), sums: Arc::new(sums) };
+        exchange::must_agree(comm, group.begin())?;
+        Ok(group)
+    }
+
+    /// The same group, whose arithmetic runs on `device` from now on: the same GPU, opened again.
+    pub fn on(self, device: &Arc<CudaDevice>) -> GpuGroup {
+        GpuGroup { device: device.clone(), ..self }
+    }
+
+    /// One collective of each kind, at the first of which NCCL connects and takes memory.
+    fn begin(&self) -> scout_device::Result<()> {
+        let size = self.mesh.size();
+        let (mut full, mut part) = (self.device.buffer(DType::F32, [size])?, self.device.buffer(DType::F32, [1])?);
+        full.clear()?;
+        let stream = self.device.compute();
+        self.nccl.reduce_scatter_part((&full, 0..size), (&mut part, 0..1), stream)?;
+        self.nccl.all_gather_part((&part, 0..1), (&mut full, 0..size), stream)?;
+        self.device.finish()
     }
 
     pub fn mesh(&self) -> Mesh {

@@ -17,6 +17,6 @@ mod ways;
 
 pub use group::GpuGroup;
 pub use nccl::connect;
-pub use open_way::OpenWay;
+pub use open_way::{Arriving, OpenWay};
 pub use trial::{Chosen, Wish, choose};
 pub use ways::{GatherMemory, Ranks, Way};

@@ -7,8 +7,8 @@
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use scout_device::Tensor;
-use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, Stream};
+use scout_device::cuda::{CudaDevice, DeviceBuffer, Event, Stream};
+use scout_device::{Purpose, Tensor};
 
 use super::gather::Gather;
 use super::nccl::ByNccl;
@@ -22,8 +22,16 @@ use crate::error::{CommError, Result};
 pub struct OpenWay {
     way: Way,
     device: Arc<CudaDevice>,
+    world_size: usize,
     gather: ManuallyDrop<Box<dyn Gather>>,
     memory: ManuallyDrop<GatherMemory>,
+}
+
+/// A unit that is under way.
+pub struct Arriving {
+    pub full: DeviceBuffer,
+    /// It is there when all are past.
+    pub arrived: Vec<Event>,
 }
 
 impl OpenWay {
@@ -33,7 +41,7 @@ impl OpenWay {
         match way_of(way, ranks, &memory) {
             Ok(gather) => {
                 let (gather, memory) = (ManuallyDrop::new(gather), ManuallyDrop::new(memory));
-                Ok(OpenWay { way, device: ranks.device.clone(), gather, memory })
+                Ok(OpenWay { way, device: ranks.device.clone(), world_size: ranks.comm.mesh().size(), gather, memory })
             }
             Err(error) => {
                 // All ranks say alike that there is no way, and have closed what they had mapped of each other when they meet.
@@ -50,19 +58,20 @@ impl OpenWay {
         self.way
     }
 
-    /// Where units become whole.
-    pub fn ring(&self) -> &Arena {
-        &self.memory.ring
-    }
-
     /// As [`Gather::stream`].
     pub fn stream(&self) -> &Arc<Stream> {
         self.gather.stream()
     }
 
-    /// As [`Gather::queue`].
-    pub fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
-        self.gather.queue(part, full)
+    /// Queues that a unit, of which `part` is this rank's, becomes whole in the ring. All ranks gather the same units in the same
+    /// order, and give their memory back in one order.
+    pub fn gather(&self, part: &Tensor) -> Result<Arriving> {
+        let len = part.num_elements() * self.world_size;
+        let bytes = (part.dtype().size() * len as u64).0 as usize;
+        let block = self.memory.ring.take(Purpose::Gathered, bytes)?;
+        let mut full = DeviceBuffer::new(&self.device, block, part.dtype(), [len])?;
+        let arrived = self.gather.queue(part, &mut full)?;
+        Ok(Arriving { full, arrived })
     }
 
     /// The end of all gathering. Every rank calls it, when all that it has queued will come to an end.
@@ -79,10 +88,13 @@ impl OpenWay {
 }
 
 fn way_of(way: Way, Ranks { device, comm }: Ranks, memory: &GatherMemory) -> Result<Box<dyn Gather>> {
-    Ok(match (&memory.nccl, way) {
-        (Some(nccl), _) => Box::new(ByNccl { nccl: nccl.clone(), stream: device.copy().clone() }),
-        (None, Way::Push) => Box::new(Push::map(device, &memory.ring, comm)?),
-        (None, Way::PullInStep) => Box::new(Pull::map(device, &memory.parts, Pace::InStep, comm)?),
-        (None, _) => Box::new(Pull::map(device, &memory.parts, Pace::Free, comm)?),
+    Ok(match way {
+        Way::Push => Box::new(Push::map(device, &memory.ring, comm)?),
+        Way::Pull => Box::new(Pull::map(device, &memory.parts, Pace::Free, comm)?),
+        Way::PullInStep => Box::new(Pull::map(device, &memory.parts, Pace::InStep, comm)?),
+        Way::NcclByCopy | Way::Nccl => {
+            let nccl = memory.nccl.clone().expect("memory of these ways comes with what gathers in it");
+            Box::new(ByNccl { nccl, stream: device.copy().clone() })
+        }
     })
 }

@@ -60,7 +60,7 @@ pub fn choose(wish: Wish, ranks: Ranks, part: ByteCount) -> Result<Chosen> {
             Err(error) => return Err(error),
         }
     }
-    let Some(way) = best_under_products(&tried) else {
+    let Some(way) = best_under_products(&tried, world_size) else {
         return Err(CommError::NoWay { way: "any way that `gather` allows", reason: said.join("; ") });
     };
     said.push(format!("units are gathered by {way}"));
@@ -68,11 +68,11 @@ pub fn choose(wish: Wish, ranks: Ranks, part: ByteCount) -> Result<Chosen> {
 }
 
 /// Ways are timed alone, and will be used under products.
-fn best_under_products(tried: &[(Way, f64)]) -> Option<Way> {
+fn best_under_products(tried: &[(Way, f64)], world_size: usize) -> Option<Way> {
     // Gathers mostly hide behind arithmetic: a second that arithmetic loses weighs more than one of theirs.
     const LOST: f64 = 2.0;
     let weighed = |&(way, seconds): &(Way, f64)| {
-        let UnderProducts { keeps, takes } = under_products(way);
+        let UnderProducts { keeps, takes } = under_products(way, world_size);
         seconds / keeps * (1.0 + LOST * takes)
     };
     tried.iter().min_by(|a, b| weighed(a).total_cmp(&weighed(b))).map(|(way, _)| *way)
@@ -86,14 +86,19 @@ struct UnderProducts {
     takes: f64,
 }
 
-/// As `bench gather` found between two H200: from 384 to 370 GB/s, 344 to 350, 326 to 148, 272 to 156. Among more, copies of own
-/// parts are fewer and take less, with each way alike.
-fn under_products(way: Way) -> UnderProducts {
-    match way {
-        Way::Push => UnderProducts { keeps: 0.96, takes: 0.19 },
-        Way::Pull | Way::PullInStep => UnderProducts { keeps: 1.0, takes: 0.17 },
-        Way::NcclByCopy => UnderProducts { keeps: 0.45, takes: 0.07 },
-        Way::Nccl => UnderProducts { keeps: 0.57, takes: 0.15 },
+/// As `bench gather` found between two H200: from 384 to 370 GB/s, 344 to 350, 326 to 148, 272 to 156. What copy engines take
+/// is mostly the copy of the own part: an eighth among eight, so that all of their ways take alike there. A trial begins all
+/// gathers together; ranks that pull when they like drift apart later, and among four, in another program, halved each
+/// other's speed.
+fn under_products(way: Way, world_size: usize) -> UnderProducts {
+    match (way, world_size) {
+        (Way::Push, ..=2) => UnderProducts { keeps: 0.96, takes: 0.19 },
+        (Way::Pull | Way::PullInStep, ..=2) => UnderProducts { keeps: 1.0, takes: 0.17 },
+        (Way::Push, _) => UnderProducts { keeps: 0.96, takes: 0.1 },
+        (Way::Pull, _) => UnderProducts { keeps: 0.6, takes: 0.1 },
+        (Way::PullInStep, _) => UnderProducts { keeps: 1.0, takes: 0.1 },
+        (Way::NcclByCopy, _) => UnderProducts { keeps: 0.45, takes: 0.07 },
+        (Way::Nccl, _) => UnderProducts { keeps: 0.57, takes: 0.15 },
     }
 }
 
@@ -112,20 +117,25 @@ fn time_on_all(way: Way, ranks: Ranks, part: ByteCount) -> Result<f64> {
     })();
     let own = exchange::must_agree(comm, own)?;
     let opened = OpenWay::open(way, ranks, memory)?;
-    let seconds = time(&opened, &own, ranks)?;
+    let seconds = match time(&opened, &own, ranks) {
+        Err(error @ CommError::NoWay { .. }) => {
+            // Other ways need this stream and this memory: where they do not become free, there is no other way.
+            exchange::must_agree(comm, opened.stream().finish(device.patience()))?;
+            Err(error)
+        }
+        seconds => Ok(seconds?),
+    };
     drop(own);
     opened.leave(comm)?;
-    Ok(seconds)
+    seconds
 }
 
 /// Seconds of one gather on the slowest rank. A way that fails on one rank is none for any of them.
 fn time(gather: &OpenWay, part: &Tensor, Ranks { device, comm }: Ranks) -> Result<f64> {
     const WAY: &str = "what was tried";
-    let len = part.num_elements() * comm.mesh().size();
     let once = || -> Result<()> {
-        let block = gather.ring().take(Purpose::Gathered, len)?;
-        let events = gather.queue(part, &mut DeviceBuffer::new(device, block, part.dtype(), [len])?)?;
-        Ok(events.iter().try_for_each(|event| gather.stream().wait_for(event))?)
+        let arrived = gather.gather(part)?.arrived;
+        Ok(arrived.iter().try_for_each(|event| gather.stream().wait_for(event))?)
     };
     let first = once().and_then(|()| Ok(gather.stream().finish(device.patience())?));
     exchange::all_can(comm, WAY, first)?; // and all begin together, so that nobody times the others' start
@@ -146,6 +156,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn among_eight_free_pulls_must_be_much_faster_in_a_trial_than_what_does_not_drift() {
+        let (push, pull, step) = (Way::Push, Way::Pull, Way::PullInStep);
+        for (gigabytes_a_second, expected) in [
+            ([(push, 372.0), (pull, 363.0), (step, 330.0)], push),
+            ([(push, 300.0), (pull, 363.0), (step, 340.0)], step),
+            ([(push, 190.0), (pull, 363.0), (step, 190.0)], pull),
+        ] {
+            let tried = gigabytes_a_second.map(|(way, rate)| (way, 1.0 / rate));
+            assert_eq!(best_under_products(&tried, 8), Some(expected), "{gigabytes_a_second:?}");
+        }
+    }
+
+    #[test]
     fn what_is_fastest_alone_must_be_much_faster_where_it_loses_or_takes_most_under_products() {
         let (push, pull, step, windows, kernels) = (Way::Push, Way::Pull, Way::PullInStep, Way::NcclByCopy, Way::Nccl);
         for (tried, expected) in [
@@ -162,7 +185,7 @@ mod tests {
             (vec![(kernels, 9.0)], Some(kernels)),
             (vec![], None),
         ] {
-            assert_eq!(best_under_products(&tried), expected, "{tried:?}");
+            assert_eq!(best_under_products(&tried, 2), expected, "{tried:?}");
         }
     }
 

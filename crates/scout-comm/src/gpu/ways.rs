@@ -63,7 +63,8 @@ impl Way {
         // A communicator of its own: NCCL keeps the order of all work of one, and sums would hold gathers up.
         let connect = |zero_cta| {
             let settings = Settings { zero_cta, ..Settings::default() };
-            nccl::connect(device, comm, settings).map(|nccl| Some(Arc::new(nccl)))
+            // Where it cannot, other ways still may.
+            exchange::all_can(comm, "NCCL", nccl::connect(device, comm, settings)).map(|nccl| Some(Arc::new(nccl)))
         };
         let nccl = match self {
             Way::NcclByCopy => connect(true)?,

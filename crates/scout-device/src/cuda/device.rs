@@ -88,7 +88,15 @@ impl CudaDevice {
     /// Opens the libraries and the GPU. Fails with what is missing and how to install it.
     pub fn open(options: &CudaOptions) -> Result<Arc<CudaDevice>> {
         let libraries = Libraries::open(&options.search)?;
-        let context = Arc::new(Context::open(libraries, options.ordinal, Account::new(None))?);
+        CudaDevice::of(Arc::new(Context::open(libraries, options.ordinal, Account::new(None))?), options)
+    }
+
+    /// The same GPU with other memory. What was set up with this one, a communicator of NCCL's too, works with both.
+    pub fn open_again(&self, options: &CudaOptions) -> Result<Arc<CudaDevice>> {
+        CudaDevice::of(self.context.clone(), options)
+    }
+
+    fn of(context: Arc<Context>, options: &CudaOptions) -> Result<Arc<CudaDevice>> {
         // With a lower priority than products, copies inside of the GPU got next to nothing under products without end.
         let compute = Arc::new(Stream::new(&context, Priority::Low)?);
         let copy = Arc::new(Stream::new(&context, Priority::High)?);

@@ -81,6 +81,37 @@ impl NcclId {
     }
 }
 
+/// Elements that a collective reads or writes. They lie in `block`.
+#[derive(Clone, Copy)]
+struct Span<'a> {
+    block: &'a Block,
+    address: u64,
+    dtype: DType,
+    len: usize,
+}
+
+impl Span<'_> {
+    fn seen<'a>(what: &'static str, tensor: &'a Tensor) -> Result<Span<'a>> {
+        let region = tensor.region(what)?;
+        let (dtype, len) = (tensor.dtype(), tensor.num_elements());
+        Ok(Span { block: &region.block, address: region.address(), dtype, len })
+    }
+
+    fn whole(buffer: &DeviceBuffer) -> Span<'_> {
+        Span { block: buffer.block(), address: buffer.address(), dtype: buffer.dtype(), len: buffer.num_elements() }
+    }
+
+    fn of<'a>(what: &'static str, buffer: &'a DeviceBuffer, elements: Range<usize>) -> Result<Span<'a>> {
+        must_hold(what, &elements, buffer.num_elements())?;
+        let address = buffer.address() + (buffer.dtype().size() * elements.start as u64).0;
+        Ok(Span { address, len: elements.len(), ..Span::whole(buffer) })
+    }
+
+    fn pointer(&self) -> *mut c_void {
+        self.address as *mut c_void
+    }
+}
+
 impl Nccl {
     /// Fails with what to install where the library is missing.
     pub fn must_be_there(context: &Context) -> Result<()> {
@@ -117,38 +148,7 @@ impl Nccl {
     pub fn all_gather(&self, shard: &Tensor, full: &mut DeviceBuffer, stream: &Arc<Stream>) -> Result<()> {
         const WHAT: &str = "all-gather between GPUs";
         full.must_be_alone(WHAT)?;
-        let region = shard.region(WHAT)?;
-        same_dtype(WHAT, shard.dtype(), full.dtype())?;
-        parts_make_whole(WHAT, (shard.num_elements(), full.num_elements()), self.world_size)?;
-        self.meet(&[&region.block, full.block()], stream)?;
-        let (from, to, bytes) = (region.address(), full.address(), shard.bytes().0 as usize);
-        if bytes == 0 {
-            return Ok(());
-        }
-        self.communicator.call("ncclAllGather", |nccl, raw| {
-            // SAFETY: the lengths were checked above; nobody looks at `full`, so the two do not overlap; both blocks stay
-            // until the stream is done with them.
-            unsafe { (nccl.ncclAllGather)(pointer(from), pointer(to), bytes, BYTES, raw, stream.raw()) }
-        })
-    }
-
-    /// Queues on `stream`: `part` becomes this rank's part of the sum of all ranks' `full`; f32 or bf16.
-    pub fn reduce_scatter(&self, full: &Tensor, part: &mut DeviceBuffer, stream: &Arc<Stream>) -> Result<()> {
-        const WHAT: &str = "reduce-scatter between GPUs";
-        part.must_be_alone(WHAT)?;
-        let region = full.region(WHAT)?;
-        same_dtype(WHAT, full.dtype(), part.dtype())?;
-        let dtype = summed(WHAT, full.dtype())?;
-        parts_make_whole(WHAT, (part.num_elements(), full.num_elements()), self.world_size)?;
-        self.meet(&[&region.block, part.block()], stream)?;
-        let (from, to, count) = (region.address(), part.address(), part.num_elements());
-        if count == 0 {
-            return Ok(());
-        }
-        self.communicator.call("ncclReduceScatter", |nccl, raw| {
-            // SAFETY: as in `all_gather`, for `part`.
-            unsafe { (nccl.ncclReduceScatter)(pointer(from), pointer(to), count, dtype, SUM, raw, stream.raw()) }
-        })
+        self.gather(WHAT, (Span::seen(WHAT, shard)?, Span::whole(full)), stream)
     }
 
     /// As [`Nccl::all_gather`], of elements of larger buffers: elements `to` of `full` become elements `from` of all ranks'
@@ -161,21 +161,30 @@ impl Nccl {
     ) -> Result<()> {
         const WHAT: &str = "all-gather of a part between GPUs";
         full.must_be_alone(WHAT)?;
-        same_dtype(WHAT, shard.dtype(), full.dtype())?;
-        must_hold(WHAT, &from, shard.num_elements())?;
-        must_hold(WHAT, &to, full.num_elements())?;
-        parts_make_whole(WHAT, (from.len(), to.len()), self.world_size)?;
-        self.meet(&[shard.block(), full.block()], stream)?;
-        let bytes = (shard.dtype().size() * from.len() as u64).0 as usize;
-        let (from, to) = (address_of(shard, from.start), address_of(full, to.start));
+        self.gather(WHAT, (Span::of(WHAT, shard, from)?, Span::of(WHAT, full, to)?), stream)
+    }
+
+    /// Nobody but this call looks at the elements of `to`.
+    fn gather(&self, what: &'static str, (from, to): (Span, Span), stream: &Arc<Stream>) -> Result<()> {
+        same_dtype(what, from.dtype, to.dtype)?;
+        parts_make_whole(what, (from.len, to.len), self.world_size)?;
+        self.meet(&[from.block, to.block], stream)?;
+        let bytes = (from.dtype.size() * from.len as u64).0 as usize;
         if bytes == 0 {
             return Ok(());
         }
         self.communicator.call("ncclAllGather", |nccl, raw| {
-            // SAFETY: both ranges lie in their buffers (checked above); nobody else looks at the memory of `full`, so the
-            // two do not overlap; both blocks were told of the stream and stay until it is done with them.
-            unsafe { (nccl.ncclAllGather)(pointer(from), pointer(to), bytes, BYTES, raw, stream.raw()) }
+            // SAFETY: spans lie in their blocks, and the lengths were checked above; nobody looks at `to`, so the two do not
+            // overlap; both blocks were told of the stream and stay until it is done with them.
+            unsafe { (nccl.ncclAllGather)(from.pointer(), to.pointer(), bytes, BYTES, raw, stream.raw()) }
         })
+    }
+
+    /// Queues on `stream`: `part` becomes this rank's part of the sum of all ranks' `full`; f32 or bf16.
+    pub fn reduce_scatter(&self, full: &Tensor, part: &mut DeviceBuffer, stream: &Arc<Stream>) -> Result<()> {
+        const WHAT: &str = "reduce-scatter between GPUs";
+        part.must_be_alone(WHAT)?;
+        self.scatter(WHAT, (Span::seen(WHAT, full)?, Span::whole(part)), stream)
     }
 
     /// As [`Nccl::reduce_scatter`], of elements of larger buffers: elements `to` of `part` become this rank's part of the
@@ -189,22 +198,23 @@ impl Nccl {
     ) -> Result<()> {
         const WHAT: &str = "reduce-scatter of a part between GPUs";
         part.must_be_alone(WHAT)?;
-        same_dtype(WHAT, full.dtype(), part.dtype())?;
-        let dtype = summed(WHAT, full.dtype())?;
-        must_hold(WHAT, &from, full.num_elements())?;
-        must_hold(WHAT, &to, part.num_elements())?;
-        parts_make_whole(WHAT, (to.len(), from.len()), self.world_size)?;
-        self.meet(&[full.block(), part.block()], stream)?;
-        let count = to.len();
-        let (from, to) = (address_of(full, from.start), address_of(part, to.start));
-        if count == 0 {
+        self.scatter(WHAT, (Span::of(WHAT, full, from)?, Span::of(WHAT, part, to)?), stream)
+    }
+
+    /// Nobody but this call looks at the elements of `to`.
+    fn scatter(&self, what: &'static str, (from, to): (Span, Span), stream: &Arc<Stream>) -> Result<()> {
+        same_dtype(what, from.dtype, to.dtype)?;
+        let dtype = summed(what, from.dtype)?;
+        parts_make_whole(what, (to.len, from.len), self.world_size)?;
+        self.meet(&[from.block, to.block], stream)?;
+        if to.len == 0 {
             return Ok(());
         }
         self.communicator.call("ncclReduceScatter", |nccl, raw| {
-            // SAFETY: as in `all_gather_part`, for `part`. Of `full` NCCL reads `from` and nothing else, so kernels may
-            // write the rest. The host queues none that write `from` meanwhile: they are final. Were one queued all the
-            // same, the sums would be wrong numbers in memory that is still there.
-            unsafe { (nccl.ncclReduceScatter)(pointer(from), pointer(to), count, dtype, SUM, raw, stream.raw()) }
+            // SAFETY: as in `gather`. NCCL reads `from` and nothing else of its block, so kernels may write the rest. The host
+            // queues none that write `from` meanwhile: those elements are final. Were one queued all the same, the sums would
+            // be wrong numbers in memory that is still there.
+            unsafe { (nccl.ncclReduceScatter)(from.pointer(), to.pointer(), to.len, dtype, SUM, raw, stream.raw()) }
         })
     }
 
@@ -212,18 +222,17 @@ impl Nccl {
     pub fn all_reduce(&self, values: &Tensor, sum: &mut DeviceBuffer, stream: &Arc<Stream>) -> Result<()> {
         const WHAT: &str = "all-reduce between GPUs";
         sum.must_be_alone(WHAT)?;
-        let region = values.region(WHAT)?;
-        same_dtype(WHAT, values.dtype(), sum.dtype())?;
-        let dtype = summed(WHAT, values.dtype())?;
-        parts_make_whole(WHAT, (values.num_elements(), sum.num_elements()), 1)?;
-        self.meet(&[&region.block, sum.block()], stream)?;
-        let (from, to, count) = (region.address(), sum.address(), values.num_elements());
-        if count == 0 {
+        let (from, to) = (Span::seen(WHAT, values)?, Span::whole(sum));
+        same_dtype(WHAT, from.dtype, to.dtype)?;
+        let dtype = summed(WHAT, from.dtype)?;
+        parts_make_whole(WHAT, (from.len, to.len), 1)?;
+        self.meet(&[from.block, to.block], stream)?;
+        if to.len == 0 {
             return Ok(());
         }
         self.communicator.call("ncclAllReduce", |nccl, raw| {
-            // SAFETY: as in `all_gather`, for `sum`.
-            unsafe { (nccl.ncclAllReduce)(pointer(from), pointer(to), count, dtype, SUM, raw, stream.raw()) }
+            // SAFETY: as in `gather`, for `sum`.
+            unsafe { (nccl.ncclAllReduce)(from.pointer(), to.pointer(), to.len, dtype, SUM, raw, stream.raw()) }
         })
     }
 
@@ -257,15 +266,6 @@ impl Nccl {
         blocks.iter().for_each(|block| block.is_used_on(stream));
         Ok(())
     }
-}
-
-fn pointer(address: u64) -> *mut c_void {
-    address as *mut c_void
-}
-
-/// Where an element of a buffer lies; it was checked that there is one.
-fn address_of(buffer: &DeviceBuffer, element: usize) -> u64 {
-    buffer.address() + (buffer.dtype().size() * element as u64).0
 }
 
 fn must_hold(what: &'static str, elements: &Range<usize>, num_elements: usize) -> Result<()> {

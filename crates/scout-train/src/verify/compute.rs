@@ -28,11 +28,11 @@ use crate::error::{Result, TrainError};
 use crate::gpu_store::GpuRoom;
 use crate::gradients;
 use crate::machine::{ComputeType, Machine};
-use crate::plan::LOOKAHEAD;
 use crate::readers::Readers;
 use crate::sums::sum_over_ranks;
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, Trainer};
+use crate::ways::LOOKAHEAD;
 use crate::{gpu_weights, load};
 
 /// A trainer over a recorded folder's model, with whichever adapter is being checked, on one of the ranks. What it

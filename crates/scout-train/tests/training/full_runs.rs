@@ -5,7 +5,7 @@ use std::path::Path;
 use scout_checkpoint::ModelFolder;
 use scout_config::RunConfig;
 use scout_core::{DType, ExitCode};
-use scout_model::ModelConfig;
+use scout_model::{AttendedPairs, ModelConfig};
 use scout_telemetry::Progress;
 use scout_train::plan::{ModelSource, RunPlan, useful_flops};
 use scout_train::prepare::prepare;
@@ -166,7 +166,8 @@ fn useful_operations_count_the_gradients_that_are_made() {
         RunPlan::resolve(&config, source, 8, None, None).unwrap()
     };
     let scout = ModelConfig::scout();
-    let (tokens, pairs, active) = (1000, 300_000, scout.num_active_matmul_params() as f64 * 1000.0);
+    let (tokens, active) = (1000, scout.num_active_matmul_params() as f64 * 1000.0);
+    let pairs = AttendedPairs { in_documents: 300_000, in_chunks: 300_000 };
     let attention = useful_flops(&scout, 0, pairs) / 3.5;
     let near = |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 1e-12, "{found} {expected}");
     near(plan(&[]).useful_flops(tokens, pairs), 4.0 * active + 3.5 * attention);
@@ -180,6 +181,9 @@ fn useful_operations_count_the_gradients_that_are_made() {
     let of_layers = active - of_head;
     let expected = 2.0 * active + 2.0 * of_head + 4.0 * of_layers / 4.0 + attention * (1.0 + 2.5 / 4.0);
     near(plan(&last).useful_flops(tokens, pairs), expected);
+    // A row longer than a chunk is seen whole by a quarter of the layers.
+    let long = AttendedPairs { in_documents: 1_200_000, in_chunks: 300_000 };
+    near(plan(&[]).useful_flops(tokens, long), 4.0 * active + 3.5 * attention * (0.75 + 4.0 * 0.25));
 }
 
 #[test]

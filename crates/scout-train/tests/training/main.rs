@@ -14,4 +14,5 @@ mod plans;
 mod ranks;
 mod reproducible;
 mod run_folder;
+mod step_bench;
 mod ways;

@@ -149,10 +149,14 @@ fn less_memory_keeps_less_and_too_little_is_refused() {
             assert_eq!(plan.memory.budget, Some(memory));
         }
         let error = with_memory(Some(ByteCount(least.0 - 1))).unwrap_err();
-        assert!(matches!(error, TrainError::DoesNotFit { needed, tokens: TOKENS, .. } if needed == least), "{error}");
+        let TrainError::DoesNotFit { needed, least: way, .. } = &error else { panic!("{error}") };
+        assert_eq!((*needed, way.tokens, way.runs, way.keep), (least, TOKENS, 1, Keep::InputOnly), "{error}");
         assert_eq!(error.exit_code(), ExitCode::DeviceUnavailable);
         assert_eq!(error.exit_code().code(), 69);
-        assert!(error.hint().unwrap().contains("per_device_train_batch_size"));
+        let hint = error.hint().unwrap();
+        for key in ["per_device_train_batch_size", "cutoff_len", "raise `device_memory`"] {
+            assert!(hint.contains(key), "{key}: {hint}");
+        }
     }
 }
 
@@ -202,15 +206,22 @@ fn a_gpu_is_planned_in_its_own_element_type_and_memory() {
     assert_eq!((fixed.choice, fixed.memory.activations), (Choice::First, unknown.memory.activations));
     assert_ne!(fixed.memory.workspace, unknown.memory.workspace);
 
-    // What is written wins over what was found.
+    // Of what is written and what was found the less is planned with, and it is known where that is not what was written.
     let all = unknown.memory.total();
     let short = ByteCount(all.0 - 1);
-    let found = gpu(1, ComputeType::Bf16, Room::ForAll(short));
-    let plan = resolve(&config(&[]), found, data).unwrap();
-    assert_eq!((plan.memory.budget, plan.settings.keep), (Some(short), Keep::AllButGateUp));
-    let written = config(&[&format!("device_memory={}", all.0)]);
-    let plan = resolve(&written, found, data).unwrap();
-    assert_eq!((plan.memory.budget, plan.settings.keep), (Some(all), Keep::Everything));
+    for (written, found, expected, more_than_free) in [
+        (None, short, short, None),
+        (Some(all), short, short, Some(all)),
+        (Some(short), all, short, None),
+        (Some(all), all, all, None),
+    ] {
+        let mut config = config(&[]);
+        config.device.device_memory = written;
+        let plan = resolve(&config, gpu(1, ComputeType::Bf16, Room::ForAll(found)), data).unwrap();
+        let keep = if expected == all { Keep::Everything } else { Keep::AllButGateUp };
+        assert_eq!((plan.memory.budget, plan.settings.keep), (Some(expected), keep), "{written:?} of {found}");
+        assert_eq!(plan.more_than_free, more_than_free, "{written:?} of {found}");
+    }
 }
 
 #[test]
@@ -233,5 +244,10 @@ fn a_model_that_is_not_there_is_a_missing_input_unless_its_shape_is_known_and_su
         let error = ModelSource::find(config, shape_suffices).unwrap_err();
         assert_eq!(error.exit_code(), ExitCode::MissingInput, "{error}");
         assert!(error.to_string().contains("/nowhere/"), "{error}");
+        assert!(error.hint().unwrap().contains("huggingface-cli download"), "{error}");
     }
+    // A name as hosts of models have it can be the folder too, so that the configuration stays as it is.
+    let name = "meta-llama/Llama-4-Maverick-17B-128E";
+    let error = ModelSource::find(&config(&[&format!("model_name_or_path={name}")]), false).unwrap_err();
+    assert!(error.hint().unwrap().ends_with(&format!("huggingface-cli download {name} --local-dir {name}")), "{error}");
 }

@@ -26,14 +26,17 @@ fn ranks_that_read_other_data_are_told_before_they_train() {
         let config = bench.config(more);
         plan_model(&config, ModelSource::find(&config, false).unwrap(), world_size).unwrap()
     };
-    let told = on_every_rank(3, |job| {
-        let more: &[&str] = if job.mesh().rank().0 == 1 { &["max_samples=30"] } else { &[] };
-        let error = identity::must_plan_alike(&plan(more, 3), &*job.comm).unwrap_err();
-        (error.exit_code(), error.to_string())
-    });
-    for (code, sentence) in told {
-        assert_eq!(code, ExitCode::BadData);
-        assert!(sentence.contains("rank 1 has read"), "{sentence}");
+    // Fewer rows; and as many of the same lengths, of which other tokens are learned.
+    for other in ["max_samples=30", "train_on_prompt=true"] {
+        let told = on_every_rank(3, |job| {
+            let more: &[&str] = if job.mesh().rank().0 == 1 { &[other] } else { &[] };
+            let error = identity::must_plan_alike(&plan(more, 3), &*job.comm).unwrap_err();
+            (error.exit_code(), error.to_string())
+        });
+        for (code, sentence) in told {
+            assert_eq!(code, ExitCode::BadData, "{other}");
+            assert!(sentence.contains("rank 1 has read"), "{other}: {sentence}");
+        }
     }
     let alike = on_every_rank(2, |job| identity::must_plan_alike(&plan(&[], 2), &*job.comm).is_ok());
     assert_eq!(alike, [true, true]);

@@ -1,7 +1,7 @@
 //! The planner's predictions against measured steps, and what it chooses for Scout on eight GPUs of different memory.
 
 use scout_config::RunConfig;
-use scout_core::ExitCode;
+use scout_core::{ByteCount, ExitCode};
 use scout_model::{Keep, ModelConfig, NameStyle};
 use scout_train::machine::{ComputeType, Hardware, Kind, Room};
 use scout_train::memory::LargestBatch;
@@ -178,6 +178,36 @@ fn what_is_written_about_residency_is_obeyed() {
     assert_eq!((unknown.way.resident, unknown.runs), (Resident::NOTHING, 1));
     let whole = on_eight(&["weights=resident"]).unwrap();
     assert_eq!((whole.way.resident, whole.memory.gathered.0), (Resident::everything(48), 0));
+}
+
+#[test]
+fn what_does_not_fit_is_told_with_the_key_that_helps() {
+    let never =
+        ["per_device_train_batch_size", "cutoff_len", "resident_layers", "weights: resident", "device_memory", "ranks"];
+    let refused = |overrides: &[&str], helps: &[&str]| {
+        let config = config(&[&["cutoff_len=2048", "per_device_train_batch_size=4"], overrides].concat());
+        let hardware = Hardware { room: Room::ForAll(ByteCount(79 << 30)), ..gpus(8) };
+        let error = RunPlan::resolve(&config, scout(), hardware, None, None).unwrap_err();
+        let hint = error.hint().unwrap();
+        for key in never {
+            assert_eq!(hint.contains(key), helps.contains(&key), "{overrides:?}, {key}: {error}\n{hint}");
+        }
+        let TrainError::DoesNotFit { least, .. } = error else { panic!("{error}") };
+        least
+    };
+    // However small the batch, so many layers do not fit.
+    let least = refused(&["resident_layers=48"], &["resident_layers"]);
+    assert_eq!((least.resident_layers, least.runs, least.tokens), (48, 4, 2048));
+    assert_eq!(refused(&["weights=resident"], &["weights: resident"]).resident_layers, 48);
+    // Rows can be dealt to runs of one row each already: only shorter ones need less.
+    assert_eq!(refused(&["cutoff_len=262144"], &["cutoff_len"]).resident_layers, 0);
+    // Runs of the program that must agree take micro-batches as they are dealt, where fewer rows help too.
+    let fixed = ["deterministic=true", "per_device_train_batch_size=64"];
+    assert_eq!(refused(&fixed, &["per_device_train_batch_size", "cutoff_len"]).tokens, 64 * 2048);
+    // No batch is small enough for a rank's part of the weights.
+    assert_eq!(refused(&["device_memory=28GiB"], &["device_memory", "ranks"]).tokens, 2048);
+    // More than is free helps nobody.
+    refused(&["device_memory=90GiB", "resident_layers=48"], &["resident_layers"]);
 }
 
 #[test]

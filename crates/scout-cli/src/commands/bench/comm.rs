@@ -11,9 +11,10 @@ use scout_device::{Device, DeviceError, Tensor};
 use scout_train::TrainError;
 use serde_json::{Value, json};
 
+use super::output::Output;
 use super::{meeting, told};
 use crate::commands::machine::must_be_alone;
-use crate::commands::results::{results, write_json};
+use crate::commands::results::results;
 use crate::failure::Mistake;
 use crate::joined::{INIT_TIMEOUT, Identity, Waits};
 use crate::ranks::Seat;
@@ -78,6 +79,7 @@ pub fn run(comm: &Comm) -> anyhow::Result<ExitCode> {
 
 /// Runs on every rank; the first one tells.
 fn measure(arguments: &Comm, (seat, job): (&Seat, &Job)) -> anyhow::Result<ExitCode> {
+    let json = Output::of_first_rank(arguments.json.as_ref(), job)?;
     let mesh = job.mesh();
     let working_memory = ByteCount(2 * arguments.bytes_max) + BESIDE;
     let options = CudaOptions { working_memory, ordinal: seat.gpu(), ..surroundings::cuda() };
@@ -103,14 +105,13 @@ fn measure(arguments: &Comm, (seat, job): (&Seat, &Job)) -> anyhow::Result<ExitC
     let num_wrong: u64 = all.iter().map(|measured| measured.num_wrong).sum();
     if is_first {
         print(&format!("# average bus bandwidth: {average:.2} GB/s, wrong values: {num_wrong}"))?;
-        if let Some(path) = &arguments.json {
-            let lines: Vec<Value> = all.iter().map(|measured| measured.as_json(mesh.size())).collect();
-            let found =
-                json!({ "library": "NCCL", "collectives": lines, "busbw_average": average, "wrong": num_wrong });
-            write_json(path, &results("comm", (&Device::Cuda(device.clone()), mesh.size()), found))?;
-        }
     }
     job.comm.barrier().map_err(TrainError::from)?; // nobody closes what others still use
+    if let Some(output) = json {
+        let lines: Vec<Value> = all.iter().map(|measured| measured.as_json(mesh.size())).collect();
+        let found = json!({ "library": "NCCL", "collectives": lines, "busbw_average": average, "wrong": num_wrong });
+        output.write_json(&results("comm", (&Device::Cuda(device.clone()), mesh.size()), found))?;
+    }
     Ok(if num_wrong == 0 { ExitCode::Success } else { ExitCode::CheckFailed })
 }
 

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::gpu::{OpenWay, Ranks, Way, Wish};
+use scout_comm::gpu::{Arriving, OpenWay, Ranks, Way, Wish};
 use scout_comm::{CommError, Job};
 use scout_config::RunConfig;
 use scout_core::{ByteCount, DType, ExitCode};
-use scout_device::cuda::{Arena, CudaDevice, CudaOptions, DeviceBuffer, Event};
+use scout_device::cuda::{Arena, CudaDevice, CudaOptions, DeviceBuffer};
 use scout_device::{Device, Purpose, Tensor};
 use scout_model::UnitPlan;
 use scout_shard::{ShardPlan, none_resident};
@@ -21,12 +21,13 @@ use scout_train::step_bench::with_layers;
 use serde_json::{Value, json};
 
 use super::contest::{Contest, Products};
+use super::output::Output;
 use super::seconds::quiet_seconds;
 use super::spread::spread;
 use super::{meeting, told};
-use crate::commands::configuration::{ConfigArguments, load};
+use crate::commands::configuration::{ConfigArguments, load, placing};
 use crate::commands::machine::Found;
-use crate::commands::results::{results, write_json};
+use crate::commands::results::results;
 use crate::ranks::Seat;
 use crate::surroundings::{self, print};
 
@@ -57,14 +58,15 @@ struct Line {
 }
 
 pub fn run(arguments: &Gather) -> anyhow::Result<ExitCode> {
-    let config = load(&arguments.config)?.config;
+    let loaded = load(&arguments.config)?;
+    let config = &loaded.config;
     // All layers have units of the same sizes.
-    let source = with_layers(ModelSource::find(&config, true)?, 1);
-    let (ranks, joined) = meeting::meet(&config, &source, true)?;
+    let source = with_layers(ModelSource::find(config, true)?, 1);
+    let (ranks, joined) = meeting::meet(config, &source, true)?;
     if joined.job.mesh().size() == 1 {
         return Err(meeting::needs_several_gpus("gather").into());
     }
-    joined.work(|job| measure(arguments, &config, &source, (&ranks.seat, job)))
+    joined.work(|job| placing(&loaded, || measure(arguments, config, &source, (&ranks.seat, job))))
 }
 
 /// Runs on every rank; the first one tells.
@@ -78,8 +80,9 @@ fn measure(
     if found.describe().is_none() {
         return Err(meeting::needs_several_gpus("gather").into());
     }
+    let json = Output::of_first_rank(arguments.json.as_ref(), job)?;
     // No plan is made here, but ranks that share a GPU would measure each other.
-    found.hardware(&*job.comm)?;
+    found.must_be_alone(&*job.comm)?;
     let options = CudaOptions { working_memory: WORKING_MEMORY, ordinal: seat.gpu(), ..surroundings::cuda() };
     // Opened before `found` is given up: the driver keeps what it has set up.
     let device = CudaDevice::open(&options).map_err(TrainError::from)?;
@@ -111,8 +114,8 @@ fn measure(
         }
         lines.push(line);
     }
-    if let Some(path) = arguments.json.as_ref().filter(|_| is_first) {
-        write_json(path, &as_json(&lines, &sizes, &Device::Cuda(device.clone())))?;
+    if let Some(output) = json {
+        output.write_json(&as_json(&lines, &sizes, &Device::Cuda(device.clone())))?;
     }
     Ok(ExitCode::Success)
 }
@@ -151,7 +154,7 @@ struct Layer<'a> {
     parts: Vec<Tensor>,
     opened: OpenWay,
     /// The whole units of the last layer with what readers wait for, held as long as a step holds them.
-    held: RefCell<VecDeque<(DeviceBuffer, Vec<Event>)>>,
+    held: RefCell<VecDeque<Arriving>>,
 }
 
 impl<'a> Layer<'a> {
@@ -180,15 +183,11 @@ impl<'a> Layer<'a> {
         let mut held = self.held.borrow_mut();
         for part in &self.parts {
             if held.len() == self.parts.len()
-                && let Some((_full, arrived)) = held.pop_front()
+                && let Some(oldest) = held.pop_front()
             {
-                arrived.iter().try_for_each(|event| self.opened.stream().wait_for(event))?;
+                oldest.arrived.iter().try_for_each(|event| self.opened.stream().wait_for(event))?;
             }
-            let len = part.num_elements() * self.sizes.world_size;
-            let block = self.opened.ring().take(Purpose::Gathered, bytes(len))?;
-            let mut full = DeviceBuffer::new(self.device, block, part.dtype(), [len])?;
-            let arrived = self.opened.queue(part, &mut full)?;
-            held.push_back((full, arrived));
+            held.push_back(self.opened.gather(part)?);
         }
         Ok(())
     }

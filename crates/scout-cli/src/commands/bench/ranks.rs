@@ -13,14 +13,21 @@ use super::shares::Profile;
 use super::timing::Outcome;
 use super::told;
 
+/// What `exposed` means in the table, and how it differs from what a run logs.
+const EXPOSED: [&str; 2] = [
+    "exposed: waits for units and of the host for others, in the timed steps, and collectives and waits for sums among the",
+    "arithmetic of the profiled ones; `exposed_comm` of a run's log is the waits alone, for units and of the host, on rank 0",
+];
+
 /// One line for each rank.
 pub struct Ranks(Vec<Value>);
 
 impl Ranks {
     /// What this rank found, told to all. Every rank calls it. Times are those of one step.
     ///
-    /// Waits were taken in the timed steps. What kernels and collectives took, and the gaps between them, is known from the
-    /// profiled steps alone; on the host whatever is not waiting is work.
+    /// Waits, for units on the GPU and of the host for others, were taken in the timed steps. What kernels and collectives
+    /// took, waits for sums among these, and the gaps between them, is known from the profiled steps alone; on the host
+    /// whatever is not waiting is work. So `exposed_s` holds more than the log of a run, which has no profile.
     pub fn gather(
         outcome: &Outcome,
         profile: Option<&Profile>,
@@ -77,7 +84,8 @@ impl Ranks {
                 rank["device"].as_str().unwrap_or_default(),
             )
         };
-        [heading].into_iter().chain(self.0.iter().map(line)).collect()
+        let exposed = EXPOSED.map(str::to_string);
+        [heading].into_iter().chain(self.0.iter().map(line)).chain(exposed).collect()
     }
 
     /// The mean of a number over the ranks that know it.
@@ -86,7 +94,8 @@ impl Ranks {
         (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
     }
 
-    /// Of the time of a step, on average over all ranks.
+    /// `exposed_s` as a share of the time of a step, on average over all ranks. A run logs another number under this name,
+    /// see [`scout_telemetry::StepRecord::exposed_comm`].
     pub fn exposed_share(&self) -> f64 {
         let sum = |key: &str| self.0.iter().filter_map(|rank| rank[key].as_f64()).sum::<f64>();
         sum("exposed_s") / sum("step_s")
@@ -122,7 +131,7 @@ mod tests {
         };
         let ranks = Ranks(vec![rank(0, 0.1, Some(700.0)), rank(1, 0.02, None)]);
         let table = ranks.table();
-        assert_eq!(table.len(), 3);
+        assert_eq!(table.len(), 3 + EXPOSED.len());
         assert!(table[1].starts_with("   0  500.00 ms  400.00 ms  100.00 ms          –"), "{}", table[1]);
         assert!(table[1].contains(" 700 W ") && !table[2].contains(" W "), "{table:?}");
         assert_eq!(ranks.mean("power_watts"), Some(700.0));

@@ -2,6 +2,7 @@
 //! same work is alone, repeated without pause in the same run. Alone, products are cuBLASLt's one after the other, also
 //! those that a step computes in one launch of our own kernel.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,10 +28,13 @@ const WAITING: &str = "waiting for units";
 /// Work that takes less of a step than this is not run again.
 const WORTH_REPEATING: f64 = 0.005;
 
-/// Profiled steps, one after the other.
+/// Profiled steps, one after the other. Every update of an epoch is among them as often as the others.
 pub struct Profile {
     num_steps: usize,
+    num_updates: usize,
     time: Duration,
+    /// Of it, while this rank's thread stood still for others, and its GPU had done all there was to do.
+    waited: Duration,
     reading: Option<Reading>,
     parts: Vec<Part>,
 }
@@ -61,19 +65,62 @@ enum Bound {
     Unknown,
 }
 
-/// Steps for at least `limit`, with an event around every piece of work. All ranks call it.
-pub fn profile(bench: &mut StepBench, gpu: &CudaDevice, (limit, job): (Duration, &Job)) -> Result<Profile, TrainError> {
+/// Steps with an event around every piece of work: every update of an epoch once, or, where all steps have the same one, as
+/// many as take at least so long. All ranks call it.
+pub fn profile(
+    bench: &mut StepBench,
+    gpu: &CudaDevice,
+    (at_least, job): (Option<Duration>, &Job),
+) -> Result<Profile, TrainError> {
     let gauge = gpu.gauge().ok();
-    let (mut num_steps, mut time, mut readings) = (0, Duration::ZERO, Vec::new());
-    gpu.begin_profile();
-    while goes_on(job, num_steps == 0 || time < limit)? {
+    let (mut num_steps, mut time, mut waited, mut readings) = (0, Duration::ZERO, Duration::ZERO, Vec::new());
+    let mut step = |bench: &mut StepBench| -> Result<Duration, TrainError> {
+        let before = job.comm.waited();
         time += bench.step()?.time;
+        waited += job.comm.waited() - before;
         num_steps += 1;
         readings.extend(gauge.as_ref().and_then(|gauge| gauge.read().ok()));
+        Ok(time)
+    };
+    let (num_updates, mut shares) = (bench.updates().len(), Vec::new());
+    match at_least {
+        Some(limit) => {
+            gpu.begin_profile();
+            let mut so_far = None;
+            while goes_on(job, so_far.is_none_or(|so_far| so_far < limit))? {
+                so_far = Some(step(bench)?);
+            }
+            shares = gpu.end_profile()?;
+        }
+        // An update at a time: the events of a whole epoch may be a million.
+        None => {
+            for _ in 0..num_updates {
+                gpu.begin_profile();
+                step(bench)?;
+                add(&mut shares, gpu.end_profile()?);
+            }
+        }
     }
+    shares.sort_by_key(|share| Reverse(share.time));
     let part = |share: Share| Part { bound: bound(&share), share, alone: None };
-    let parts = gpu.end_profile()?.into_iter().map(part).collect();
-    Ok(Profile { num_steps, time, reading: mean_reading(&readings), parts })
+    let (reading, parts) = (mean_reading(&readings), shares.into_iter().map(part).collect());
+    Ok(Profile { num_steps, num_updates, time, waited, reading, parts })
+}
+
+/// Work of one name is one share, whichever step it was done in.
+fn add(shares: &mut Vec<Share>, more: Vec<Share>) {
+    for Share { name, calls, time, bytes, products, communicates } in more {
+        match shares.iter_mut().find(|share| share.name == name) {
+            Some(share) => {
+                share.calls += calls;
+                share.time += time;
+                share.bytes += bytes;
+                share.products.extend(products);
+                share.communicates |= communicates;
+            }
+            None => shares.push(Share { name, calls, time, bytes, products, communicates }),
+        }
+    }
 }
 
 fn bound(share: &Share) -> Bound {
@@ -129,7 +176,11 @@ impl Profile {
     }
 
     pub fn print(&self) -> std::io::Result<()> {
-        let steps = if self.num_steps == 1 { "a step".to_string() } else { format!("{} steps", self.num_steps) };
+        let steps = match (self.num_steps, self.num_updates) {
+            (1, _) => "a step".to_string(),
+            (steps, 1) => format!("{steps} steps"),
+            (_, updates) => format!("the average of {updates} steps, one of each update,"),
+        };
         let clock = self.reading.map_or(String::new(), |reading| format!(", {}", clock(&reading)));
         print(&format!("where the time goes: {steps} with events around every part{clock}"))?;
         print(&format!(
@@ -139,8 +190,9 @@ impl Profile {
         for part in &self.parts {
             print(&self.line(part))?;
         }
-        let known: Duration = self.parts.iter().map(|part| part.share.time).sum();
-        for (name, time) in [("between them", self.time.saturating_sub(known)), ("together", self.time)] {
+        let rest =
+            [("the host waiting for others", self.waited), ("between them", self.between()), ("together", self.time)];
+        for (name, time) in rest {
             print(&format!("{name:<48} {:>6} {:>9.2} {:>5.1} %", "", self.milliseconds(time), self.percent(time)))?;
         }
         Ok(())
@@ -165,7 +217,7 @@ impl Profile {
         format!(
             "{:<48} {:>6} {:>9.2} {:>5.1} % {rate:>14} {of_bound:>9}  {alone}",
             share.name,
-            share.calls / self.num_steps,
+            format!("{:.0}", self.calls(share)),
             self.milliseconds(share.time),
             self.percent(share.time),
         )
@@ -181,14 +233,26 @@ impl Profile {
         self.sum(|share| share.communicates && share.name != WAITING)
     }
 
-    /// Of one step, while the GPU had nothing to do because the host had not queued it.
+    /// Of one step, while the GPU had nothing to do because the host had not queued it; not while the host itself could not
+    /// go on without others.
     pub fn gaps(&self) -> Duration {
-        self.time.saturating_sub(self.parts.iter().map(|part| part.share.time).sum()) / self.num_steps as u32
+        self.between() / self.num_steps as u32
+    }
+
+    /// The same of all steps.
+    fn between(&self) -> Duration {
+        let known: Duration = self.parts.iter().map(|part| part.share.time).sum();
+        self.time.saturating_sub(known + self.waited)
     }
 
     fn sum(&self, counts: impl Fn(&Share) -> bool) -> Duration {
         let shares = self.parts.iter().map(|part| &part.share);
         shares.filter(|share| counts(share)).map(|share| share.time).sum::<Duration>() / self.num_steps as u32
+    }
+
+    /// Of one step; updates that differ need not all have as many.
+    fn calls(&self, share: &Share) -> f64 {
+        share.calls as f64 / self.num_steps as f64
     }
 
     /// Of one step.
@@ -209,7 +273,7 @@ impl Profile {
             };
             let a_step = |of_all: f64| of_all / self.num_steps as f64;
             json!({
-                "name": share.name, "calls": share.calls / self.num_steps, "ms": self.milliseconds(share.time),
+                "name": share.name, "calls": self.calls(share), "ms": self.milliseconds(share.time),
                 "operations": operations.map(a_step), "bytes": bytes.map(a_step),
                 "ms_alone": alone.map(|alone| self.milliseconds(alone.time)),
                 "sm_clock_megahertz_alone": alone.and_then(|alone| alone.reading).map(|r| r.sm_clock_megahertz),
@@ -217,7 +281,8 @@ impl Profile {
             })
         };
         json!({
-            "steps": self.num_steps, "ms": self.milliseconds(self.time),
+            "steps": self.num_steps, "updates": self.num_updates, "ms": self.milliseconds(self.time),
+            "ms_host_waited": self.milliseconds(self.waited), "ms_between": self.milliseconds(self.between()),
             "sm_clock_megahertz": self.reading.map(|reading| reading.sm_clock_megahertz),
             "power_watts": self.reading.map(|reading| reading.power_watts),
             "bytes_per_second_bound": BYTES_PER_SECOND,
@@ -228,4 +293,40 @@ impl Profile {
 
 fn clock(reading: &Reading) -> String {
     format!("{} MHz, {:.0} W", reading.sm_clock_megahertz, reading.power_watts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(name: &str, milliseconds: u64, communicates: bool) -> Share {
+        Share {
+            name: name.to_string(),
+            calls: 3,
+            time: Duration::from_millis(milliseconds),
+            communicates,
+            ..Share::default()
+        }
+    }
+
+    #[test]
+    fn the_parts_of_a_step_together_are_the_step() {
+        let shares = [share("a product", 1400, false), share("all-gather", 200, true), share(WAITING, 100, true)];
+        let parts = shares.map(|share| Part { bound: Bound::Unknown, share, alone: None }).into();
+        let (time, waited) = (Duration::from_millis(2000), Duration::from_millis(120));
+        let profile = Profile { num_steps: 2, num_updates: 1, time, waited, reading: None, parts };
+        assert_eq!(profile.gaps(), Duration::from_millis(90));
+        // What ranks are told to have waited is their hosts' waits and those for units.
+        let waits = (waited + Duration::from_millis(100)) / 2;
+        let parts = [profile.computed(), profile.in_collectives(), waits, profile.gaps()];
+        assert_eq!(parts.into_iter().sum::<Duration>(), time / 2);
+    }
+
+    #[test]
+    fn steps_add_up_by_the_names_of_their_work() {
+        let mut shares = vec![share("a product", 5, false)];
+        add(&mut shares, vec![share("a sum", 1, true), share("a product", 7, false)]);
+        let found: Vec<_> = shares.iter().map(|share| (&share.name[..], share.calls, share.time.as_millis())).collect();
+        assert_eq!(found, [("a product", 6, 12), ("a sum", 3, 1)]);
+    }
 }

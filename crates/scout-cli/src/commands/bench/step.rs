@@ -19,20 +19,24 @@ use scout_train::plan::{ModelSource, RunPlan};
 use scout_train::step_bench::{Routing, Row, StepBench, Workload, with_layers};
 use serde_json::{Value, json};
 
+use super::output::Output;
 use super::ranks::Ranks;
 use super::seconds::{quiet_seconds, seconds};
 use super::shares::{self, Comparison, Profile};
 use super::timing::{self, Limit, Outcome};
 use super::{lengths, meeting, trace};
-use crate::commands::configuration::{ConfigArguments, load};
+use crate::commands::configuration::{ConfigArguments, load, placing};
 use crate::commands::machine::Found;
-use crate::commands::results::{results, write_json};
+use crate::commands::results::results;
 use crate::failure::Mistake;
 use crate::ranks::Seat;
 use crate::surroundings::print;
 
-/// How useful work is counted; what is computed twice and what adapters cost is not.
+/// How useful work is counted where adapters are trained; what is computed twice and what adapters cost is not.
 const FORMULA: &str = "useful work of a step = 4 x active matrix parameters x tokens + 3.5 x attention forward";
+/// The same where weights are.
+const FORMULA_OF_WEIGHTS: &str = "useful work of a step = tokens x active matrix parameters x (2, and 2 more where walked \
+    back, and 2 more where trained) + attention forward x (1, and 2.5 more where walked back)";
 /// Before time counts: the first step loads kernels and tries algorithms, the second finds them.
 const WARM_UP: usize = 2;
 /// Steps are profiled for so long where they are compared: the clock follows the power limit in less.
@@ -45,7 +49,8 @@ pub struct Step {
     /// Layers, in place of the model's own number
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     layers: Option<u16>,
-    /// Rows of a step; the configuration's `per_device_train_batch_size` when left out
+    /// Rows of a micro-batch, of which a step has `gradient_accumulation_steps` on each rank; the configuration's
+    /// `per_device_train_batch_size` when left out
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
     /// Tokens of each row
@@ -90,13 +95,14 @@ enum RoutingName {
 }
 
 pub fn run(step: &Step) -> anyhow::Result<ExitCode> {
-    let config = load(&step.config)?.config;
-    let mut source = ModelSource::find(&config, true)?;
+    let loaded = load(&step.config)?;
+    let config = &loaded.config;
+    let mut source = ModelSource::find(config, true)?;
     if let Some(num_layers) = step.layers {
         source = with_layers(source, usize::from(num_layers));
     }
-    let (ranks, joined) = meeting::meet(&config, &source, true)?;
-    joined.work(|job| measure(step, &config, source, (&ranks.seat, job)))
+    let (ranks, joined) = meeting::meet(config, &source, true)?;
+    joined.work(|job| placing(&loaded, || measure(step, config, source, (&ranks.seat, job))))
 }
 
 /// Runs on every rank; the first one tells.
@@ -110,23 +116,27 @@ fn measure(
         let is_first = job.mesh().is_first();
         lines.iter().filter(|_| is_first).try_for_each(|line| print(line))
     };
+    let json = Output::of_first_rank(step.json.as_ref(), job)?;
+    let trace = Output::of_first_rank(step.trace.as_ref(), job)?;
     let world_size = job.mesh().size();
     let num_rows = step.batch.map_or(config.train.per_device_train_batch_size, |rows| rows as usize);
-    let rows = rows(step, num_rows * world_size)?;
+    let rows_of_update = num_rows * config.train.gradient_accumulation_steps;
+    let rows = rows(step, rows_of_update * world_size)?;
     let workload = Workload::new(config, &source.config, &rows, world_size, num_rows)?;
-    let found = Found::by(config, seat)?;
+    let mut found = Found::by(config, seat)?;
     let plan = workload.plan(source, found.hardware(&*job.comm)?)?;
-    let machine = found.machine(&plan, job)?;
+    let machine = found.machine(&plan)?;
     // Steps of a run that has gone on for long, or all of a job.
     if let (None, Device::Cuda(gpu)) = (step.epochs, &machine.device) {
         gpu.try_products_at_once();
     }
     if step.compare.is_some() {
-        check_comparable(&machine, &plan, (&rows, num_rows, workload.num_updates()))?;
+        check_comparable(&machine, &plan, (&rows, rows_of_update, workload.num_updates()))?;
     }
     let num_updates = workload.num_updates();
     let mut bench = StepBench::new(workload, plan, (&machine, job), step.routing.into())?;
     tell(about(&bench, &machine))?;
+    tell(unpacked(config).into_iter().collect())?;
     let all_sizes = WARM_UP.max(num_updates);
     let warm_up = step.warm_up.map_or(all_sizes, |steps| steps as usize);
     for _ in 0..warm_up {
@@ -151,14 +161,19 @@ fn measure(
         tell(vec![String::new()])?;
         tell(ranks.table())?;
     }
-    if let Some(path) = &step.trace {
-        trace::write(&mut bench, &machine.device, (path, job))?;
-    }
-    if let Some(path) = step.json.as_ref().filter(|_| job.mesh().is_first()) {
-        let found = as_json((step, num_rows), &bench, (&outcome, profile.as_ref(), &ranks));
-        write_json(path, &results("step", (&machine.device, world_size), found))?;
-    }
+    let picture = match step.trace.is_some() {
+        true => trace::of_a_step(&mut bench, &machine.device, job)?,
+        false => None,
+    };
+    let found = as_json((step, config, num_rows), &bench, (&outcome, profile.as_ref(), &ranks));
+    // Whether or not anything can be written, others wait for this rank.
     bench.leave()?;
+    if let Some(output) = json {
+        output.write_json(&results("step", (&machine.device, world_size), found))?;
+    }
+    if let (Some(output), Some(picture)) = (trace, picture) {
+        output.write(&picture.to_string())?;
+    }
     Ok(ExitCode::Success)
 }
 
@@ -210,7 +225,7 @@ fn about(bench: &StepBench, machine: &Machine) -> Vec<String> {
             machine.compute,
             bench.plan.settings.keep,
         ),
-        FORMULA.to_string(),
+        formula(&bench.plan).to_string(),
     ];
     if let Device::Cuda(gpu) = &machine.device {
         lines.insert(0, format!("{gpu:?}"));
@@ -219,14 +234,28 @@ fn about(bench: &StepBench, machine: &Machine) -> Vec<String> {
     lines
 }
 
+fn formula(plan: &RunPlan) -> &'static str {
+    if plan.weights.is_empty() { FORMULA } else { FORMULA_OF_WEIGHTS }
+}
+
+/// A run would fill its micro-batches otherwise.
+fn unpacked(config: &RunConfig) -> Option<String> {
+    let key = match (config.data.neat_packing, config.data.packing) {
+        (true, _) => "neat_packing",
+        (false, true) => "packing",
+        (false, false) => return None,
+    };
+    Some(format!("`{key}` is left aside: a micro-batch has so many rows, however long they are"))
+}
+
 /// As many more steps as make a profile, compared where that is asked for.
 fn profile(
     bench: &mut StepBench,
     gpu: &Arc<CudaDevice>,
     (compare, job): (Option<Duration>, &Job),
 ) -> Result<Profile, TrainError> {
-    let Some(at_least) = compare else { return shares::profile(bench, gpu, (Duration::ZERO, job)) };
-    let mut profile = shares::profile(bench, gpu, (PROFILED, job))?;
+    let Some(at_least) = compare else { return shares::profile(bench, gpu, (None, job)) };
+    let mut profile = shares::profile(bench, gpu, (Some(PROFILED), job))?;
     let ModelConfig { num_heads, num_kv_heads, head_dim, .. } = bench.plan.source.config;
     // Of the one update that all steps have, whose runs are alike.
     let borders = bench.updates()[0][0].documents.borders().to_vec();
@@ -268,21 +297,23 @@ fn are_alike(rows: &[Row], (num_rows, runs): (usize, usize)) -> bool {
 }
 
 fn as_json(
-    (step, num_rows): (&Step, usize),
+    (step, config, num_rows): (&Step, &RunConfig, usize),
     bench: &StepBench,
     (outcome, profile, ranks): (&Outcome, Option<&Profile>, &Ranks),
 ) -> Value {
     let plan = &bench.plan;
     let world_size = plan.world_size();
     let mut all = json!({
-        "layers": plan.source.config.num_layers, "batch": num_rows, "gather": bench.way().map(|way| way.to_string()),
+        "layers": plan.source.config.num_layers, "batch": num_rows,
+        "gradient_accumulation_steps": config.train.gradient_accumulation_steps,
+        "gather": bench.way().map(|way| way.to_string()),
         "seq": if step.lengths.is_some() { json!(null) } else { json!(step.seq) },
         "lengths": step.lengths, "epochs": step.epochs, "routing": format!("{:?}", step.routing).to_lowercase(),
         "tok_s_gpu": outcome.tokens_per_second(world_size), "useful_tflops": outcome.useful_tflops(world_size),
-        "step_s": outcome.spread[1], "step_s_spread": outcome.spread, "steps": outcome.num_steps(),
-        "step_s_all": outcome.step_seconds, "drift": outcome.drift,
+        "step_s": outcome.seconds_a_step(), "step_s_spread": outcome.spread, "steps": outcome.num_steps(),
+        "step_s_all": (!outcome.step_seconds.is_empty()).then_some(&outcome.step_seconds), "drift": outcome.drift,
         "seconds": outcome.seconds, "tokens": outcome.num_tokens, "loss_bits": outcome.loss_bits(),
-        "formula": FORMULA,
+        "formula": formula(plan),
     });
     let of_ranks = json!({
         "ranks": ranks.as_json(), "exposed_comm": ranks.exposed_share(),

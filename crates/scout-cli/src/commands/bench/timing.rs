@@ -28,12 +28,12 @@ pub enum Limit {
 /// The steps of one rank.
 pub struct Outcome {
     pub reports: Vec<StepReport>,
-    /// Of each step; of a job without pauses what the host took to queue it.
+    /// Of each step; none of a job without pauses, in which the host queues a step while the GPU is still at the one before.
     pub step_seconds: Vec<f64>,
     /// See [`drift`].
     pub drift: Option<f64>,
-    /// Shortest, median, longest, in seconds.
-    pub spread: [f64; 3],
+    /// Shortest, median, longest, in seconds, where each step is known.
+    pub spread: Option<[f64; 3]>,
     pub num_tokens: usize,
     pub flops: f64,
     /// All of them together.
@@ -86,14 +86,13 @@ pub fn time(
         timed = begun.elapsed();
     }
     let Sampled { readings, busy_multiprocessors } = sampler.map(Sampler::finish).unwrap_or_default();
-    let step_seconds: Vec<f64> = steps.iter().map(|step| step.time.as_secs_f64()).collect();
-    let drift = match limit {
-        Limit::WithoutPause(_) => None,
-        Limit::Time(_) | Limit::Steps(_) => drift(&step_seconds),
+    let step_seconds: Vec<f64> = match limit {
+        Limit::WithoutPause(_) => Vec::new(),
+        Limit::Time(_) | Limit::Steps(_) => steps.iter().map(|step| step.time.as_secs_f64()).collect(),
     };
     Ok(Outcome {
-        drift,
-        spread: spread(step_seconds.iter().copied()),
+        drift: drift(&step_seconds),
+        spread: (!step_seconds.is_empty()).then(|| spread(step_seconds.iter().copied())),
         step_seconds,
         num_tokens: steps.iter().map(|step| step.report.num_tokens).sum(),
         flops: steps.iter().map(|step| bench.useful_flops(&step.report)).sum(),
@@ -128,6 +127,11 @@ impl Outcome {
         self.reports.len()
     }
 
+    /// The median, or the average where only all steps together were timed.
+    pub fn seconds_a_step(&self) -> f64 {
+        self.spread.map_or(self.seconds / self.num_steps() as f64, |[_, median, _]| median)
+    }
+
     pub fn tokens_per_second(&self, world_size: usize) -> f64 {
         self.num_tokens as f64 / self.seconds / world_size as f64
     }
@@ -142,7 +146,13 @@ impl Outcome {
     }
 
     pub fn lines(&self, world_size: usize) -> Vec<String> {
-        let [shortest, median, longest] = self.spread.map(|seconds| seconds * 1e3);
+        let milliseconds = 1e3 * self.seconds_a_step();
+        let a_step = match self.spread.map(|spread| spread.map(|seconds| seconds * 1e3)) {
+            Some([shortest, _, longest]) => {
+                format!("a step takes {milliseconds:.2} ms, {shortest:.2} at least and {longest:.2} at most")
+            }
+            None => format!("a step takes {milliseconds:.2} ms on average; without pauses no step is timed by itself"),
+        };
         let mut lines = vec![
             format!(
                 "{} steps: {} tokens/s, {:.1} useful TFLOP/s{}",
@@ -151,7 +161,7 @@ impl Outcome {
                 self.useful_tflops(world_size),
                 if world_size == 1 { "" } else { " on each rank" },
             ),
-            format!("a step takes {median:.2} ms, {shortest:.2} at least and {longest:.2} at most"),
+            a_step,
         ];
         if let Some(drift) = self.drift {
             lines.push(format!("the last quarter of the steps took {:+.2} % against the first", 100.0 * drift));

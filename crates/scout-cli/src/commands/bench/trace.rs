@@ -1,6 +1,5 @@
 //! One step as a picture: what every stream of every rank did when, in the form that Perfetto and Chrome read.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use scout_comm::Job;
@@ -12,7 +11,6 @@ use scout_train::step_bench::StepBench;
 use serde_json::{Value, json};
 
 use super::told;
-use crate::commands::results::write_text;
 
 /// Rows of the picture, for each rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,9 +18,13 @@ enum Lane {
     Host,
     Compute,
     Gather,
+    /// NCCL's sums run on a stream of their own, at the same time as gathers: on one row they would lie across each other.
+    Sums,
 }
 
-const LANES: [Lane; 3] = [Lane::Host, Lane::Compute, Lane::Gather];
+const LANES: [Lane; 4] = [Lane::Host, Lane::Compute, Lane::Gather, Lane::Sums];
+/// How sums beside arithmetic are named; gathers bear the names of their units.
+const SUM: &str = "reduce-scatter";
 
 impl Lane {
     fn name(self) -> &'static str {
@@ -30,6 +32,7 @@ impl Lane {
             Lane::Host => "host",
             Lane::Compute => "compute",
             Lane::Gather => "gather",
+            Lane::Sums => "sums",
         }
     }
 }
@@ -42,19 +45,19 @@ struct Span {
     time: Duration,
 }
 
-/// One more step of all ranks, written to `path` by the first one. Every rank calls it.
+/// One more step of all ranks, which the first one gets. Every rank calls it.
 ///
 /// Zero is when all ranks had met: they leave a barrier within some microseconds, each notes its own time there, and its
 /// GPU, which has nothing to do, reaches an event.
-pub fn write(bench: &mut StepBench, device: &Device, (path, job): (&Path, &Job)) -> anyhow::Result<()> {
+pub fn of_a_step(bench: &mut StepBench, device: &Device, job: &Job) -> Result<Option<Value>, TrainError> {
     let own = spans(bench, device, job)?;
     let own: Vec<Value> = own.iter().map(|span| event(span, job.mesh().rank().0)).collect();
     let all = told::by_rank(job, &Value::Array(own).to_string())?;
     if !job.mesh().is_first() {
-        return Ok(());
+        return Ok(None);
     }
     let of_rank = |text: &String| -> Vec<Value> { serde_json::from_str(text).expect(told::OWN_WORDS) };
-    write_text(path, &picture(all.iter().map(of_rank).collect()).to_string())
+    Ok(Some(picture(all.iter().map(of_rank).collect())))
 }
 
 fn spans(bench: &mut StepBench, device: &Device, job: &Job) -> Result<Vec<Span>, TrainError> {
@@ -91,7 +94,12 @@ fn phases(diary: &Diary, zero: Instant, end: Instant) -> Vec<Span> {
 }
 
 fn of_gpu(Timed { name, on_compute, begin, time }: Timed) -> Span {
-    Span { lane: if on_compute { Lane::Compute } else { Lane::Gather }, name, begin, time }
+    let lane = match on_compute {
+        true => Lane::Compute,
+        false if name.starts_with(SUM) => Lane::Sums,
+        false => Lane::Gather,
+    };
+    Span { lane, name, begin, time }
 }
 
 /// Times are microseconds.
@@ -131,14 +139,18 @@ mod tests {
         let (begin, time) = (Duration::from_nanos(1_500), Duration::from_millis(2));
         let gathered = of_gpu(Timed { name: "layer.3.down".to_string(), on_compute: false, begin, time });
         let computed = of_gpu(Timed { name: "a product".to_string(), on_compute: true, begin, time });
-        let picture = picture(vec![vec![], vec![event(&gathered, 1), event(&computed, 1)]]);
+        // It overlaps the gather, and neither holds the other.
+        let summed =
+            Timed { name: "reduce-scatter, NCCL".to_string(), on_compute: false, begin: begin + time / 2, time };
+        let spans = [gathered, computed, of_gpu(summed)];
+        let picture = picture(vec![vec![], spans.iter().map(|span| event(span, 1)).collect()]);
         let events = picture["traceEvents"].as_array().unwrap();
         let spans: Vec<&Value> = events.iter().filter(|event| event["ph"] == "X").collect();
-        assert_eq!(spans.len(), 2);
+        assert_eq!(spans.len(), 3);
         assert_eq!((&spans[0]["name"], &spans[0]["pid"]), (&json!("layer.3.down"), &json!(1)));
         assert_eq!((&spans[0]["ts"], &spans[0]["dur"]), (&json!(1.5), &json!(2000.0)));
         // Every span lies on a row that has a name.
-        for (span, lane) in spans.into_iter().zip(["gather", "compute"]) {
+        for (span, lane) in spans.into_iter().zip(["gather", "compute", "sums"]) {
             let names: Vec<&Value> = events
                 .iter()
                 .filter(|event| event["name"] == "thread_name")

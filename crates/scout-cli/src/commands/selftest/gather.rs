@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use scout_comm::gpu::{OpenWay, Ranks, Way, Wish};
+use scout_comm::gpu::{Arriving, OpenWay, Ranks, Way, Wish};
 use scout_comm::{CommError, Job, words};
 use scout_core::{ByteCount, DType, ExitCode};
-use scout_device::cuda::{Arena, CudaDevice, CudaOptions, DeviceBuffer, Event};
+use scout_device::cuda::{Arena, CudaDevice, CudaOptions, DeviceBuffer};
 use scout_device::{Purpose, Tensor};
 use scout_train::TrainError;
 
@@ -83,13 +83,6 @@ struct Units<'a> {
     opened: OpenWay,
 }
 
-/// A unit that is on its way or whole.
-struct Coming {
-    unit: usize,
-    full: DeviceBuffer,
-    arrived: Vec<Event>,
-}
-
 impl<'a> Units<'a> {
     /// Every rank calls it.
     fn new(way: Way, ranks: Ranks<'a>) -> Result<Units<'a>, TrainError> {
@@ -118,7 +111,8 @@ impl<'a> Units<'a> {
         for round in 0..num_rounds {
             // Ranks drift apart and come together again: whoever is early must wait, whoever is late must not be written over.
             thread::sleep(Duration::from_micros(u64::from(word(0, job.mesh().rank().0, round) % 2000)));
-            coming.push_back(self.start(round * 3 % PARTS.len())?);
+            let unit = round * 3 % PARTS.len();
+            coming.push_back((unit, self.opened.gather(&self.parts[unit])?));
             if coming.len() > HELD {
                 wrong += coming.pop_front().map_or(Ok(0), |oldest| self.num_wrong(oldest))?;
             }
@@ -129,16 +123,8 @@ impl<'a> Units<'a> {
         Ok(words::of_all_ranks(&*job.comm, wrong.to_le_bytes())?.into_iter().map(u64::from_le_bytes).sum())
     }
 
-    fn start(&self, unit: usize) -> Result<Coming, TrainError> {
-        let (part, len) = (&self.parts[unit], PARTS[unit] * self.world_size);
-        let block = self.opened.ring().take(Purpose::Gathered, len * size_of::<u32>())?;
-        let mut full = DeviceBuffer::new(self.device, block, DType::U32, [len])?;
-        let arrived = self.opened.queue(part, &mut full)?;
-        Ok(Coming { unit, full, arrived })
-    }
-
     /// Looks at a unit as arithmetic does: on its own stream, behind the events.
-    fn num_wrong(&self, Coming { unit, full, arrived }: Coming) -> Result<u64, TrainError> {
+    fn num_wrong(&self, (unit, Arriving { full, arrived }): (usize, Arriving)) -> Result<u64, TrainError> {
         arrived.iter().try_for_each(|event| self.device.compute().wait_for(event))?;
         let whole = full.into_tensor().to_host()?;
         let expected = (0..self.world_size).flat_map(|rank| (0..PARTS[unit]).map(move |index| word(unit, rank, index)));

@@ -146,6 +146,8 @@ fn the_rank_that_does_not_wait_is_the_one_that_hangs() {
 
     let furthest_behind = |rank| beat(Phase::Forward, if rank == 3 { 4 } else { 5 }, None);
     check("nobody waits", 0, then(all(furthest_behind), still()), Some((30, 3, 0, "hangs in forward of step 7")));
+    let on_gpus = |rank| beat(if rank == 2 { Phase::Forward } else { Phase::Reduce }, 5, None);
+    check("GPUs wait", 0, then(all(on_gpus), still()), Some((30, 2, 0, "hangs in forward of step 7")));
     let missed = |rank| waits(9, if rank == 1 { 0 } else { 1 });
     let what = "hangs in reduce of step 7; the others wait for it in reduce_scatter #8";
     check("all wait for the same", 0, then(all(missed), still()), Some((30, 1, 0, what)));

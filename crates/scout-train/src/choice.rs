@@ -1,0 +1,167 @@
+//! The way that a run takes: of all that its configuration leaves, the first that fits; and where none does, what would help.
+
+use scout_config::{self as written, RunConfig};
+use scout_core::ByteCount;
+use scout_device::cuda::Choice;
+
+use crate::error::{Least, Result, TrainError};
+use crate::machine::{Hardware, Kind};
+use crate::memory::{LargestBatch, Pass};
+use crate::runs::{Largest, Rows};
+use crate::ways::{LOOKAHEAD, Resident, Run, WHOLE_LAYER, Way};
+
+/// A remedy is looked for down to a sixteenth of the batch, or up to sixteen times the ranks.
+const MOST_HALVINGS: u32 = 4;
+
+/// What a configuration says of the layers that every rank keeps whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Residency {
+    Free,
+    Layers(usize),
+    Everything,
+}
+
+/// The way to take, and all from which it was chosen: they come in the order in which they are to be preferred.
+pub fn choose(config: &RunConfig, run: &Run) -> Result<(Way, Vec<Way>)> {
+    let residency = residency(config, run.pass.config.num_layers)?;
+    let ways = ways(run, residency);
+    match ways.iter().find(|way| way.memory.fits()) {
+        Some(way) => Ok((*way, ways)),
+        None => Err(does_not_fit(config, run, residency)),
+    }
+}
+
+fn residency(config: &RunConfig, all: usize) -> Result<Residency> {
+    match (config.device.resident_layers, config.device.weights) {
+        (written::ResidentLayers::Count(count), _) if count > all => {
+            let problem = format!("is {count}, and the model has {all} layers");
+            Err(TrainError::Config { key: "resident_layers", problem })
+        }
+        (_, written::Weights::Resident) => Ok(Residency::Everything),
+        (written::ResidentLayers::Count(count), _) => Ok(Residency::Layers(count)),
+        (written::ResidentLayers::Auto, _) => Ok(Residency::Free),
+    }
+}
+
+/// Several GPUs whose memory is known make a choice of what is resident; else that is as written. GPUs that hold everything may
+/// merge micro-batches; not where runs must agree bit by bit, for how much memory was found would show in the result.
+fn ways(run: &Run, residency: Residency) -> Vec<Way> {
+    let is_whole = run.hardware.world_size == 1 || residency == Residency::Everything;
+    let written = match residency {
+        Residency::Layers(count) => Some(count),
+        Residency::Free | Residency::Everything => None,
+    };
+    let resident = match is_whole {
+        true => Resident::everything(run.pass.config.num_layers),
+        false => Resident { num_layers: written.unwrap_or(0), ..Resident::NOTHING },
+    };
+    match run.hardware.kind {
+        Kind::Gpu if !is_whole && run.budget.is_some() => run.ways_on_several_gpus(written),
+        Kind::Gpu if !is_whole => run.ways_of_keeping(resident, WHOLE_LAYER),
+        Kind::Gpu if run.budget.is_some() && run.rows.num_micro_batches > 1 && run.pass.choice == Choice::Timed => {
+            run.ways_of_merging(resident, LOOKAHEAD)
+        }
+        Kind::Gpu | Kind::Host => run.ways_of_keeping(resident, LOOKAHEAD),
+    }
+}
+
+fn smallest(run: &Run, residency: Residency) -> Way {
+    let ways = ways(run, residency);
+    ways.into_iter().min_by_key(|way| way.memory.total()).expect("there is a way to hold weights")
+}
+
+fn does_not_fit(config: &RunConfig, run: &Run, residency: Residency) -> TrainError {
+    let way = smallest(run, residency);
+    TrainError::DoesNotFit {
+        needed: way.memory.total(),
+        budget: way.memory.budget.unwrap_or_default(),
+        least: Least {
+            keep: way.keep,
+            runs: way.runs,
+            tokens: run.rows.largest_run(way.runs).num_tokens,
+            resident_layers: way.resident.num_layers,
+            num_layers: run.pass.config.num_layers,
+        },
+        hint: remedy(config, run, residency),
+    }
+}
+
+/// What to change so that the run fits: the key that forbids smaller ways, where that is enough; beside it, or without such a
+/// key, whatever else is found to be enough.
+fn remedy(config: &RunConfig, run: &Run, residency: Residency) -> String {
+    let needed = |residency| smallest(run, residency).memory;
+    let (free, as_written) = (needed(Residency::Free), needed(residency));
+    let forbids = match residency {
+        Residency::Layers(_) if free.total() < as_written.total() => Some("lower `resident_layers`, or leave it out"),
+        Residency::Everything if free.total() < as_written.total() => Some("leave `weights: resident` out"),
+        _ => None,
+    };
+    match forbids {
+        Some(key) if free.fits() => key.to_string(),
+        Some(key) => format!("{key}; that is not enough: {}", others(config, run, Residency::Free)),
+        None => others(config, run, residency),
+    }
+}
+
+/// Each of them alone makes the run fit.
+fn others(config: &RunConfig, run: &Run, residency: Residency) -> String {
+    let fits = |run: &Run| smallest(run, residency).memory.fits();
+    let (batch, cutoff) = (config.train.per_device_train_batch_size, config.data.cutoff_len);
+    let longest = cutoff.min(run.pass.batch.longest_row.max(1));
+    let mut remedies = Vec::new();
+    if let Some(fewer) = halves(batch).find(|fewer| fits(&with_rows(run, (*fewer, batch), cutoff))) {
+        remedies.push(format!("lower `per_device_train_batch_size` to {fewer}"));
+    }
+    if let Some(shorter) = halves(longest).find(|shorter| fits(&with_rows(run, (batch, batch), *shorter))) {
+        remedies.push(format!("lower `cutoff_len` to {shorter}"));
+    }
+    let world_size = run.hardware.world_size;
+    if let Some(more) = doubles(world_size).find(|more| fits(&with_ranks(run, *more))) {
+        remedies.push(format!("use {more} ranks"));
+    }
+    let needed = smallest(run, residency).memory.total();
+    let is_there = run.hardware.memory().is_none_or(|memory| memory >= needed);
+    if config.device.device_memory.is_some() && is_there {
+        remedies.push("raise `device_memory`".to_string());
+    }
+    match remedies.is_empty() {
+        true => "use devices of more memory".to_string(),
+        false => remedies.join(", or "),
+    }
+}
+
+fn halves(number: usize) -> impl Iterator<Item = usize> {
+    (1..=MOST_HALVINGS).map(move |times| number >> times).take_while(|half| *half > 0)
+}
+
+fn doubles(number: usize) -> impl Iterator<Item = usize> {
+    (1..=MOST_HALVINGS).map(move |times| number << times)
+}
+
+/// The same with micro-batches of `fewer` rows in place of `batch`, none of them longer than `cutoff`. Packed or not, a
+/// micro-batch then has at most that many tokens.
+fn with_rows<'a>(run: &Run<'a>, (fewer, batch): (usize, usize), cutoff: usize) -> Run<'a> {
+    let cut = |of: LargestBatch, micro_batches: usize| LargestBatch {
+        num_rows: (of.num_rows * fewer).div_ceil(batch),
+        num_tokens: of.num_tokens.min(micro_batches.saturating_mul(fewer).saturating_mul(cutoff)),
+        longest_row: of.longest_row.min(cutoff),
+    };
+    let num_micro_batches = run.rows.num_micro_batches;
+    let all = |of: Largest| Largest { update: cut(of.update, num_micro_batches), micro_batch: cut(of.micro_batch, 1) };
+    let rows = Rows { num_micro_batches, trained: all(run.rows.trained), scored: all(run.rows.scored) };
+    let pass = Pass { batch: rows.largest_run(num_micro_batches), ..run.pass };
+    Run { rows, pass, ..*run }
+}
+
+/// The same on more ranks, each of which trains no more than now.
+fn with_ranks<'a>(run: &Run<'a>, world_size: usize) -> Run<'a> {
+    Run { hardware: Hardware { world_size, ..run.hardware }, ..*run }
+}
+
+/// Memory to plan for: what is written, but no more than there is.
+pub fn budget(written: Option<ByteCount>, found: Option<ByteCount>) -> Option<ByteCount> {
+    match (written, found) {
+        (Some(written), Some(found)) => Some(written.min(found)),
+        (written, found) => written.or(found),
+    }
+}
