@@ -80,13 +80,17 @@ fn bytes_of_every_number_of_ranks_follow_from_shapes() {
         assert_eq!(number(&memory["shard"]), shard, "{world} ranks");
         let order: Vec<Vec<String>> = serde_json::from_value(plan["order"].clone()).unwrap();
         assert_eq!(order, expected_order());
-        // Block by block: its own units, and those of the next blocks as far as the plan looks.
+        // Block by block: its own units, and those of the next blocks until so many more have to be gathered. A unit that is
+        // used twice within that is there once.
         let flat: Vec<&String> = order.iter().flatten().collect();
-        let mut next = 0;
+        let (mut start, mut ahead) = (0, 0);
         let peaks = order.iter().map(|block| {
-            let window = &flat[next..(next + block.len() + LOOKAHEAD).min(flat.len())];
-            next += block.len();
-            window.iter().map(|name| number(&unit(name)["gathered_bytes"])).sum::<u64>()
+            let is_new = |at: &usize| !flat[start..*at].contains(&flat[*at]);
+            let behind = start + block.len()..flat.len();
+            ahead = ahead.max(behind.filter(is_new).nth(LOOKAHEAD).unwrap_or(flat.len()));
+            let window = (start..ahead).filter(is_new).map(|at| number(&unit(flat[at])["gathered_bytes"])).sum::<u64>();
+            start += block.len();
+            window
         });
         assert_eq!(number(&memory["gathered"]), peaks.max().unwrap(), "{world} ranks");
         // Adapter and gradient whole, two moments of one part.
