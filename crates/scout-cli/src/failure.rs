@@ -30,7 +30,7 @@ impl std::error::Error for Mistake {}
 #[derive(Debug)]
 pub struct JobEnded {
     pub verdict: Verdict,
-    /// Whether this rank is the one that tells it.
+    /// Whether this rank is the one that tells it, and has not yet.
     pub speaks: bool,
     pub hint: Option<String>,
 }
@@ -45,9 +45,14 @@ impl std::error::Error for JobEnded {}
 
 /// Prints `error` to stderr and returns the code to leave with. Of all ranks of a job only one prints why it ended.
 pub fn report(error: &anyhow::Error) -> ProcessExitCode {
-    if error.downcast_ref::<JobEnded>().is_some_and(|ended| !ended.speaks) {
-        return ProcessExitCode::from(exit_code(error).code());
+    if error.downcast_ref::<JobEnded>().is_none_or(|ended| ended.speaks) {
+        say(error);
     }
+    ProcessExitCode::from(exit_code(error).code())
+}
+
+/// Prints `error`, and its hint, to stderr.
+pub fn say(error: &anyhow::Error) {
     // A mistake in the YAML is one line that begins with its place, as compilers do; an unreadable file has none.
     let mut text = match error.downcast_ref::<ConfigError>() {
         Some(mistake) if !matches!(mistake, ConfigError::Unreadable { .. }) => format!("{mistake}\n"),
@@ -58,7 +63,6 @@ pub fn report(error: &anyhow::Error) -> ProcessExitCode {
     }
     // Where stderr is gone, the exit code still tells.
     let _ = std::io::stderr().write_all(text.as_bytes());
-    ProcessExitCode::from(exit_code(error).code())
 }
 
 /// Turns a panic into one sentence; the process then leaves with the code for a bug of ours.

@@ -12,7 +12,7 @@ use scout_comm::{
     Approach, CommError, Control, Ending, Introduction, Job, Limits, PeerName, Through, Verdict, Verdicts,
 };
 use scout_core::causes::with_causes;
-use scout_core::{ExitCode, Mesh, Whereabouts};
+use scout_core::{ExitCode, Mesh, Rank, Whereabouts};
 use scout_telemetry::Progress;
 use scout_train::TrainError;
 use signal_hook::consts::SIGTERM;
@@ -85,7 +85,7 @@ impl Joined {
         let through = way_of_collectives(ranks.seat.launcher, progress)?;
         let approach = Approach { place, mesh, introduction, limits, through };
         let seat = scout_comm::meet(&approach, whereabouts).map_err(|error| during_the_meeting(error, mesh))?;
-        speak_before_the_end(seat.control.verdicts())?;
+        speak_before_the_end(mesh.rank(), seat.control.verdicts())?;
         if let Some(address) = &seat.listening_at {
             progress.say(&format!("meeting at {address}"))?;
         }
@@ -128,7 +128,7 @@ fn end(verdict: &Verdict, speaks: bool) {
 
 /// Whoever asks this rank to end may do so because another rank died, as `mpirun` does at once: then this is the last
 /// chance to say which, where and when.
-fn speak_before_the_end(verdicts: Verdicts) -> io::Result<()> {
+fn speak_before_the_end(own: Rank, verdicts: Verdicts) -> io::Result<()> {
     let mut asked = Signals::new([SIGTERM])?;
     let wait = move || {
         asked.forever().next();
@@ -136,6 +136,9 @@ fn speak_before_the_end(verdicts: Verdicts) -> io::Result<()> {
             Some(verdict) => {
                 if verdicts.may_speak() {
                     eprintln!("error: {}", verdict.sentence);
+                } else if verdict.speaker == own {
+                    // The thread that works has taken the word, and may be about to say it.
+                    thread::sleep(LAST_WORD);
                 }
                 verdict.code.code().into()
             }
@@ -175,7 +178,12 @@ impl Others {
         let speaks = self.control.may_speak();
         let is_own = verdict.rank == self.mesh.rank() && verdict.sentence == sentence;
         let hint = if is_own { failure::hint(&error) } else { None };
-        JobEnded { verdict, speaks, hint }.into()
+        let ended = JobEnded { verdict, speaks: false, hint }.into();
+        // Said as soon as the word is taken: whoever asks this rank to end meanwhile would find it taken, and not said.
+        if speaks {
+            failure::say(&ended);
+        }
+        ended
     }
 
     fn sentence(&self, job: &Job, what: &str) -> String {
