@@ -30,8 +30,6 @@ impl std::error::Error for Mistake {}
 #[derive(Debug)]
 pub struct JobEnded {
     pub verdict: Verdict,
-    /// Whether this rank is the one that tells it, and has not yet.
-    pub speaks: bool,
     pub hint: Option<String>,
 }
 
@@ -43,9 +41,9 @@ impl std::fmt::Display for JobEnded {
 
 impl std::error::Error for JobEnded {}
 
-/// Prints `error` to stderr and returns the code to leave with. Of all ranks of a job only one prints why it ended.
+/// Prints `error` to stderr and returns the code to leave with. Why a job ended was said by one of its ranks already.
 pub fn report(error: &anyhow::Error) -> ProcessExitCode {
-    if error.downcast_ref::<JobEnded>().is_none_or(|ended| ended.speaks) {
+    if error.downcast_ref::<JobEnded>().is_none() {
         say(error);
     }
     ProcessExitCode::from(exit_code(error).code())

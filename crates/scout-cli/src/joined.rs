@@ -178,12 +178,7 @@ impl Others {
         let speaks = self.control.may_speak();
         let is_own = verdict.rank == self.mesh.rank() && verdict.sentence == sentence;
         let hint = if is_own { failure::hint(&error) } else { None };
-        let ended = JobEnded { verdict, speaks: false, hint }.into();
-        // Said as soon as the word is taken: whoever asks this rank to end meanwhile would find it taken, and not said.
-        if speaks {
-            failure::say(&ended);
-        }
-        ended
+        ended(verdict, speaks, hint)
     }
 
     fn sentence(&self, job: &Job, what: &str) -> String {
@@ -197,8 +192,17 @@ fn during_the_meeting(error: CommError, mesh: Mesh) -> anyhow::Error {
     match error {
         CommError::Ended { verdict } => {
             let speaks = verdict.speaker == mesh.rank();
-            JobEnded { verdict, speaks, hint: None }.into()
+            ended(verdict, speaks, None)
         }
         error => error.into(),
     }
+}
+
+/// Said as soon as the word is taken: whoever asks this rank to end meanwhile would find it taken, and not said.
+fn ended(verdict: Verdict, speaks: bool, hint: Option<String>) -> anyhow::Error {
+    let ended = JobEnded { verdict, hint }.into();
+    if speaks {
+        failure::say(&ended);
+    }
+    ended
 }

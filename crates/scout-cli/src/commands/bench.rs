@@ -6,7 +6,6 @@ mod gather;
 mod lengths;
 mod load;
 pub(super) mod meeting;
-mod output;
 mod ranks;
 mod sampler;
 mod seconds;
@@ -30,8 +29,8 @@ use scout_kernels::selftest::rates::{self, Rate};
 use scout_train::TrainError;
 use serde_json::json;
 
-use self::output::Output;
 use self::seconds::seconds;
+use super::output::Output;
 use super::results::results;
 use super::selftest;
 use crate::surroundings::{self, print};

@@ -5,6 +5,7 @@ pub mod configuration;
 pub mod demo;
 pub mod launch;
 mod machine;
+mod output;
 pub mod plan;
 pub mod preprocess;
 mod results;

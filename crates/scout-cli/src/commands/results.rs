@@ -1,14 +1,11 @@
 //! What commands write down of their results.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use scout_core::ExitCode;
 use scout_device::{Device, host};
 use serde_json::{Value, json};
 
 use crate::build_info::COMMIT;
-use crate::failure::Mistake;
 
 /// What a benchmark `found`, beside what all results have. Without what it was measured on nobody can compare a number; what
 /// has no meaning for a benchmark is null.
@@ -42,14 +39,6 @@ fn environment(device: &Device) -> Value {
     json!({
         "device": name, "device_memory_bytes": memory, "libraries": libraries,
         "host": host::name(), "host_cores": cores,
-    })
-}
-
-/// Writes results for other programs.
-pub fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {
-    std::fs::write(path, format!("{value:#}\n")).map_err(|cause| {
-        let code = ExitCode::of_io(&cause, ExitCode::CannotCreate);
-        Mistake { message: format!("`{}` cannot be written: {cause}", path.display()), code, hint: None }.into()
     })
 }
 

@@ -12,7 +12,7 @@ use scout_kernels::selftest::{self, Outcome};
 use scout_train::TrainError;
 use serde_json::json;
 
-use super::results::write_json;
+use super::output::Output;
 use crate::surroundings::{self, print};
 
 #[derive(clap::Args)]
@@ -63,13 +63,14 @@ fn run_ops(ops: &Ops) -> anyhow::Result<ExitCode> {
         compile_kernels: ops.compile,
         ..surroundings::cuda()
     };
+    let json = ops.json.as_deref().map(Output::open).transpose()?;
     let device = CudaDevice::open(&options).map_err(TrainError::from)?;
     for line in about(&device) {
         print(&line)?;
     }
     let outcomes = selftest::run(&device, &ops.filter, seed);
     print_table(&outcomes)?;
-    if let Some(path) = &ops.json {
+    if let Some(output) = json {
         let rows: Vec<_> = outcomes
             .iter()
             .map(|outcome| {
@@ -80,7 +81,7 @@ fn run_ops(ops: &Ops) -> anyhow::Result<ExitCode> {
                 })
             })
             .collect();
-        write_json(path, &json!({ "seed": seed, "device": device.properties().name, "outcomes": rows }))?;
+        output.write_json(&json!({ "seed": seed, "device": device.properties().name, "outcomes": rows }))?;
     }
     let failed = outcomes.iter().filter(|outcome| !outcome.is_ok()).count();
     print(&format!("{} ok, {failed} failed, seed {seed}", outcomes.len() - failed))?;

@@ -152,8 +152,12 @@ pub fn seat(variables: Variables) -> Result<Seat, Mistake> {
         }
     }
     let local_size = local_size.map(|(_, size)| size);
-    let shared_gpus = variables(env::SHARED_GPUS).map(|value| number(env::SHARED_GPUS, &value)).transpose()?;
+    let shared_gpus = variables(env::SHARED_GPUS).map(|value| shared_gpus(&value)).transpose()?;
     Ok(Seat { launcher: names.launcher, world_size, rank: Rank(rank), local_rank, local_size, shared_gpus })
+}
+
+fn shared_gpus(value: &str) -> Result<NonZeroUsize, Mistake> {
+    value.parse().map_err(|_| mistake(format!("{} is `{value}`, expected a number from 1 on", env::SHARED_GPUS)))
 }
 
 /// Which launcher's variables count. A launcher that was itself started by another hides it.

@@ -106,7 +106,7 @@ fn each_rank_has_a_gpu_of_its_own_unless_they_are_told_to_share() {
     for nonsense in ["0", "two"] {
         let error = find_in(&with(&format!("SCOUT_DIST_SHARED_GPUS={nonsense}"), OPEN_MPI)).unwrap_err();
         assert!(
-            error.message.contains(&format!("SCOUT_DIST_SHARED_GPUS is `{nonsense}`, expected a number")),
+            error.message.contains(&format!("SCOUT_DIST_SHARED_GPUS is `{nonsense}`, expected a number from 1 on")),
             "{error:?}"
         );
     }

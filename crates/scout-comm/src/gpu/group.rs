@@ -10,6 +10,9 @@ use super::{exchange, nccl};
 use crate::communicator::Communicator;
 use crate::error::Result;
 
+/// How a sum beside arithmetic is named in profiles and traces.
+pub const SUM: &str = "reduce-scatter, NCCL";
+
 /// Gradients are summed on a stream of their own, under what is left of the backward pass; updated numbers are brought together
 /// on the compute stream. Events order the two both ways, so that of the group's own collectives one runs at a time.
 pub struct GpuGroup {
@@ -61,7 +64,7 @@ impl GpuGroup {
     ) -> Result<()> {
         self.sums.wait_for(&self.device.compute().record()?)?;
         let queue = || self.nccl.reduce_scatter_part((full, from), (part, to), &self.sums);
-        Ok(self.device.communicate(&self.sums, || "reduce-scatter, NCCL".to_string(), queue)?)
+        Ok(self.device.communicate(&self.sums, || SUM.to_string(), queue)?)
     }
 
     /// Later arithmetic begins when all sums that are queued by now are there. The host goes on.

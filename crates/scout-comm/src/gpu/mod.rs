@@ -15,7 +15,7 @@ mod push;
 mod trial;
 mod ways;
 
-pub use group::GpuGroup;
+pub use group::{GpuGroup, SUM};
 pub use nccl::connect;
 pub use open_way::{Arriving, OpenWay};
 pub use trial::{Chosen, Wish, choose};

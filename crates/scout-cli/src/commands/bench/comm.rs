@@ -11,9 +11,9 @@ use scout_device::{Device, DeviceError, Tensor};
 use scout_train::TrainError;
 use serde_json::{Value, json};
 
-use super::output::Output;
 use super::{meeting, told};
 use crate::commands::machine::must_be_alone;
+use crate::commands::output::Output;
 use crate::commands::results::results;
 use crate::failure::Mistake;
 use crate::joined::{INIT_TIMEOUT, Identity, Waits};

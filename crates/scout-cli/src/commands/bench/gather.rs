@@ -21,12 +21,12 @@ use scout_train::step_bench::with_layers;
 use serde_json::{Value, json};
 
 use super::contest::{Contest, Products};
-use super::output::Output;
 use super::seconds::quiet_seconds;
 use super::spread::spread;
 use super::{meeting, told};
 use crate::commands::configuration::{ConfigArguments, load, placing};
 use crate::commands::machine::Found;
+use crate::commands::output::Output;
 use crate::commands::results::results;
 use crate::ranks::Seat;
 use crate::surroundings::{self, print};

@@ -12,9 +12,9 @@ use scout_train::readers::{MOST_READERS, Progressed, USUAL_READERS};
 use serde_json::{Value, json};
 
 use super::meeting;
-use super::output::Output;
 use crate::commands::configuration::{ConfigArguments, load, placing};
 use crate::commands::machine::Found;
+use crate::commands::output::Output;
 use crate::commands::results::results;
 use crate::failure::Mistake;
 use crate::ranks::Seat;

@@ -19,7 +19,6 @@ use scout_train::plan::{ModelSource, RunPlan};
 use scout_train::step_bench::{Routing, Row, StepBench, Workload, with_layers};
 use serde_json::{Value, json};
 
-use super::output::Output;
 use super::ranks::Ranks;
 use super::seconds::{quiet_seconds, seconds};
 use super::shares::{self, Comparison, Profile};
@@ -27,6 +26,7 @@ use super::timing::{self, Limit, Outcome};
 use super::{lengths, meeting, trace};
 use crate::commands::configuration::{ConfigArguments, load, placing};
 use crate::commands::machine::Found;
+use crate::commands::output::Output;
 use crate::commands::results::results;
 use crate::failure::Mistake;
 use crate::ranks::Seat;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use scout_comm::Job;
+use scout_comm::gpu::SUM;
 use scout_core::Diary;
 use scout_device::Device;
 use scout_device::cuda::Timed;
@@ -23,8 +24,6 @@ enum Lane {
 }
 
 const LANES: [Lane; 4] = [Lane::Host, Lane::Compute, Lane::Gather, Lane::Sums];
-/// How sums beside arithmetic are named; gathers bear the names of their units.
-const SUM: &str = "reduce-scatter";
 
 impl Lane {
     fn name(self) -> &'static str {
@@ -96,7 +95,7 @@ fn phases(diary: &Diary, zero: Instant, end: Instant) -> Vec<Span> {
 fn of_gpu(Timed { name, on_compute, begin, time }: Timed) -> Span {
     let lane = match on_compute {
         true => Lane::Compute,
-        false if name.starts_with(SUM) => Lane::Sums,
+        false if name == SUM => Lane::Sums,
         false => Lane::Gather,
     };
     Span { lane, name, begin, time }
@@ -140,8 +139,7 @@ mod tests {
         let gathered = of_gpu(Timed { name: "layer.3.down".to_string(), on_compute: false, begin, time });
         let computed = of_gpu(Timed { name: "a product".to_string(), on_compute: true, begin, time });
         // It overlaps the gather, and neither holds the other.
-        let summed =
-            Timed { name: "reduce-scatter, NCCL".to_string(), on_compute: false, begin: begin + time / 2, time };
+        let summed = Timed { name: SUM.to_string(), on_compute: false, begin: begin + time / 2, time };
         let spans = [gathered, computed, of_gpu(summed)];
         let picture = picture(vec![vec![], spans.iter().map(|span| event(span, 1)).collect()]);
         let events = picture["traceEvents"].as_array().unwrap();
