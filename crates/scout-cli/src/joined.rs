@@ -30,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a rank that is asked to end waits to be told why: longer than a death takes to be known, shorter than anybody's
 /// patience.
 const LAST_WORD: Duration = Duration::from_millis(300);
+/// How long a rank that has said the last word stays, so that whoever started it takes its lines for those of a living rank.
+const UNTIL_READ: Duration = Duration::from_millis(100);
 
 /// What all ranks of a job must have in common.
 #[derive(Debug, Clone, Copy)]
@@ -136,6 +138,8 @@ fn speak_before_the_end(own: Rank, verdicts: Verdicts) -> io::Result<()> {
             Some(verdict) => {
                 if verdicts.may_speak() {
                     eprintln!("error: {}", verdict.sentence);
+                    // A launcher must still read it.
+                    thread::sleep(UNTIL_READ);
                 } else if verdict.speaker == own {
                     // The thread that works has taken the word, and may be about to say it.
                     thread::sleep(LAST_WORD);
@@ -144,8 +148,8 @@ fn speak_before_the_end(own: Rank, verdicts: Verdicts) -> io::Result<()> {
             }
             None => 128 + SIGTERM,
         };
-        // Not at once: a launcher must still read what was said, and it ends by force who does not go.
-        std::process::exit(code);
+        // Without the last acts of libraries, which other threads are still calling: CUDA's would end in a SIGSEGV.
+        leave_at_once(code);
     };
     thread::Builder::new().name("last-word".to_string()).spawn(wait)?;
     Ok(())

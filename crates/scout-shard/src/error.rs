@@ -21,7 +21,7 @@ pub enum ShardError {
         #[source]
         cause: Box<CommError>,
     },
-    #[error("a unit is sharded among GPUs, and no memory was set aside to make it whole")]
+    #[error("a unit is sharded among GPUs, and no memory was set aside in which a walk like this makes it whole")]
     NoRing,
     #[error("reduce of {unit}")]
     Reduce {

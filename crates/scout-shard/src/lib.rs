@@ -14,4 +14,4 @@ pub use error::{Result, ShardError};
 pub use plan::{Placement, Schedule, ShardPlan, UnitShard, all_resident, none_resident};
 pub use ring::{Ring, ring_bytes};
 pub use store::{ReadRange, ShardStore};
-pub use walk::{Guard, Walk};
+pub use walk::{Ahead, Guard, Walk};

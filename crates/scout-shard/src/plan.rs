@@ -1,6 +1,7 @@
 //! Which bytes each rank keeps, and the order in which units are gathered: pure functions of shapes and the number of
 //! ranks, printed before the first batch and obeyed while running. No tensor and no communication here.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -97,14 +98,15 @@ impl ShardPlan {
     /// what is resident is there, and what is used at two places from there on is gathered once.
     pub fn is_gathered(&self, schedule: &Schedule, at: usize, block_start: usize) -> bool {
         let is_there = schedule.used_before(at).is_some_and(|before| before >= block_start);
-        self.unit(schedule.order[at]).placement == Placement::Sharded && !is_there
+        self.unit(schedule.unit(at)).placement == Placement::Sharded && !is_there
     }
 
     /// Where in the order the units end that are whole or under way while `block` is in use. Only what has to be gathered
     /// counts as ahead.
     pub fn ahead_of(&self, schedule: &Schedule, block: Range<usize>) -> usize {
         let (mut end, mut left) = (block.end, self.lookahead);
-        while end < schedule.order.len() {
+        let last = if schedule.repeats { block.start + schedule.len() } else { schedule.len() };
+        while end < last {
             match (self.is_gathered(schedule, end, block.start), left) {
                 (true, 0) => break,
                 (true, _) => left -= 1,
@@ -161,33 +163,44 @@ impl ShardPlan {
 
     /// Most bytes of gathered units at one time: a block's units and those that are gathered ahead of it.
     pub fn gathered_peak(&self, schedule: &Schedule) -> ByteCount {
-        let bytes = |at: usize| self.dtype.size() * self.gathered_len(schedule.order[at]) as u64;
-        let mut started = 0;
-        let windows = schedule.steps().map(|block| {
-            started = self.ahead_of(schedule, block.clone()).max(started);
-            (block.start..started).filter(|at| self.is_gathered(schedule, *at, block.start)).map(bytes).sum()
-        });
-        windows.max().unwrap_or_default()
+        let bytes = |at: usize| self.dtype.size() * self.gathered_len(schedule.unit(at)) as u64;
+        let (mut most, mut started) = (ByteCount(0), 0);
+        // Passes that begin with units of the one before are all like the second.
+        for _ in 0..if schedule.repeats { 2 } else { 1 } {
+            for block in schedule.steps() {
+                started = self.ahead_of(schedule, block.clone()).max(started);
+                let gathered = (block.start..started).filter(|at| self.is_gathered(schedule, *at, block.start));
+                most = most.max(gathered.map(bytes).sum());
+            }
+            started -= schedule.len();
+        }
+        most
     }
 }
 
-/// The order in which one pass uses the units, block by block.
+/// The order in which a pass uses the units, block by block. Where passes repeat, places behind its end are those of the
+/// next pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Schedule {
     // Invariant: `ends` is sorted; block i uses `order[ends[i - 1]..ends[i]]`.
     order: Vec<UnitId>,
     ends: Vec<usize>,
-    /// For each place of the order: where its unit is used last before it, and next after it.
+    /// For each place of the order: where its unit is used last before it, and next after it, in the same pass.
     before: Vec<Option<usize>>,
     after: Vec<Option<usize>>,
+    /// Where each unit is used first and last.
+    uses: BTreeMap<UnitId, (usize, usize)>,
+    repeats: bool,
 }
 
 impl Schedule {
     /// Adds a block that uses `units` in this order.
     pub fn push(&mut self, units: &[UnitId]) {
         for &unit in units {
-            let before = self.order.iter().rposition(|other| *other == unit);
-            before.into_iter().for_each(|before| self.after[before] = Some(self.order.len()));
+            let at = self.order.len();
+            let (_, last) = self.uses.entry(unit).or_insert((at, at));
+            let before = (*last < at).then(|| std::mem::replace(last, at));
+            before.into_iter().for_each(|before| self.after[before] = Some(at));
             self.before.push(before);
             self.after.push(None);
             self.order.push(unit);
@@ -195,18 +208,49 @@ impl Schedule {
         self.ends.push(self.order.len());
     }
 
+    /// The same order, pass after pass: what one begins to gather ahead of its end is for the next.
+    pub fn repeated(self) -> Schedule {
+        Schedule { repeats: true, ..self }
+    }
+
+    pub fn repeats(&self) -> bool {
+        self.repeats
+    }
+
+    /// Of one pass.
     pub fn order(&self) -> &[UnitId] {
         &self.order
     }
 
+    /// Places of one pass.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// The unit at a place of this pass or of the next one.
+    pub fn unit(&self, at: usize) -> UnitId {
+        self.order[at % self.len()]
+    }
+
     /// The place before `at` where the same unit is used.
     pub fn used_before(&self, at: usize) -> Option<usize> {
-        self.before[at]
+        let (pass, place) = (at / self.len(), at % self.len());
+        let last = |pass| (pass, self.uses[&self.order[place]].1);
+        let (pass, before) =
+            self.before[place].map(|before| (pass, before)).or_else(|| pass.checked_sub(1).map(last))?;
+        Some(pass * self.len() + before)
     }
 
     /// The place after `at` where the same unit is used.
     pub fn used_after(&self, at: usize) -> Option<usize> {
-        self.after[at]
+        let (pass, place) = (at / self.len(), at % self.len());
+        let first = || (pass + 1, self.uses[&self.order[place]].0);
+        let (pass, after) = self.after[place].map(|after| (pass, after)).or_else(|| self.repeats.then(first))?;
+        Some(pass * self.len() + after)
     }
 
     pub fn steps(&self) -> impl Iterator<Item = Range<usize>> + '_ {
@@ -303,6 +347,27 @@ mod tests {
         }
         assert_eq!((schedule.used_before(4), schedule.used_before(2)), (Some(2), None));
         assert_eq!((schedule.used_after(2), schedule.used_after(4)), (Some(4), None));
+    }
+
+    #[test]
+    fn where_passes_repeat_the_next_one_begins_with_what_is_still_whole() {
+        let specs = units(&[10, 10, 10]);
+        let there_and_back = schedule(&[&[0], &[1], &[2], &[2], &[1], &[0]]);
+        let repeated = there_and_back.clone().repeated();
+        assert_eq!((repeated.used_before(6), repeated.used_before(0)), (Some(5), None));
+        assert_eq!(
+            (repeated.used_after(5), repeated.used_after(4), repeated.used_after(2)),
+            (Some(6), Some(7), Some(3))
+        );
+        assert_eq!((there_and_back.used_after(5), repeated.unit(7)), (None, UnitId(1)));
+        // Beside unit 0, which the next pass uses first, the one that it uses second, and no further than a whole pass.
+        for (lookahead, expected, peak) in [(0, 7, 10), (1, 8, 20), (2, 11, 30), (9, 11, 30)] {
+            let plan = ShardPlan::new(&specs, 2, &none_resident, lookahead);
+            assert_eq!(plan.ahead_of(&repeated, 5..6), expected, "{lookahead} ahead");
+            assert_eq!(plan.ahead_of(&there_and_back, 5..6), 6);
+            assert!(!plan.is_gathered(&repeated, 6, 5) && plan.is_gathered(&repeated, 7, 5));
+            assert_eq!(plan.gathered_peak(&repeated), ByteCount(4 * peak), "{lookahead} ahead");
+        }
     }
 
     #[test]

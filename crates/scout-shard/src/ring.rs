@@ -1,7 +1,9 @@
 //! Where units become whole on a GPU: one arena, whose blocks are written by gathers and read by kernels in turns. How large
 //! it must be is found by walking the schedule with numbers alone.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use scout_comm::Communicator;
 use scout_comm::gpu::{Arriving, OpenWay, Way};
 use scout_core::ByteCount;
 use scout_device::Tensor;
-use scout_device::cuda::{Arena, CudaDevice, Event, FreeList};
+use scout_device::cuda::{Arena, CudaDevice, Event};
 
 use crate::error::{Result, ShardError};
 use crate::plan::{Schedule, ShardPlan};
@@ -19,6 +21,7 @@ use crate::plan::{Schedule, ShardPlan};
 pub struct Ring {
     device: Arc<CudaDevice>,
     opened: OpenWay,
+    passes: Vec<(Schedule, Places)>,
     waits: Mutex<Waits>,
 }
 
@@ -31,8 +34,11 @@ struct Waits {
 }
 
 impl Ring {
-    pub fn new(device: &Arc<CudaDevice>, opened: OpenWay) -> Ring {
-        Ring { device: device.clone(), opened, waits: Mutex::default() }
+    /// For walks of `passes`, with [`ring_bytes`] of memory.
+    pub fn new(device: &Arc<CudaDevice>, opened: OpenWay, plan: &ShardPlan, passes: &[&Schedule]) -> Ring {
+        let places = |&schedule: &&Schedule| (schedule.clone(), Places::of(plan, schedule));
+        let passes = passes.iter().map(places).collect();
+        Ring { device: device.clone(), opened, passes, waits: Mutex::default() }
     }
 
     pub fn way(&self) -> Way {
@@ -44,9 +50,15 @@ impl Ring {
         self.opened.leave(comm).map_err(|cause| ShardError::Queue { cause: Box::new(cause) })
     }
 
-    /// Queues the gather of the unit `name`, of which `part` is this rank's.
-    pub(crate) fn start(&self, name: &str, part: &Tensor) -> Result<Arriving> {
-        let queued = self.device.communicate(self.opened.stream(), || name.to_string(), || self.opened.gather(part));
+    /// Where the units of a pass become whole.
+    pub(crate) fn places(&self, schedule: &Schedule) -> Option<&Places> {
+        self.passes.iter().find(|(other, _)| other == schedule).map(|(_, places)| places)
+    }
+
+    /// Queues the gather of the unit `name`, of which `part` is this rank's, to byte `start` of the ring.
+    pub(crate) fn start(&self, name: &str, part: &Tensor, start: usize) -> Result<Arriving> {
+        let gather = || self.opened.gather_at(start, part);
+        let queued = self.device.communicate(self.opened.stream(), || name.to_string(), gather);
         queued.map_err(|cause| ShardError::Queue { cause: Box::new(cause) })
     }
 
@@ -81,51 +93,120 @@ impl Ring {
     }
 }
 
-/// Bytes of an arena in which the gathers of any of `passes` find room. More than the most that is whole at one time, where
-/// units of different sizes leave gaps.
+/// Where in the ring the units of a pass become whole, by place in its order: found before anything runs, from numbers alone,
+/// so that units of different sizes leave as few gaps as can be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// Bytes before the unit. One that is handed on from use to use stays where it is.
+    starts: Vec<usize>,
+    bytes: usize,
+}
+
+/// A unit that is whole, or on its way, from the first of `blocks` on until the last is done; those of the next pass are behind
+/// those of this one. It is gathered for the first of `uses` and handed on to the others.
+struct Stay {
+    blocks: Range<usize>,
+    uses: Vec<usize>,
+    len: usize,
+}
+
+/// Bytes of an arena in which the gathers of any of `passes` find room.
 pub fn ring_bytes(plan: &ShardPlan, passes: &[&Schedule]) -> ByteCount {
-    let least = passes.iter().map(|schedule| plan.gathered_peak(schedule).0 as usize).max().unwrap_or(0);
-    let step = (least / 64).next_multiple_of(Arena::GRAIN).max(Arena::GRAIN);
-    let mut bytes = least.next_multiple_of(Arena::GRAIN);
-    // It ends: where every unit of a pass has room beside all others, nothing has to be given back.
-    while bytes > 0 && !passes.iter().all(|schedule| has_room(plan, schedule, bytes)) {
-        bytes += step;
-    }
+    let bytes = passes.iter().map(|schedule| Places::of(plan, schedule).bytes).max().unwrap_or(0);
     ByteCount(bytes as u64)
 }
 
-/// Whether a pass finds room for every unit. Takes and gives what a walk takes and gives, in its order.
-fn has_room(plan: &ShardPlan, schedule: &Schedule, bytes: usize) -> bool {
-    let order = schedule.order();
-    let mut free: FreeList<()> = FreeList::new(bytes);
-    // By place in the order.
-    let mut whole: Vec<Option<(usize, usize)>> = Vec::with_capacity(order.len());
-    for block in schedule.steps() {
-        let (begun, ahead) = (whole.len(), plan.ahead_of(schedule, block.clone()));
-        for (at, &unit) in order.iter().enumerate().take(ahead).skip(begun) {
-            if !plan.is_gathered(schedule, at, block.start) {
-                whole.push(None);
-                continue;
-            }
-            let len = (plan.dtype().size() * plan.gathered_len(unit) as u64).0 as usize;
-            let len = len.next_multiple_of(Arena::GRAIN);
-            let Some(taken) = free.take(len) else { return false };
-            whole.push(Some((taken.start, len)));
-        }
-        for at in block {
-            let Some((start, len)) = whole[at].take() else { continue };
-            match schedule.used_after(at) {
-                Some(after) if after < whole.len() => whole[after] = Some((start, len)),
-                _ => free.give(start, len, Vec::new()),
-            }
-        }
+impl Places {
+    /// Bytes before the unit at this place of this pass or of the next one.
+    pub fn start(&self, at: usize) -> usize {
+        self.starts[at % self.starts.len()]
     }
-    true
+
+    /// The largest units are placed first, each as low as those let it that are there at the same time.
+    pub fn of(plan: &ShardPlan, schedule: &Schedule) -> Places {
+        let mut stays = stays(plan, schedule);
+        stays.sort_by_key(|stay| (Reverse(stay.len), stay.blocks.start));
+        let num_blocks = schedule.steps().count();
+        let (mut starts, mut placed) = (vec![0; schedule.len()], Vec::<(Range<usize>, Range<usize>)>::new());
+        for Stay { blocks, uses, len } in stays {
+            let beside = placed.iter().filter(|(others, _)| meet(&blocks, others, num_blocks));
+            let mut taken: Vec<&Range<usize>> = beside.map(|(_, bytes)| bytes).collect();
+            taken.sort_by_key(|bytes| bytes.start);
+            let mut start = 0;
+            for bytes in taken {
+                if start + len <= bytes.start {
+                    break;
+                }
+                start = start.max(bytes.end);
+            }
+            uses.into_iter().for_each(|at| starts[at] = start);
+            placed.push((blocks, start..start + len));
+        }
+        let bytes = placed.iter().map(|(_, bytes)| bytes.end).max().unwrap_or(0);
+        Places { starts, bytes }
+    }
+}
+
+/// Whether two stays in passes of `num_blocks` share a block. What goes on into the next pass meets what is at its beginning.
+fn meet(one: &Range<usize>, other: &Range<usize>, num_blocks: usize) -> bool {
+    let meets = |a: &Range<usize>, b: &Range<usize>, later: usize| a.start < b.end + later && b.start + later < a.end;
+    meets(one, other, 0) || meets(one, other, num_blocks) || meets(other, one, num_blocks)
+}
+
+/// What becomes whole in a pass that follows others like it.
+fn stays(plan: &ShardPlan, schedule: &Schedule) -> Vec<Stay> {
+    let num_blocks = schedule.steps().count();
+    let mut ended = Vec::new();
+    // By place, those of the next pass behind those of this one; `None` where nothing lies in the ring.
+    let mut begun: Vec<Option<Stay>> = Vec::new();
+    // The second pass is the first that begins like all others, and what it begins may end in the third.
+    for pass in 0..if schedule.repeats() { 3 } else { 1 } {
+        for (block, places) in schedule.steps().enumerate() {
+            let block = pass * num_blocks + block;
+            for at in begun.len()..plan.ahead_of(schedule, places.clone()) {
+                let begin = || {
+                    let bytes = plan.dtype().size() * plan.gathered_len(schedule.unit(at)) as u64;
+                    let len = (bytes.0 as usize).next_multiple_of(Arena::GRAIN);
+                    Stay { blocks: block..usize::MAX, uses: vec![at % schedule.len()], len }
+                };
+                begun.push(plan.is_gathered(schedule, at, places.start).then(begin));
+            }
+            for at in places {
+                let Some(mut stay) = begun[at].take() else { continue };
+                match schedule.used_after(at) {
+                    Some(after) if after < begun.len() => {
+                        stay.uses.push(after % schedule.len());
+                        begun[after] = Some(stay);
+                    }
+                    _ => {
+                        stay.blocks.end = block + 1;
+                        ended.push(stay);
+                    }
+                }
+            }
+        }
+        begun.drain(..schedule.len());
+    }
+    if !schedule.repeats() {
+        return ended;
+    }
+    let of_second = |stay: &Stay| (num_blocks..2 * num_blocks).contains(&stay.blocks.start);
+    // What the first pass began and nobody ever gives back is there for good.
+    let for_good = |stay: &Stay| stay.blocks.start < num_blocks;
+    let mut all: Vec<Stay> = ended.into_iter().filter(of_second).collect();
+    all.extend(begun.into_iter().flatten().filter(for_good));
+    all.iter_mut().for_each(|stay| {
+        let len = (stay.blocks.end - stay.blocks.start).min(num_blocks);
+        let start = stay.blocks.start % num_blocks;
+        stay.blocks = start..start + len;
+    });
+    all
 }
 
 #[cfg(test)]
 mod tests {
-    use scout_core::{DType, ParamSpec, UnitId, UnitSpec};
+    use scout_core::{ParamSpec, UnitId, UnitSpec};
+    use scout_device::cuda::FreeList;
 
     use super::*;
     use crate::plan::none_resident;
@@ -147,33 +228,85 @@ mod tests {
         schedule
     }
 
-    #[test]
-    fn a_ring_has_room_for_every_unit_and_little_more() {
-        // Blocks of one small and of three larger units, there and back, as a layer's are.
-        let plan = plan(&[128 * 2, 128 * 4, 128 * 43, 128 * 21], 4);
-        let (forward, back) = ([&[0][..], &[1, 2, 3]], [&[3, 2, 1][..], &[0]]);
-        let blocks: Vec<&[usize]> =
-            std::iter::repeat_n(forward, 6).chain(std::iter::repeat_n(back, 6)).flatten().collect();
-        let schedule = schedule(&blocks);
-        let (bytes, most) = (ring_bytes(&plan, &[&schedule]), plan.gathered_peak(&schedule));
-        assert!(has_room(&plan, &schedule, bytes.0 as usize));
-        assert!(!has_room(&plan, &schedule, most.0 as usize - Arena::GRAIN));
-        assert!(most <= bytes && bytes.0 <= most.0 * 3 / 2, "{bytes} for {most}");
+    /// Layers of one small and of three larger units between two ends, there and back.
+    fn there_and_back(num_layers: usize) -> Schedule {
+        let (forward, back) = ([&[1][..], &[2, 3, 4]], [&[4, 3, 2][..], &[1]]);
+        let layers = |blocks: [&'static [usize]; 2]| std::iter::repeat_n(blocks, num_layers).flatten();
+        let ends: [&[usize]; 2] = [&[0], &[5]];
+        schedule(
+            &[&ends[..1], &layers(forward).collect::<Vec<_>>(), &ends[1..], &layers(back).collect::<Vec<_>>()].concat(),
+        )
+    }
+
+    /// Takes and gives what walks of several passes take and give, in their order: nobody finds a place taken.
+    fn walk(plan: &ShardPlan, schedule: &Schedule) {
+        let (places, grains) =
+            (Places::of(plan, schedule), |bytes: u64| (bytes as usize).next_multiple_of(Arena::GRAIN));
+        let mut free: FreeList<()> = FreeList::new(places.bytes);
+        let mut whole: Vec<Option<(usize, usize)>> = Vec::new();
+        for _ in 0..4 {
+            for block in schedule.steps() {
+                for at in whole.len()..plan.ahead_of(schedule, block.clone()) {
+                    let len = grains((plan.dtype().size() * plan.gathered_len(schedule.unit(at)) as u64).0);
+                    whole.push(plan.is_gathered(schedule, at, block.start).then(|| {
+                        let taken = free.take_at(places.start(at), len);
+                        (taken.expect("a place is free when its unit comes").start, len)
+                    }));
+                }
+                for at in block {
+                    let Some((start, len)) = whole[at].take() else { continue };
+                    assert_eq!(start, places.start(at), "who is handed a unit on finds it where it says");
+                    match schedule.used_after(at) {
+                        Some(after) if after < whole.len() => whole[after] = Some((start, len)),
+                        _ => free.give(start, len, Vec::new()),
+                    }
+                }
+            }
+            whole.drain(..schedule.len());
+        }
     }
 
     #[test]
-    fn gaps_that_nothing_fits_into_are_counted() {
-        // Units of one, two and two grains, one ahead. At most the last two are whole, four grains. In four of them the first
-        // unit lies in grain 0, the second in 1 and 2, and when the third comes, 0 and 3 are free, which do not touch. In
-        // five of them it finds 3 and 4.
-        let grain = Arena::GRAIN / DType::F32.size().0 as usize;
-        let plan = plan(&[grain, 2 * grain, 2 * grain], 1);
-        let schedule = schedule(&[&[0], &[1], &[2]]);
-        let (bytes, most) = (ring_bytes(&plan, &[&schedule]).0 as usize, plan.gathered_peak(&schedule).0 as usize);
-        assert_eq!(most, 4 * Arena::GRAIN);
-        assert!(!has_room(&plan, &schedule, most));
-        assert_eq!(bytes, 5 * Arena::GRAIN);
-        assert!(has_room(&plan, &schedule, bytes));
+    fn every_walk_finds_its_places_free_in_a_ring_hardly_larger_than_what_is_whole_at_one_time() {
+        for lookahead in 0..40 {
+            let plan = plan(&[128 * 33, 128 * 2, 128 * 4, 128 * 43, 128 * 21, 128 * 33], lookahead);
+            for num_layers in [1, 2, 6] {
+                let once = there_and_back(num_layers);
+                for schedule in [once.clone(), once.repeated()] {
+                    walk(&plan, &schedule);
+                    let (bytes, most) = (ring_bytes(&plan, &[&schedule]), plan.gathered_peak(&schedule));
+                    assert!(most <= bytes && bytes.0 <= most.0 * 5 / 4, "{bytes} for {most}, {lookahead} ahead");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn resident_units_take_no_place_and_leave_those_of_others_as_they_are() {
+        let specs: Vec<_> = plan(&[100, 7, 300], 2).units().iter().map(|unit| unit.spec.clone()).collect();
+        let plan = ShardPlan::new(&specs, 2, &|unit| unit.0 == 1, 1);
+        let schedule = schedule(&[&[0], &[1], &[2], &[2], &[1], &[0]]).repeated();
+        walk(&plan, &schedule);
+        assert_eq!(
+            ring_bytes(&plan, &[&schedule]).0 as usize,
+            400_usize.next_multiple_of(512) + 1200_usize.next_multiple_of(512)
+        );
+    }
+
+    #[test]
+    fn units_of_two_ends_share_a_place_only_where_they_do_not_meet() {
+        for (one, other, expected) in [
+            (0..2, 2..4, false),
+            (0..3, 2..4, true),
+            // Of ten blocks: one that goes on into the next pass, to its third block.
+            (8..13, 0..2, true),
+            (8..13, 3..8, false),
+            (0..2, 8..13, true),
+            (9..11, 8..9, false),
+            (0..10, 4..5, true),
+        ] {
+            assert_eq!(meet(&one, &other, 10), expected, "{one:?} {other:?}");
+        }
     }
 
     #[test]

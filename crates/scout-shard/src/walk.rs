@@ -11,7 +11,7 @@ use scout_device::{Account, Buffer, DeviceError, Lease, Purpose, Tensor, UnitSou
 
 use crate::error::{Result, ShardError};
 use crate::plan::{Schedule, ShardPlan};
-use crate::ring::Ring;
+use crate::ring::{Places, Ring};
 use crate::store::{Kept, ShardStore};
 
 /// A pass in progress. Every rank walks the same schedule, whatever its data, so that gathers meet.
@@ -21,11 +21,17 @@ pub struct Walk<'a> {
     job: &'a Job,
     account: &'a Account,
     schedule: &'a Schedule,
-    // Invariant: `schedule.order()[next_taken..next_started]` are exactly the units in `started`, in this order.
+    /// Where units become whole on GPUs.
+    places: Option<&'a Places>,
+    // Invariant: `started` are exactly the units at places `next_taken..next_started` of the schedule, in this order.
     next_taken: usize,
     next_started: usize,
     started: VecDeque<Started>,
 }
+
+/// What a walk has begun for the next one of the same schedule.
+#[derive(Default)]
+pub struct Ahead(VecDeque<Started>);
 
 /// A unit on its way.
 enum Started {
@@ -50,7 +56,18 @@ impl<'a> Walk<'a> {
         account: &'a Account,
         schedule: &'a Schedule,
     ) -> Walk<'a> {
-        Walk { plan, store, job, account, schedule, next_taken: 0, next_started: 0, started: VecDeque::new() }
+        let places = store.ring().and_then(|ring| ring.places(schedule));
+        Walk { plan, store, job, account, schedule, places, next_taken: 0, next_started: 0, started: VecDeque::new() }
+    }
+
+    /// A walk that has not begun yet goes on with what the one before it began.
+    pub fn going_on_with(self, Ahead(started): Ahead) -> Walk<'a> {
+        Walk { next_started: started.len(), started, ..self }
+    }
+
+    /// The end of a walk, all of whose units were taken.
+    pub fn end(self) -> Ahead {
+        Ahead(self.started)
     }
 
     /// Starts what is still missing of `units` and of those that come after them, and returns the guard that hands
@@ -72,7 +89,7 @@ impl<'a> Walk<'a> {
     }
 
     fn start(&self, at: usize, block_start: usize) -> Result<Started> {
-        let unit = self.schedule.order()[at];
+        let unit = self.schedule.unit(at);
         match self.store.unit(unit) {
             Kept::Whole(tensor) => Ok(Started::Whole { tensor: tensor.clone(), lease: None }),
             _ if !self.plan.is_gathered(self.schedule, at, block_start) => Ok(Started::Before),
@@ -84,8 +101,8 @@ impl<'a> Walk<'a> {
                 Ok(Started::Gathering { pending, lease })
             }
             Kept::PartOnGpu(part) => {
-                let name = &self.plan.unit(unit).spec.name;
-                Ok(Started::OnGpu(self.ring()?.start(name, part)?))
+                let (name, places) = (&self.plan.unit(unit).spec.name, self.places.ok_or(ShardError::NoRing)?);
+                Ok(Started::OnGpu(self.ring()?.start(name, part, places.start(at))?))
             }
         }
     }
@@ -130,6 +147,16 @@ impl<'a> Walk<'a> {
 
     fn failed(&self, unit: UnitId, cause: scout_comm::CommError) -> ShardError {
         ShardError::Gather { unit: self.plan.unit(unit).spec.name.clone(), cause: Box::new(cause) }
+    }
+}
+
+impl Ahead {
+    /// For whoever walks no further on this schedule: what is under way comes to its end, and its memory becomes free.
+    pub fn let_go(self) -> scout_comm::Result<()> {
+        self.0.into_iter().try_for_each(|started| match started {
+            Started::Gathering { pending, lease: _lease } => pending.wait().map(drop),
+            Started::Whole { .. } | Started::OnGpu(_) | Started::Before => Ok(()),
+        })
     }
 }
 
@@ -262,6 +289,52 @@ mod tests {
                         assert_eq!(gathers, expected, "{lookahead} ahead");
                         assert_eq!(account.in_use(Purpose::Gathered), ByteCount(0));
                         assert_eq!(account.peak(Purpose::Gathered), plan.gathered_peak(schedule));
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_walk_goes_on_with_what_the_one_before_it_began() {
+        // Gathers of three passes there and back, of eight uses each.
+        for (lookahead, expected) in [(0, [7, 6, 6]), (1, [6, 4, 4]), (2, [5, 2, 2])] {
+            let plan = ShardPlan::new(&specs(), 2, &none_resident, lookahead);
+            let mut schedule = Schedule::default();
+            [0, 1, 2, 3, 3, 2, 1, 0].into_iter().for_each(|unit| schedule.push(&[UnitId(unit)]));
+            let schedule = schedule.repeated();
+            std::thread::scope(|scope| {
+                for comm in local_group(2, Duration::from_secs(5)) {
+                    let (plan, schedule) = (&plan, &schedule);
+                    scope.spawn(move || {
+                        let (job, account) = (Job::over(comm), Account::new(None));
+                        let mut read = |spec: &UnitSpec, range: std::ops::Range<usize>, out: &mut [f32]| {
+                            out.iter_mut().zip(range).for_each(|(out, element)| *out = value(spec.id.0, element));
+                            Ok::<(), DeviceError>(())
+                        };
+                        let store = ShardStore::load(plan, job.mesh().rank(), &account, &mut read).unwrap();
+                        let mut ahead = Ahead::default();
+                        let gathers = expected.map(|_| {
+                            let mut walk = Walk::new(plan, &store, &job, &account, schedule)
+                                .going_on_with(std::mem::take(&mut ahead));
+                            let mut gathers = 0;
+                            for step in schedule.steps() {
+                                let (known, unit) = (walk.started.len(), schedule.order()[step.start]);
+                                let mut guard = walk.gather(&[unit]).unwrap();
+                                let new = guard.walk.started.iter().skip(known);
+                                gathers += new.filter(|started| matches!(started, Started::Gathering { .. })).count();
+                                let weights = guard.take(unit).unwrap().param(0).unwrap();
+                                let expected: Vec<f32> = (0..LENS[unit.0]).map(|i| value(unit.0, i)).collect();
+                                assert_eq!(weights.to_f32_vec().unwrap(), expected);
+                            }
+                            ahead = walk.end();
+                            gathers
+                        });
+                        assert_eq!(gathers, expected, "{lookahead} ahead");
+                        assert!(account.in_use(Purpose::Gathered) > ByteCount(0), "something is under way");
+                        assert_eq!(account.peak(Purpose::Gathered), plan.gathered_peak(schedule));
+                        ahead.let_go().unwrap();
+                        assert_eq!(account.in_use(Purpose::Gathered), ByteCount(0));
                     });
                 }
             });

@@ -16,6 +16,7 @@ use crate::trainer::Schedules;
 /// Room for the weights of a rank.
 pub struct GpuRoom<'a> {
     device: &'a Arc<CudaDevice>,
+    schedules: &'a Schedules,
     job: &'a Job,
     memory: Memory,
     /// What was found out about ways of gathering, for people.
@@ -29,11 +30,13 @@ enum Memory {
 }
 
 impl<'a> GpuRoom<'a> {
-    /// Every rank calls it. Waits for all of them where units are sharded.
+    /// Every rank calls it. Waits for all of them where units are sharded. `exposed` is the share of a step in which nothing
+    /// hides gathers, as far as that is known.
     pub fn new(
-        (plan, schedules): (&ShardPlan, &Schedules),
+        (plan, schedules): (&ShardPlan, &'a Schedules),
         device: &'a Arc<CudaDevice>,
-        (wish, job): (Wish, &'a Job),
+        (wish, exposed): (Wish, f64),
+        job: &'a Job,
     ) -> Result<GpuRoom<'a>> {
         let bytes = gpu_weights::bytes(plan);
         let parts = plan.units().iter().filter(|unit| unit.placement == Placement::Sharded).map(|unit| unit.shard_len);
@@ -41,12 +44,12 @@ impl<'a> GpuRoom<'a> {
             None => (Memory::Whole(device.arena("weights", Purpose::Shard, bytes, device.compute())?), Vec::new()),
             Some(largest) => {
                 let ranks = Ranks { device, comm: &*job.comm };
-                let Chosen { way, said } = gpu::choose(wish, ranks, plan.dtype().size() * largest as u64)?;
+                let Chosen { way, said } = gpu::choose(wish, ranks, plan.dtype().size() * largest as u64, exposed)?;
                 let ring = ring_bytes(plan, &[&schedules.train, &schedules.evaluate]);
                 (Memory::Gathered(way, way.memory(ranks, bytes, ring)?), said)
             }
         };
-        Ok(GpuRoom { device, job, memory, said })
+        Ok(GpuRoom { device, schedules, job, memory, said })
     }
 
     /// Where what this rank keeps is to lie.
@@ -59,13 +62,14 @@ impl<'a> GpuRoom<'a> {
 
     /// Weights that can be walked, once `kept` holds what this rank keeps of each unit, in that arena. Every rank calls it.
     pub fn store(self, plan: &ShardPlan, kept: Vec<Tensor>) -> Result<ShardStore> {
-        let GpuRoom { device, job, memory, .. } = self;
+        let GpuRoom { device, schedules, job, memory, .. } = self;
         let ring = match memory {
             Memory::Whole(_) => None,
             Memory::Gathered(way, memory) => {
                 // What was made is queued, and others are about to fetch it.
                 device.finish()?;
-                Some(Ring::new(device, OpenWay::open(way, Ranks { device, comm: &*job.comm }, memory)?))
+                let opened = OpenWay::open(way, Ranks { device, comm: &*job.comm }, memory)?;
+                Some(Ring::new(device, opened, plan, &[&schedules.train, &schedules.evaluate]))
             }
         };
         Ok(ShardStore::on_gpu(plan, kept, ring))

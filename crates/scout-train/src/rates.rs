@@ -59,15 +59,14 @@ pub struct Link {
     pub slowdown: f64,
 }
 
-/// Between two GPUs (`bench gather`). Half of each unit is the rank's own part there, which multiprocessors copy: most of what
+/// As `bench gather` found. Between two GPUs half of each unit is the rank's own part there, which multiprocessors copy: most of what
 /// products lose.
 const TWO_BY_COPY: Link = Link { under_products: 370e9, alone: 384e9, slowdown: 0.189 };
 const TWO_BY_NCCL: Link = Link { under_products: 148e9, alone: 326e9, slowdown: 0.072 };
-/// Among more: the least that four GPUs pushing to each other got, and the middle of what they got, without products
-/// (361 to 383); products fell from 670 to 627 TFLOP/s while eight pulled. Other programs found these; ours has not run there.
-const COPY: Link = Link { under_products: 361e9, alone: 372e9, slowdown: 0.065 };
-/// NCCL's kernels among eight, which take multiprocessors from products: 781 to 583 TFLOP/s.
-const NCCL: Link = Link { under_products: 288e9, alone: 350e9, slowdown: 0.34 };
+/// Among four: pushing, and NCCL's copy engines. An eighth of a unit is a rank's own part among eight, where it is a quarter
+/// here, so that products may lose less there; that was not measured.
+const COPY: Link = Link { under_products: 378e9, alone: 380e9, slowdown: 0.105 };
+const NCCL: Link = Link { under_products: 183e9, alone: 362e9, slowdown: 0.048 };
 
 impl Link {
     pub fn of(gather: Gather, world_size: usize) -> Link {

@@ -2,7 +2,7 @@
 //! writes files.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use scout_checkpoint::{LoadedAdapter, ModelFolder};
@@ -210,7 +210,8 @@ fn read_weights(parts: Parts, job: &Job, account: &Account, readers: &mut Reader
         (Device::Cpu, None) => (random_weights(plan, seed, rank, account)?, Vec::new()),
         (Device::Cuda(gpu), files) => {
             let walked = (&plan.shards, &plan.schedules);
-            let mut room = GpuRoom::new(walked, gpu, (wish(config), job))?;
+            let exposed = plan.way.time.map_or(0.0, |time| time.exposed_share());
+            let mut room = GpuRoom::new(walked, gpu, (wish(config), exposed), job)?;
             let said = std::mem::take(&mut room.said);
             begun = Instant::now(); // trials are over
             let kept = match files {
@@ -251,7 +252,8 @@ fn assemble(parts: Parts, job: &Job, account: Account, store: ShardStore) -> Res
     let device = machine.device.clone();
     let model = Model::new(model_config, &plan.units)?.to_device(&device)?;
     let (shards, schedules, job, settings) = (plan.shards.clone(), plan.schedules.clone(), job.clone(), plan.settings);
-    Ok(Trainer { model, plan: shards, store, adapter, weights, job, device, account, schedules, settings })
+    let ahead = Mutex::default();
+    Ok(Trainer { model, plan: shards, store, adapter, weights, job, device, account, schedules, settings, ahead })
 }
 
 fn random_weights(plan: &RunPlan, seed: u64, rank: scout_core::Rank, account: &Account) -> Result<ShardStore> {

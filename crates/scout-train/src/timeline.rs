@@ -18,19 +18,18 @@ pub struct Walked {
 }
 
 /// `num_walks` walks of one schedule, one behind the other, each use computing as long as `times` says for its place in
-/// the order. Only the first begins with an idle link: the next one's gathers begin while the last block is computed.
+/// the order. Where passes repeat, as many of a row of them that has no end; where they do not, only the first begins with
+/// an idle link: the next one's gathers begin while the last block is computed.
 pub fn walks(shards: &ShardPlan, schedule: &Schedule, times: &[f64], link: Link, num_walks: usize) -> Walked {
-    // From the second one on all are alike.
-    let repeated = num_walks.min(2);
     let mut timeline = Timeline { shards, link, now: 0.0, waited: 0.0, gained: 0.0, link_free: 0.0 };
-    let mut ends = [Walked::default(); 2];
+    let mut ends = [Walked::default(); SIMULATED];
+    // By place, those of the next walk behind those of this one.
     let mut arrivals = Vec::new();
-    for (walk, end) in ends.iter_mut().enumerate().take(repeated) {
-        let mut of_next_walk = Vec::new();
+    for end in &mut ends {
         for block in schedule.steps() {
-            timeline.gather_ahead(schedule, block.clone(), &mut arrivals);
-            if block.end == times.len() && walk + 1 < repeated {
-                timeline.gather_ahead(schedule, 0..0, &mut of_next_walk);
+            timeline.gather_ahead(schedule, (block.clone(), 0), &mut arrivals);
+            if block.end == times.len() && !schedule.repeats() && num_walks > 1 {
+                timeline.gather_ahead(schedule, (0..0, times.len()), &mut arrivals);
             }
             for at in block {
                 timeline.wait(arrivals[at]);
@@ -38,18 +37,20 @@ pub fn walks(shards: &ShardPlan, schedule: &Schedule, times: &[f64], link: Link,
             }
         }
         *end = Walked { total: timeline.now, waited: timeline.waited };
-        arrivals = of_next_walk;
+        arrivals.drain(..times.len());
     }
-    let [first, second] = ends;
-    let more = (num_walks - repeated) as f64;
-    match repeated {
-        2 => Walked {
-            total: second.total + more * (second.total - first.total),
-            waited: second.waited + more * (second.waited - first.waited),
-        },
-        _ => first,
+    // What is simulated last is as all that follow.
+    let [first, .., before, last] = ends;
+    let begun = if schedule.repeats() { Walked::default() } else { first };
+    let more = (num_walks - usize::from(!schedule.repeats())) as f64;
+    Walked {
+        total: begun.total + more * (last.total - before.total),
+        waited: begun.waited + more * (last.waited - before.waited),
     }
 }
+
+/// Walks until all are alike.
+const SIMULATED: usize = 3;
 
 struct Timeline<'a> {
     shards: &'a ShardPlan,
@@ -78,11 +79,11 @@ impl Timeline<'_> {
     }
 
     /// Queues the gathers that the walk queues before `block`, and adds when each place's unit will have arrived, by the link's
-    /// clock. What is there already needs no time.
-    fn gather_ahead(&mut self, schedule: &Schedule, block: Range<usize>, arrivals: &mut Vec<f64>) {
-        for at in arrivals.len()..self.shards.ahead_of(schedule, block.clone()) {
+    /// clock. What is there already needs no time. The walk's first place is at `begin` of the arrivals.
+    fn gather_ahead(&mut self, schedule: &Schedule, (block, begin): (Range<usize>, usize), arrivals: &mut Vec<f64>) {
+        for at in arrivals.len() - begin..self.shards.ahead_of(schedule, block.clone()) {
             arrivals.push(match self.shards.is_gathered(schedule, at, block.start) {
-                true => self.gather(schedule.order()[at]),
+                true => self.gather(schedule.unit(at)),
                 false => 0.0,
             });
         }
@@ -158,6 +159,26 @@ mod tests {
         // Ten seconds under a gather of four: in those four 3.2 seconds' worth of work was done.
         let Walked { total, waited } = walks(&shards, &schedule, &[10.0, 1.0], link, 1);
         assert!((total - 11.8).abs() < 1e-9 && waited == 0.0, "{total} {waited}");
+    }
+
+    #[test]
+    fn where_passes_repeat_the_link_never_stands_idle_and_what_is_whole_at_an_end_is_gathered_once() {
+        let (specs, mut there_and_back) = (units(3), Schedule::default());
+        [0, 1, 2, 2, 1, 0].into_iter().for_each(|unit| there_and_back.push(&[UnitId(unit)]));
+        let repeated = there_and_back.clone().repeated();
+        for (lookahead, num_walks, compute, expected) in [
+            // Of six uses in a pass those at its two ends need no gather, each of which takes four seconds.
+            (0, 1, 0.0, (16.0, 16.0)),
+            // One ahead, the next ones are whole too.
+            (1, 1, 0.0, (8.0, 8.0)),
+            (1, 3, 0.0, (24.0, 24.0)),
+            (1, 2, 4.0, (48.0, 0.0)),
+        ] {
+            let shards = ShardPlan::new(&specs, 2, &none_resident, lookahead);
+            let Walked { total, waited } = walks(&shards, &repeated, &[compute; 6], LINK, num_walks);
+            assert_eq!((total, waited), expected, "{lookahead} ahead, {compute} s each");
+            assert!(total < walks(&shards, &there_and_back, &[compute; 6], LINK, num_walks).total);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The trainer: one step readable on a page. Gather, compute, release, reduce and update are visible calls in this
 //! order; what is gathered when was decided by the plan before the first batch.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use scout_comm::Job;
@@ -9,7 +10,7 @@ use scout_device::{Account, Device, Tensor};
 use scout_model::head::Loss;
 use scout_model::pass::Dropout;
 use scout_model::{AttendedPairs, Batch, Block, Keep, LoraWeights, Model, NoTrace, Pass, Trace};
-use scout_shard::{Ring, Schedule, ShardPlan, ShardStore, Walk};
+use scout_shard::{Ahead, Ring, Schedule, ShardPlan, ShardStore, Walk};
 
 use crate::adapter::AdapterState;
 use crate::error::{Result, TrainError};
@@ -44,6 +45,8 @@ pub struct Trainer {
     pub account: Account,
     pub schedules: Schedules,
     pub settings: StepSettings,
+    /// Units that are whole or under way for the next training pass.
+    pub ahead: Mutex<Ahead>,
 }
 
 /// The order in which units are used, forward and back again or forward alone, and in which their gradients are ready.
@@ -68,9 +71,11 @@ pub struct StepReport {
 }
 
 impl Schedules {
-    /// For adapters, which sit on every layer.
+    /// For adapters, which sit on every layer. The base is frozen, so a unit that is whole at the end of a pass is as good for
+    /// the next one, and update follows update without a link that stands idle.
     pub fn of(model: &Model) -> Schedules {
-        Schedules::from_block(model, 0)
+        let Schedules { train, evaluate, send, first_backward } = Schedules::from_block(model, 0);
+        Schedules { train: train.repeated(), evaluate, send, first_backward }
     }
 
     /// For weights: the way back ends at the lowest block of which something is trained.
@@ -147,6 +152,7 @@ impl Trainer {
     /// The end of all gathering. On GPUs ranks reach into each other's memory, so nobody frees any before all of them have
     /// come here; every rank calls it.
     pub fn leave(&mut self) -> Result<()> {
+        self.take_ahead().let_go()?;
         match self.store.take_ring() {
             Some(ring) => Ok(ring.leave(&*self.job.comm)?),
             None => Ok(()),
@@ -163,7 +169,7 @@ impl Trainer {
     /// added to `gradients`, for only they live across micro-batches.
     pub fn forward_backward(&self, pass: &Pass, gradients: &mut StepGradients, trace: &mut dyn Trace) -> Result<Loss> {
         let first_backward = self.schedules.first_backward;
-        let mut walk = self.walk(&self.schedules.train);
+        let mut walk = self.walk(&self.schedules.train).going_on_with(self.take_ahead());
         let embedding = &self.model.embedding;
         let mut x = embedding.forward(&mut walk.gather(&[embedding.unit])?, pass.batch, trace)?;
         let mut tape = Vec::with_capacity(self.model.blocks.len());
@@ -197,6 +203,7 @@ impl Trainer {
         embedding.backward(&dx, pass.batch, &mut gradients.sink())?;
         gradients.send_units(&[embedding.unit])?;
         gradients.end_pass()?;
+        *self.ahead.lock().expect("no holder of this lock panics") = walk.end();
         Ok(loss)
     }
 
@@ -215,7 +222,7 @@ impl Trainer {
 
     /// The losses of one batch on this rank.
     pub fn losses(&self, pass: &Pass, trace: &mut dyn Trace) -> Result<Loss> {
-        let mut walk = self.walk(&self.schedules.evaluate);
+        let mut walk = self.walk_forward()?;
         let x = self.forward(&mut walk, pass, trace)?;
         let head = &self.model.head;
         Ok(head.loss(&mut walk.gather(&[head.unit])?, &x, pass.batch)?)
@@ -223,7 +230,7 @@ impl Trainer {
 
     /// Logits of every position, for comparisons.
     pub fn logits(&self, pass: &Pass, trace: &mut dyn Trace) -> Result<Tensor> {
-        let mut walk = self.walk(&self.schedules.evaluate);
+        let mut walk = self.walk_forward()?;
         let x = self.forward(&mut walk, pass, trace)?;
         let head = &self.model.head;
         Ok(head.logits(&mut walk.gather(&[head.unit])?, &x, trace)?)
@@ -244,6 +251,16 @@ impl Trainer {
         let StepSettings { keep, lora_dropout: probability, seed, .. } = self.settings;
         let dropout = step.filter(|_| probability > 0.0).map(|step| Dropout { probability, seed, step: step as u64 });
         Pass { batch, lora, dropout, keep, routes: batch.routes.as_ref() }
+    }
+
+    /// Training goes on behind it as at its beginning: what was under way for it makes room.
+    fn walk_forward(&self) -> Result<Walk<'_>> {
+        self.take_ahead().let_go()?;
+        Ok(self.walk(&self.schedules.evaluate))
+    }
+
+    fn take_ahead(&self) -> Ahead {
+        std::mem::take(&mut *self.ahead.lock().expect("no holder of this lock panics"))
     }
 
     fn walk<'a>(&'a self, schedule: &'a Schedule) -> Walk<'a> {

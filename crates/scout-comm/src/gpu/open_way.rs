@@ -7,12 +7,12 @@
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use scout_device::cuda::{CudaDevice, DeviceBuffer, Event, Stream};
+use scout_device::cuda::{Block, CudaDevice, DeviceBuffer, Event, Stream};
 use scout_device::{Purpose, Tensor};
 
 use super::gather::Gather;
 use super::nccl::ByNccl;
-use super::pull::{Pace, Pull};
+use super::pull::Pull;
 use super::push::Push;
 use super::ways::{GatherMemory, Ranks, Way};
 use crate::communicator::Communicator;
@@ -63,12 +63,20 @@ impl OpenWay {
         self.gather.stream()
     }
 
-    /// Queues that a unit, of which `part` is this rank's, becomes whole in the ring. All ranks gather the same units in the same
-    /// order, and give their memory back in one order.
+    /// Queues that a unit, of which `part` is this rank's, becomes whole somewhere in the ring. All ranks gather the same units in
+    /// the same order, and give their memory back in one order.
     pub fn gather(&self, part: &Tensor) -> Result<Arriving> {
+        self.gather_into(part, |bytes| self.memory.ring.take(Purpose::Gathered, bytes))
+    }
+
+    /// The same from byte `start` of the ring on, on all ranks, where nothing is that anybody holds.
+    pub fn gather_at(&self, start: usize, part: &Tensor) -> Result<Arriving> {
+        self.gather_into(part, |bytes| self.memory.ring.take_at(Purpose::Gathered, start, bytes))
+    }
+
+    fn gather_into(&self, part: &Tensor, take: impl FnOnce(usize) -> scout_device::Result<Block>) -> Result<Arriving> {
         let len = part.num_elements() * self.world_size;
-        let bytes = (part.dtype().size() * len as u64).0 as usize;
-        let block = self.memory.ring.take(Purpose::Gathered, bytes)?;
+        let block = take((part.dtype().size() * len as u64).0 as usize)?;
         let mut full = DeviceBuffer::new(&self.device, block, part.dtype(), [len])?;
         let arrived = self.gather.queue(part, &mut full)?;
         Ok(Arriving { full, arrived })
@@ -90,8 +98,7 @@ impl OpenWay {
 fn way_of(way: Way, Ranks { device, comm }: Ranks, memory: &GatherMemory) -> Result<Box<dyn Gather>> {
     Ok(match way {
         Way::Push => Box::new(Push::map(device, &memory.ring, comm)?),
-        Way::Pull => Box::new(Pull::map(device, &memory.parts, Pace::Free, comm)?),
-        Way::PullInStep => Box::new(Pull::map(device, &memory.parts, Pace::InStep, comm)?),
+        Way::Pull => Box::new(Pull::map(device, &memory.parts, comm)?),
         Way::NcclByCopy | Way::Nccl => {
             let nccl = memory.nccl.clone().expect("memory of these ways comes with what gathers in it");
             Box::new(ByNccl { nccl, stream: device.copy().clone() })

@@ -18,10 +18,8 @@ use crate::error::Result;
 pub enum Way {
     /// Copy engines write each rank's part to the others.
     Push,
-    /// Copy engines fetch the parts of the others, each rank's when it likes.
+    /// Copy engines fetch the parts of the others.
     Pull,
-    /// The same, all ranks beginning each unit together.
-    PullInStep,
     /// NCCL, which leaves the copying to copy engines.
     NcclByCopy,
     /// NCCL's kernels.
@@ -48,7 +46,6 @@ impl fmt::Display for Way {
         f.write_str(match self {
             Way::Push => "copy engines, pushing",
             Way::Pull => "copy engines, pulling",
-            Way::PullInStep => "copy engines, in step",
             Way::NcclByCopy => "NCCL's copy engines",
             Way::Nccl => "NCCL's kernels",
         })
@@ -69,7 +66,7 @@ impl Way {
         let nccl = match self {
             Way::NcclByCopy => connect(true)?,
             Way::Nccl => connect(false)?,
-            Way::Push | Way::Pull | Way::PullInStep => None,
+            Way::Push | Way::Pull => None,
         };
         let (parts_home, ring_home) = (device.compute(), device.copy());
         let asked = match &nccl {

@@ -11,7 +11,7 @@ use cudarc::driver::sys::CUdeviceptr;
 use scout_core::ByteCount;
 
 use super::context::Context;
-use super::free_list::FreeList;
+use super::free_list::{FreeList, Taken};
 use super::stream::{Event, Stream};
 use crate::{DeviceError, Lease, Purpose, Result};
 
@@ -110,6 +110,21 @@ impl Arena {
 
     /// Takes `bytes`, whose contents are arbitrary. Fails with a table of where the bytes are when they do not fit.
     pub fn take(&self, purpose: Purpose, bytes: usize) -> Result<Block> {
+        self.take_by(purpose, bytes, FreeList::take)
+    }
+
+    /// The same of the bytes from byte `start` of the arena on, a whole number of grains. Fails where not all of them are free.
+    pub fn take_at(&self, purpose: Purpose, start: usize, bytes: usize) -> Result<Block> {
+        debug_assert_eq!(start % Arena::GRAIN, 0);
+        self.take_by(purpose, bytes, |free, bytes| free.take_at(start, bytes))
+    }
+
+    fn take_by(
+        &self,
+        purpose: Purpose,
+        bytes: usize,
+        take: impl FnOnce(&mut FreeList<Arc<Event>>, usize) -> Option<Taken<Arc<Event>>>,
+    ) -> Result<Block> {
         let memory = &self.memory;
         let bytes = bytes.next_multiple_of(Arena::GRAIN);
         let lease = memory.context.account.lease(purpose, ByteCount(bytes as u64))?;
@@ -117,7 +132,7 @@ impl Arena {
             let mut free = memory.lock();
             // A failed event is kept: waiting for it reports the failure.
             free.retain_fences(|fence| !fence.is_past().unwrap_or(false));
-            free.take(bytes).ok_or_else(|| memory.full(purpose, bytes, &free))?
+            take(&mut free, bytes).ok_or_else(|| memory.full(purpose, bytes, &free))?
         };
         let block = Block { memory: memory.clone(), start: taken.start, bytes, lease, visitors: Mutex::default() };
         for fence in taken.fences {

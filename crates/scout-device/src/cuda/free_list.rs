@@ -62,6 +62,23 @@ impl<F: Clone> FreeList<F> {
         Some(Taken { start, fences: part.fences })
     }
 
+    /// Takes exactly `start..start + len`; `None` where not all of it is free.
+    pub fn take_at(&mut self, start: usize, len: usize) -> Option<Taken<F>> {
+        if len == 0 {
+            return Some(Taken { start, fences: Vec::new() });
+        }
+        let (&begin, found) = self.parts.range(..=start).next_back()?;
+        let (before, after) = (start - begin, (begin + found.len).checked_sub(start + len)?);
+        let part = self.parts.remove(&begin)?;
+        for (start, len) in [(begin, before), (start + len, after)] {
+            if len > 0 {
+                self.parts.insert(start, Part { len, fences: part.fences.clone() });
+            }
+        }
+        self.free -= len;
+        Some(Taken { start, fences: part.fences })
+    }
+
     /// Gives `start..start + len` back; its next user waits for `fences`.
     pub fn give(&mut self, start: usize, len: usize, fences: Vec<F>) {
         if len == 0 {
@@ -128,6 +145,18 @@ mod tests {
         assert_eq!(list.take(20), taken(0, &[]));
         assert_eq!(list.take(0), taken(0, &[]));
         assert_eq!(list.take(21), None);
+    }
+
+    #[test]
+    fn a_part_in_the_middle_can_be_taken_where_it_is_free() {
+        let mut list = FreeList::new(100);
+        assert_eq!(list.take_at(20, 30), taken(20, &[]));
+        list.give(20, 30, vec![1]);
+        assert_eq!(list.take_at(40, 60), taken(40, &[1]));
+        assert_eq!(list.take_at(39, 2), None);
+        assert_eq!(list.take_at(90, 20), None);
+        assert_eq!(list.take_at(0, 40), taken(0, &[1]));
+        assert_eq!((list.free(), list.take_at(0, 0), list.take_at(0, 1)), (0, taken(0, &[]), None));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use scout_checkpoint::{AdapterLayout, LoadedAdapter, ModelFolder, adapter};
 use scout_comm::Job;
@@ -73,7 +73,7 @@ impl Bench {
                 (account, store)
             }
             Device::Cuda(gpu) => {
-                let room = GpuRoom::new((&plan, &schedules), gpu, (wish, job))?;
+                let room = GpuRoom::new((&plan, &schedules), gpu, (wish, 0.0), job)?;
                 let mut readers = Readers::default();
                 let kept = gpu_weights::read(&files, &plan, mesh.rank(), (gpu, room.arena()), &mut readers);
                 let kept = agree(&*job.comm, kept)?.map_err(|problem| TrainError::Input {
@@ -88,8 +88,9 @@ impl Bench {
         let adapter = without_adapter(&config, mesh, &account)?.to_machine(machine)?;
         let settings = Recipe::default().settings();
         let weights = TrainedWeights::new(Arc::default(), &plan, &account)?;
-        let (job, device) = (job.clone(), machine.device.clone());
-        let trainer = Trainer { model, plan, store, adapter, weights, job, device, account, schedules, settings };
+        let (job, device, ahead) = (job.clone(), machine.device.clone(), Mutex::default());
+        let trainer =
+            Trainer { model, plan, store, adapter, weights, job, device, account, schedules, settings, ahead };
         let (folder, machine) = (folder.to_path_buf(), machine.clone());
         Ok(Bench { config, style, folder, trainer, modules: Vec::new(), read, machine, routes: None })
     }

@@ -95,7 +95,7 @@ fn measure(
         print(&heading())?;
     }
     let mut lines = Vec::new();
-    for way in Wish::Auto.ways(job.mesh().size()) {
+    for &way in Wish::Auto.ways() {
         let layer = match Layer::new(way, ranks, &sizes) {
             Ok(layer) => layer,
             Err(TrainError::Comm(error @ CommError::NoWay { .. })) => {

@@ -25,10 +25,13 @@ const BYTES_PER_SECOND: f64 = 4.3e12;
 const OPERATIONS_PER_BYTE: f64 = 160.0;
 /// What a profile calls the waits of arithmetic for weights.
 const WAITING: &str = "waiting for units";
+/// Events slow steps down; an epoch of many updates is known by those that fit into so long.
+const PROFILED_AT_MOST: Duration = Duration::from_secs(20);
 /// Work that takes less of a step than this is not run again.
 const WORTH_REPEATING: f64 = 0.005;
 
-/// Profiled steps, one after the other. Every update of an epoch is among them as often as the others.
+/// Profiled steps, one after the other. Every update of an epoch is among them as often as the others, or only its first ones
+/// are where it takes long.
 pub struct Profile {
     num_steps: usize,
     num_updates: usize,
@@ -65,8 +68,8 @@ enum Bound {
     Unknown,
 }
 
-/// Steps with an event around every piece of work: every update of an epoch once, or, where all steps have the same one, as
-/// many as take at least so long. All ranks call it.
+/// Steps with an event around every piece of work: every update of an epoch once, as far as time allows, or, where all steps
+/// have the same one, as many as take at least so long. All ranks call it.
 pub fn profile(
     bench: &mut StepBench,
     gpu: &CudaDevice,
@@ -94,9 +97,13 @@ pub fn profile(
         }
         // An update at a time: the events of a whole epoch may be a million.
         None => {
+            let mut so_far = Duration::ZERO;
             for _ in 0..num_updates {
+                if !goes_on(job, so_far < PROFILED_AT_MOST)? {
+                    break;
+                }
                 gpu.begin_profile();
-                step(bench)?;
+                so_far = step(bench)?;
                 add(&mut shares, gpu.end_profile()?);
             }
         }
@@ -179,6 +186,7 @@ impl Profile {
         let steps = match (self.num_steps, self.num_updates) {
             (1, _) => "a step".to_string(),
             (steps, 1) => format!("{steps} steps"),
+            (steps, updates) if steps < updates => format!("the average of the first {steps} of {updates} updates"),
             (_, updates) => format!("the average of {updates} steps, one of each update,"),
         };
         let clock = self.reading.map_or(String::new(), |reading| format!(", {}", clock(&reading)));

@@ -54,7 +54,7 @@ fn check(arguments: &Gather, (seat, job): (&Seat, &Job)) -> anyhow::Result<ExitC
     let on_one = seat.ranks_of_a_gpu();
     tell(format!("{device:?}, {world_size} ranks, {on_one} on a GPU, {} units by each way", arguments.rounds))?;
     let (mut num_checked, mut num_wrong) = (0, 0);
-    for way in Wish::Auto.ways(world_size) {
+    for &way in Wish::Auto.ways() {
         match Units::new(way, Ranks { device: &device, comm: &*job.comm }) {
             Ok(units) => {
                 let wrong = units.check(arguments.rounds, job)?;
