@@ -66,7 +66,7 @@ pub fn choose(wish: Wish, ranks: Ranks, part: ByteCount, exposed: f64) -> Result
 /// time the share for which nothing hides it.
 fn best_under_products(tried: &[(Way, f64)], (world_size, exposed): (usize, f64)) -> Option<Way> {
     /// Never all of it is hidden: ends of passes, ranks that wait for each other.
-    const LEAST_EXPOSED: f64 = 0.05;
+    const LEAST_EXPOSED: f64 = 0.01;
     let cost = |&(way, seconds): &(Way, f64)| {
         let UnderProducts { keeps, takes } = under_products(way, world_size);
         seconds / keeps * (exposed.max(LEAST_EXPOSED) + takes)
@@ -91,8 +91,8 @@ fn under_products(way: Way, world_size: usize) -> UnderProducts {
         (Way::Pull, ..=2) => UnderProducts { keeps: 1.0, takes: 0.17 },
         (Way::NcclByCopy, ..=2) => UnderProducts { keeps: 0.45, takes: 0.07 },
         (Way::Nccl, ..=2) => UnderProducts { keeps: 0.57, takes: 0.15 },
-        (Way::Push, _) => UnderProducts { keeps: 0.99, takes: 0.105 },
-        (Way::Pull, _) => UnderProducts { keeps: 0.99, takes: 0.09 },
+        (Way::Push, _) => UnderProducts { keeps: 0.99, takes: 0.098 },
+        (Way::Pull, _) => UnderProducts { keeps: 0.99, takes: 0.092 },
         (Way::NcclByCopy, _) => UnderProducts { keeps: 0.51, takes: 0.05 },
         (Way::Nccl, _) => UnderProducts { keeps: 0.63, takes: 0.18 },
     }
@@ -164,7 +164,8 @@ mod tests {
             (&two[2..], 2, 0.0, Some(windows)),
             // A step that waits for units needs the faster link, another what takes less of its arithmetic: 1 and 16 rows of
             // Scout were faster so.
-            (&four, 4, 0.2, Some(push)),
+            (&four, 4, 0.15, Some(push)),
+            (&four, 4, 0.05, Some(push)),
             (&four, 4, 0.0, Some(pull)),
             (&four[2..], 4, 0.0, Some(windows)),
             (&four[2..], 4, 0.5, Some(windows)),
