@@ -75,6 +75,7 @@ pub struct Trained {
     pub peak: Held,
     /// Highest sum of everything at one time.
     pub peak_total: ByteCount,
+    /// When all is over.
     pub left_gathered: ByteCount,
 }
 
@@ -119,6 +120,7 @@ impl Recipe<'_> {
             trainer.step(&batches, step).unwrap()
         };
         let reports = (0..self.num_steps).map(step).collect();
+        trainer.leave().unwrap();
         let account = &trainer.account;
         let adapter = &trainer.adapter;
         let values = &adapter.values().unwrap()[..adapter.layout().num_elements()];

@@ -97,8 +97,8 @@ impl ShardPlan {
     /// Whether the unit at this place of the order has to be gathered while a block is in use that begins at `block_start`:
     /// what is resident is there, and what is used at two places from there on is gathered once.
     pub fn is_gathered(&self, schedule: &Schedule, at: usize, block_start: usize) -> bool {
-        let is_there = schedule.used_before(at).is_some_and(|before| before >= block_start);
-        self.unit(schedule.unit(at)).placement == Placement::Sharded && !is_there
+        let is_there = || schedule.used_before(at).is_some_and(|before| before >= block_start);
+        self.unit(schedule.unit(at)).placement == Placement::Sharded && !is_there()
     }
 
     /// Where in the order the units end that are whole or under way while `block` is in use. Only what has to be gathered

@@ -73,8 +73,14 @@ pub fn run(config: &RunConfig, prepared: Prepared, job: &Job, progress: &mut Pro
     let rank = job.mesh().rank();
     let mut trainer = None;
     let outcome = run_on_this_rank(config, &prepared, job, (progress, &mut trainer));
-    // The others are told before anything is freed that they may be fetching from.
-    outcome.inspect_err(|error| job.comm.abort(&format!("rank {rank}: {}", error.with_causes())))
+    outcome.inspect_err(|error| {
+        // All ranks come to this at the same step: what they have begun to gather ends first, as after a good end.
+        if let (TrainError::NotANumber { .. }, Some(trainer)) = (error, &mut trainer) {
+            let _ = trainer.leave();
+        }
+        // The others are told before anything is freed that they may be fetching from.
+        job.comm.abort(&format!("rank {rank}: {}", error.with_causes()));
+    })
 }
 
 /// Puts a trainer into `seat`, where it stays if something fails.

@@ -133,6 +133,9 @@ impl Trainer {
         let learning_rate = self.settings.learning_rate.at(step);
         let update = Update::new(&self.settings.optimizer, gradient.norm, learning_rate, step)?;
         self.adapter.update(&gradient.adapter_part, &update, comm)?;
+        if !self.weights.set().is_empty() {
+            self.take_ahead().let_go()?; // it was gathered as it was before
+        }
         self.weights.update(&gradient.weight_parts, &update, &mut self.store, &self.plan, comm)?;
         Ok(StepReport {
             loss,

@@ -132,7 +132,15 @@ impl Arena {
             let mut free = memory.lock();
             // A failed event is kept: waiting for it reports the failure.
             free.retain_fences(|fence| !fence.is_past().unwrap_or(false));
-            take(&mut free, bytes).ok_or_else(|| memory.full(purpose, bytes, &free))?
+            take(&mut free, bytes).ok_or_else(|| memory.full(purpose, bytes, &free))
+        };
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(full) => {
+                // On a lost GPU blocks that are dropped cannot be given back: then that is what has to be told.
+                memory.home.record()?;
+                return Err(full);
+            }
         };
         let block = Block { memory: memory.clone(), start: taken.start, bytes, lease, visitors: Mutex::default() };
         for fence in taken.fences {

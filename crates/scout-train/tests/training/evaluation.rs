@@ -1,6 +1,8 @@
 //! Held-out rows: their loss is the mean over their targets, whatever the batches and ranks, and an adapter on disk is
 //! the adapter that was trained.
 
+use scout_core::ByteCount;
+use scout_device::Purpose;
 use scout_model::{Batch, Document, NoTrace, Target};
 use scout_train::prepare::prepare;
 use scout_train::run;
@@ -45,6 +47,35 @@ fn the_evaluation_loss_is_the_mean_over_all_held_out_targets() {
         let found = trainer.evaluate(&batches).unwrap();
         assert_near(&format!("{rows_per_batch} rows a batch"), found, expected, 1e-6);
     }
+}
+
+#[test]
+fn evaluations_between_steps_let_go_of_what_was_gathered_ahead_and_change_nothing() {
+    let bench = Bench::new();
+    let config = bench.config(&HOLDS_OUT);
+    let prepared = prepare(&config, 2).unwrap();
+    let chunk_size = prepared.plan.source.config.attention_chunk_size;
+    let train = |evaluates: bool| {
+        on_every_rank(2, |job| {
+            let rank = job.mesh().rank().0;
+            let held_out = prepared.data.evaluation(2, 2, rank, chunk_size).unwrap();
+            let mut trainer = run::build(&config, &prepared, &job).unwrap();
+            for step in 0..3 {
+                let (batches, _) = prepared.data.update(step, rank, chunk_size).unwrap();
+                trainer.step(&batches, step).unwrap();
+                assert!(trainer.account.in_use(Purpose::Gathered) > ByteCount(0), "the next pass has begun");
+                if evaluates {
+                    trainer.evaluate(&held_out).unwrap();
+                    assert_eq!(trainer.account.in_use(Purpose::Gathered), ByteCount(0));
+                }
+            }
+            trainer.leave().unwrap();
+            assert_eq!(trainer.account.in_use(Purpose::Gathered), ByteCount(0));
+            assert_eq!(trainer.account.peak(Purpose::Gathered), prepared.plan.memory.gathered);
+            bits(&adapter_of(&trainer))
+        })
+    };
+    assert!(train(true) == train(false), "adapters differ");
 }
 
 #[test]

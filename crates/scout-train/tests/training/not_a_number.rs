@@ -61,7 +61,14 @@ fn what_one_rank_meets_ends_all_at_the_same_step() {
             let before = adapter_of(&trainer);
             let own = if rank == 1 { batch(weight) } else { batch(GOOD) };
             expect_not_a_number(&trainer.step(&[own], 0).unwrap_err(), what, 0);
-            (before, adapter_of(&trainer))
+            let after = adapter_of(&trainer);
+            // What was gathered for the next pass is as good as before.
+            let found = trainer.step(&[batch(GOOD)], 0).unwrap();
+            trainer.leave().unwrap();
+            let mut untouched = run::build(&config, &prepared, &job).unwrap();
+            assert_eq!(found, untouched.step(&[batch(GOOD)], 0).unwrap());
+            untouched.leave().unwrap();
+            (before, after)
         });
         for (before, after) in adapters {
             assert!(bits(&before) == bits(&after), "{what}");

@@ -30,8 +30,8 @@ const PROFILED_AT_MOST: Duration = Duration::from_secs(20);
 /// Work that takes less of a step than this is not run again.
 const WORTH_REPEATING: f64 = 0.005;
 
-/// Profiled steps, one after the other. Every update of an epoch is among them as often as the others, or only its first ones
-/// are where it takes long.
+/// Profiled steps, one after the other. Every update of an epoch is among them as often as the others, or, where that takes
+/// long, some of them are.
 pub struct Profile {
     num_steps: usize,
     num_updates: usize,
@@ -186,7 +186,7 @@ impl Profile {
         let steps = match (self.num_steps, self.num_updates) {
             (1, _) => "a step".to_string(),
             (steps, 1) => format!("{steps} steps"),
-            (steps, updates) if steps < updates => format!("the average of the first {steps} of {updates} updates"),
+            (steps, updates) if steps < updates => format!("the average of {steps} of {updates} updates"),
             (_, updates) => format!("the average of {updates} steps, one of each update,"),
         };
         let clock = self.reading.map_or(String::new(), |reading| format!(", {}", clock(&reading)));

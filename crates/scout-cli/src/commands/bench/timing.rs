@@ -66,6 +66,7 @@ pub fn time(
     let sampler = gpu.map(Sampler::start).transpose()?;
     let (mut steps, mut timed, mut waited) = (Vec::new(), Duration::ZERO, Duration::ZERO);
     let begun = Instant::now();
+    let mut last_end = begun;
     loop {
         let wants = match limit {
             Limit::Time(limit) => goes_on(job, timed < limit || steps.len() < 3)?,
@@ -74,12 +75,14 @@ pub fn time(
         if !wants {
             break;
         }
-        // What ranks tell each other between steps belongs to none.
         let before = bench.waited()?;
-        let step = step(bench, limit)?;
+        let report = step(bench, limit)?;
         waited += bench.waited()? - before;
-        timed += step.time;
-        steps.push(step);
+        // The link goes on between steps, while ranks tell each other whether there will be another: no time is left out.
+        let end = Instant::now();
+        let time = end - std::mem::replace(&mut last_end, end);
+        timed += time;
+        steps.push(Timed { report, time });
     }
     if let Limit::WithoutPause(_) = limit {
         bench.finish()?;
@@ -113,13 +116,11 @@ fn drift(seconds: &[f64]) -> Option<f64> {
     (seconds.len() >= FEW).then(|| median(&seconds[seconds.len() - quarter..]) / median(&seconds[..quarter]) - 1.0)
 }
 
-fn step(bench: &mut StepBench, limit: Limit) -> anyhow::Result<Timed> {
-    if !matches!(limit, Limit::WithoutPause(_)) {
-        return Ok(bench.step()?);
+fn step(bench: &mut StepBench, limit: Limit) -> anyhow::Result<StepReport> {
+    match limit {
+        Limit::WithoutPause(_) => Ok(bench.queue()?),
+        Limit::Time(_) | Limit::Steps(_) => Ok(bench.step()?.report),
     }
-    let begun = Instant::now();
-    let report = bench.queue()?;
-    Ok(Timed { report, time: begun.elapsed() })
 }
 
 impl Outcome {

@@ -47,7 +47,7 @@ struct Span {
 /// One more step of all ranks, which the first one gets. Every rank calls it.
 ///
 /// Zero is when all ranks had met: they leave a barrier within some microseconds, each notes its own time there, and its
-/// GPU, which has nothing to do, reaches an event.
+/// GPU, which has nothing to do, reaches an event. What the step before began to gather for this one is not in it.
 pub fn of_a_step(bench: &mut StepBench, device: &Device, job: &Job) -> Result<Option<Value>, TrainError> {
     let own = spans(bench, device, job)?;
     let own: Vec<Value> = own.iter().map(|span| event(span, job.mesh().rank().0)).collect();
