@@ -1,17 +1,19 @@
 //! ZeRO-3 as values: which bytes each rank keeps (`plan`), the bytes themselves (`store`), where they become whole on a GPU
-//! (`ring`), and the walk through the units in the order of use, which makes each one whole just before it is needed
+//! (`ring`) and in which place (`layout`), and the walk through the units in the order of use, which makes each one whole just before it is needed
 //! (`walk`). Nothing here knows what a unit computes.
 
 #![forbid(unsafe_code)]
 
 pub mod error;
-pub mod plan;
+mod layout;
+mod plan;
 pub mod ring;
 pub mod store;
 pub mod walk;
 
 pub use error::{Result, ShardError};
+pub use layout::ring_bytes;
 pub use plan::{Placement, Schedule, ShardPlan, UnitShard, all_resident, none_resident};
-pub use ring::{Ring, ring_bytes};
+pub use ring::Ring;
 pub use store::{ReadRange, ShardStore};
 pub use walk::{Ahead, Guard, Walk};

@@ -10,8 +10,9 @@ use scout_core::{DType, Phase, UnitId};
 use scout_device::{Account, Buffer, DeviceError, Lease, Purpose, Tensor, UnitSource, UnitWeights};
 
 use crate::error::{Result, ShardError};
+use crate::layout::RingLayout;
 use crate::plan::{Schedule, ShardPlan};
-use crate::ring::{Places, Ring};
+use crate::ring::Ring;
 use crate::store::{Kept, ShardStore};
 
 /// A pass in progress. Every rank walks the same schedule, whatever its data, so that gathers meet.
@@ -22,7 +23,7 @@ pub struct Walk<'a> {
     account: &'a Account,
     schedule: &'a Schedule,
     /// Where units become whole on GPUs.
-    places: Option<&'a Places>,
+    layout: Option<&'a RingLayout>,
     // Invariant: `started` are exactly the units at places `next_taken..next_started` of the schedule, in this order.
     next_taken: usize,
     next_started: usize,
@@ -56,8 +57,8 @@ impl<'a> Walk<'a> {
         account: &'a Account,
         schedule: &'a Schedule,
     ) -> Walk<'a> {
-        let places = store.ring().and_then(|ring| ring.places(schedule));
-        Walk { plan, store, job, account, schedule, places, next_taken: 0, next_started: 0, started: VecDeque::new() }
+        let layout = store.ring().and_then(|ring| ring.layout(schedule));
+        Walk { plan, store, job, account, schedule, layout, next_taken: 0, next_started: 0, started: VecDeque::new() }
     }
 
     /// A walk that has not begun yet goes on with what the one before it began.
@@ -101,8 +102,8 @@ impl<'a> Walk<'a> {
                 Ok(Started::Gathering { pending, lease })
             }
             Kept::PartOnGpu(part) => {
-                let (name, places) = (&self.plan.unit(unit).spec.name, self.places.ok_or(ShardError::NoRing)?);
-                Ok(Started::OnGpu(self.ring()?.start(name, part, places.start(at))?))
+                let (name, layout) = (&self.plan.unit(unit).spec.name, self.layout.ok_or(ShardError::NoRing)?);
+                Ok(Started::OnGpu(self.ring()?.start(name, part, layout.start(at))?))
             }
         }
     }
