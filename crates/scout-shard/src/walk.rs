@@ -68,6 +68,7 @@ impl<'a> Walk<'a> {
 
     /// The end of a walk, all of whose units were taken.
     pub fn end(self) -> Ahead {
+        assert_eq!(self.next_taken, self.schedule.len(), "a walk that goes on has not ended");
         Ahead(self.started)
     }
 
@@ -197,7 +198,7 @@ mod tests {
     use super::*;
     use crate::plan::{all_resident, none_resident};
     use scout_comm::local_group;
-    use scout_core::{ByteCount, ParamSpec, UnitSpec};
+    use scout_core::{ByteCount, ParamSpec, Rank, UnitSpec};
     use std::time::Duration;
 
     const LENS: [usize; 4] = [5, 8, 1, 13];
@@ -218,8 +219,30 @@ mod tests {
         schedule
     }
 
+    /// All units one by one, which is eight uses.
+    fn there_and_back() -> Schedule {
+        let mut schedule = Schedule::default();
+        [0, 1, 2, 3, 3, 2, 1, 0].into_iter().for_each(|unit| schedule.push(&[UnitId(unit)]));
+        schedule
+    }
+
     fn value(unit: usize, element: usize) -> f32 {
         (100 * unit + element) as f32
+    }
+
+    /// What `rank` keeps, filled with [`value`].
+    fn store(plan: &ShardPlan, rank: Rank, account: &Account) -> ShardStore {
+        let mut read = |spec: &UnitSpec, range: std::ops::Range<usize>, out: &mut [f32]| {
+            out.iter_mut().zip(range).for_each(|(out, element)| *out = value(spec.id.0, element));
+            Ok::<(), DeviceError>(())
+        };
+        ShardStore::load(plan, rank, account, &mut read).unwrap()
+    }
+
+    /// Of the units behind the first `known` that are under way.
+    fn gathers_begun(guard: &Guard, known: usize) -> usize {
+        let new = guard.walk.started.iter().skip(known);
+        new.filter(|started| matches!(started, Started::Gathering { .. })).count()
     }
 
     #[test]
@@ -234,11 +257,7 @@ mod tests {
                         scope.spawn(move || {
                             let job = Job::over(comm);
                             let account = Account::new(None);
-                            let mut read = |spec: &UnitSpec, range: std::ops::Range<usize>, out: &mut [f32]| {
-                                out.iter_mut().zip(range).for_each(|(out, element)| *out = value(spec.id.0, element));
-                                Ok::<(), DeviceError>(())
-                            };
-                            let store = ShardStore::load(plan, job.mesh().rank(), &account, &mut read).unwrap();
+                            let store = store(plan, job.mesh().rank(), &account);
                             let mut walk = Walk::new(plan, &store, &job, &account, schedule);
                             for step in schedule.steps() {
                                 let units = &schedule.order()[step];
@@ -265,23 +284,19 @@ mod tests {
         for (lookahead, takes_all, expected) in [(0, true, 7), (1, true, 6), (3, true, 4), (0, false, 7), (3, false, 4)]
         {
             let plan = ShardPlan::new(&specs(), 2, &none_resident, lookahead);
-            let mut schedule = Schedule::default();
-            [0, 1, 2, 3, 3, 2, 1, 0].into_iter().for_each(|unit| schedule.push(&[UnitId(unit)]));
+            let schedule = there_and_back();
             std::thread::scope(|scope| {
                 for comm in local_group(2, Duration::from_secs(5)) {
                     let (plan, schedule) = (&plan, &schedule);
                     scope.spawn(move || {
                         let (job, account) = (Job::over(comm), Account::new(None));
-                        let mut read =
-                            |_: &UnitSpec, _: std::ops::Range<usize>, _: &mut [f32]| Ok::<(), DeviceError>(());
-                        let store = ShardStore::load(plan, job.mesh().rank(), &account, &mut read).unwrap();
+                        let store = store(plan, job.mesh().rank(), &account);
                         let mut walk = Walk::new(plan, &store, &job, &account, schedule);
                         let mut gathers = 0;
                         for step in schedule.steps() {
                             let (known, unit) = (walk.started.len(), schedule.order()[step.start]);
                             let mut guard = walk.gather(&[unit]).unwrap();
-                            let new = guard.walk.started.iter().skip(known);
-                            gathers += new.filter(|started| matches!(started, Started::Gathering { .. })).count();
+                            gathers += gathers_begun(&guard, known);
                             // What nobody took is handed on all the same.
                             if takes_all || step.start >= 4 {
                                 guard.take(unit).unwrap();
@@ -301,19 +316,13 @@ mod tests {
         // Gathers of three passes there and back, of eight uses each.
         for (lookahead, expected) in [(0, [7, 6, 6]), (1, [6, 4, 4]), (2, [5, 2, 2])] {
             let plan = ShardPlan::new(&specs(), 2, &none_resident, lookahead);
-            let mut schedule = Schedule::default();
-            [0, 1, 2, 3, 3, 2, 1, 0].into_iter().for_each(|unit| schedule.push(&[UnitId(unit)]));
-            let schedule = schedule.repeated();
+            let schedule = there_and_back().repeated();
             std::thread::scope(|scope| {
                 for comm in local_group(2, Duration::from_secs(5)) {
                     let (plan, schedule) = (&plan, &schedule);
                     scope.spawn(move || {
                         let (job, account) = (Job::over(comm), Account::new(None));
-                        let mut read = |spec: &UnitSpec, range: std::ops::Range<usize>, out: &mut [f32]| {
-                            out.iter_mut().zip(range).for_each(|(out, element)| *out = value(spec.id.0, element));
-                            Ok::<(), DeviceError>(())
-                        };
-                        let store = ShardStore::load(plan, job.mesh().rank(), &account, &mut read).unwrap();
+                        let store = store(plan, job.mesh().rank(), &account);
                         let mut ahead = Ahead::default();
                         let gathers = expected.map(|_| {
                             let mut walk = Walk::new(plan, &store, &job, &account, schedule)
@@ -322,8 +331,7 @@ mod tests {
                             for step in schedule.steps() {
                                 let (known, unit) = (walk.started.len(), schedule.order()[step.start]);
                                 let mut guard = walk.gather(&[unit]).unwrap();
-                                let new = guard.walk.started.iter().skip(known);
-                                gathers += new.filter(|started| matches!(started, Started::Gathering { .. })).count();
+                                gathers += gathers_begun(&guard, known);
                                 let weights = guard.take(unit).unwrap().param(0).unwrap();
                                 let expected: Vec<f32> = (0..LENS[unit.0]).map(|i| value(unit.0, i)).collect();
                                 assert_eq!(weights.to_f32_vec().unwrap(), expected);
@@ -347,8 +355,7 @@ mod tests {
         let plan = ShardPlan::new(&specs(), 1, &all_resident, 1);
         let schedule = schedule();
         let account = Account::new(None);
-        let mut read = |_: &UnitSpec, _: std::ops::Range<usize>, _: &mut [f32]| Ok::<(), DeviceError>(());
-        let store = ShardStore::load(&plan, scout_core::Rank(0), &account, &mut read).unwrap();
+        let store = store(&plan, Rank(0), &account);
         let job = Job::alone(Duration::from_secs(1));
         let mut walk = Walk::new(&plan, &store, &job, &account, &schedule);
         assert!(walk.gather(&[UnitId(1)]).is_err());

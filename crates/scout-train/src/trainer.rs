@@ -78,7 +78,8 @@ impl Schedules {
         Schedules { train: train.repeated(), evaluate, send, first_backward }
     }
 
-    /// For weights: the way back ends at the lowest block of which something is trained.
+    /// For weights, which change, so that no pass begins with what the one before has gathered. The way back ends at the lowest
+    /// block of which something is trained.
     pub fn of_weights(model: &Model, set: &WeightSet) -> Schedules {
         let is_trained = |block: &Block| block.backward_units().iter().any(|unit| set.has(*unit));
         let lowest = model.blocks.iter().position(is_trained).unwrap_or(model.blocks.len());
@@ -133,9 +134,10 @@ impl Trainer {
         let learning_rate = self.settings.learning_rate.at(step);
         let update = Update::new(&self.settings.optimizer, gradient.norm, learning_rate, step)?;
         self.adapter.update(&gradient.adapter_part, &update, comm)?;
-        if !self.weights.set().is_empty() {
-            self.take_ahead().let_go()?; // it was gathered as it was before
-        }
+        debug_assert!(
+            self.weights.set().is_empty() || !self.schedules.train.repeats(),
+            "what changes is not handed on"
+        );
         self.weights.update(&gradient.weight_parts, &update, &mut self.store, &self.plan, comm)?;
         Ok(StepReport {
             loss,

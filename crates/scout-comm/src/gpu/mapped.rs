@@ -68,9 +68,14 @@ impl<const N: usize> Lines<N> {
         Ok(self.theirs.of(rank).write_flag(self.index(line, self.mesh.rank().0), round, stream)?)
     }
 
-    /// Queues on `stream` a wait until `rank` has come to `round`.
-    pub fn wait_for(&self, line: usize, rank: usize, round: u32, stream: &Arc<Stream>) -> Result<()> {
-        Ok(self.own.wait_for(self.index(line, rank), round, stream)?)
+    /// The same to every other rank.
+    pub fn raise_to_all(&self, line: usize, round: u32, stream: &Arc<Stream>) -> Result<()> {
+        rotation(self.mesh).try_for_each(|rank| self.raise(line, rank, round, stream))
+    }
+
+    /// Queues on `stream` a wait until every other rank has come to `round`.
+    pub fn wait_for_all(&self, line: usize, round: u32, stream: &Arc<Stream>) -> Result<()> {
+        rotation(self.mesh).try_for_each(|rank| Ok(self.own.wait_for(self.index(line, rank), round, stream)?))
     }
 
     fn index(&self, line: usize, rank: usize) -> usize {

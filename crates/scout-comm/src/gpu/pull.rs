@@ -56,13 +56,12 @@ impl Gather for Pull {
 
     fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
         let Pull { begun, stream, .. } = self;
-        let others = || mapped::rotation(self.mesh);
         let round = self.round.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let (offset, len) = (part.offset_in(&self.own)?, part.num_elements());
         let own_part_is_there = self.own_part.copy(part, full, stream)?;
-        others().try_for_each(|rank| begun.raise(0, rank, round, stream))?;
-        others().try_for_each(|rank| begun.wait_for(0, rank, round, stream))?;
-        for rank in others() {
+        begun.raise_to_all(0, round, stream)?;
+        begun.wait_for_all(0, round, stream)?;
+        for rank in mapped::rotation(self.mesh) {
             full.pull(rank * len..(rank + 1) * len, self.parts.of(rank), offset, stream)?;
         }
         Ok(vec![own_part_is_there, stream.record()?])

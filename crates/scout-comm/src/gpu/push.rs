@@ -66,17 +66,16 @@ impl Gather for Push {
 
     fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
         let Push { said, stream, outward, .. } = self;
-        let others = || mapped::rotation(self.mesh);
         let round = self.round.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let own_place = full.view().offset_in(&self.own)? + part.bytes() * self.mesh.rank().0 as u64;
         let own_part_is_there = self.own_part.copy(part, full, stream)?;
-        others().try_for_each(|rank| said.raise(MAY_BE_WRITTEN, rank, round, stream))?;
-        others().try_for_each(|rank| said.wait_for(MAY_BE_WRITTEN, rank, round, outward))?;
-        for rank in others() {
+        said.raise_to_all(MAY_BE_WRITTEN, round, stream)?;
+        said.wait_for_all(MAY_BE_WRITTEN, round, outward)?;
+        for rank in mapped::rotation(self.mesh) {
             self.rings.of(rank).push(own_place, part, outward)?;
             said.raise(IS_THERE, rank, round, outward)?;
         }
-        others().try_for_each(|rank| said.wait_for(IS_THERE, rank, round, stream))?;
+        said.wait_for_all(IS_THERE, round, stream)?;
         Ok(vec![own_part_is_there, stream.record()?])
     }
 }
