@@ -7,6 +7,7 @@ pub mod cuda;
 pub mod device;
 pub mod error;
 pub mod host;
+pub mod matrices;
 pub mod tensor;
 pub mod weights;
 
@@ -14,5 +15,6 @@ pub use account::{Account, Lease, Purpose};
 pub use buffer::Buffer;
 pub use device::Device;
 pub use error::{DeviceError, Result};
+pub use matrices::Matrices;
 pub use tensor::Tensor;
 pub use weights::{UnitSource, UnitWeights};

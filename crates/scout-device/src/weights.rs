@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use scout_core::{Shape, UnitId, UnitSpec};
 
+use crate::matrices::Matrices;
 use crate::tensor::Tensor;
 use crate::{DeviceError, Lease, Result};
 
@@ -20,8 +21,16 @@ pub trait UnitSource {
 pub struct UnitWeights {
     spec: Arc<UnitSpec>,
     flat: Tensor,
+    own: Option<OwnPart>,
     // Held, never read: the bytes leave the account when the last reader of the unit is gone.
     _lease: Option<Arc<Lease>>,
+}
+
+/// Elements that are read where this rank keeps them. What lies in their place in the whole unit has no meaning.
+#[derive(Debug)]
+struct OwnPart {
+    start: usize,
+    flat: Tensor,
 }
 
 impl UnitWeights {
@@ -34,7 +43,12 @@ impl UnitWeights {
                 expected: format!("one dimension of at least {} elements", spec.num_elements()),
             });
         }
-        Ok(UnitWeights { spec, flat, _lease: lease })
+        Ok(UnitWeights { spec, flat, own: None, _lease: lease })
+    }
+
+    /// The same but for the elements from `start` on, which are those of `flat`: whole matrices, for [`UnitWeights::matrices`].
+    pub fn with_own(self, start: usize, flat: Tensor) -> UnitWeights {
+        UnitWeights { own: Some(OwnPart { start, flat }), ..self }
     }
 
     /// Parameter `index` in the order of the unit's list, in its own shape.
@@ -42,10 +56,55 @@ impl UnitWeights {
         self.span(index..index + 1, self.spec.params[index].shape.clone())
     }
 
+    /// The matrices of experts, which are all that the unit has.
+    pub fn matrices(&self) -> Result<Matrices> {
+        const WHAT: &str = "matrices of experts";
+        let [param] = &self.spec.params[..] else {
+            return Err(self.refusal(WHAT, "a unit of one parameter"));
+        };
+        let all = self.flat.rows(0, param.num_elements())?.reshape(param.shape.clone())?;
+        let Some(OwnPart { start, flat }) = &self.own else { return Ok(Matrices::from(&all)) };
+        let (_, k, n) = all.dims3(WHAT)?;
+        Matrices::with_own(all, start / (k * n), flat.reshape([flat.num_elements() / (k * n), k, n])?)
+    }
+
     /// Neighbouring parameters seen as one tensor: gate and up as one matrix of twice the rows.
     pub fn span(&self, params: Range<usize>, shape: Shape) -> Result<Tensor> {
+        if self.own.is_some() {
+            return Err(self.refusal("parameters of a unit", "all of it at one place"));
+        }
         let before: usize = self.spec.params[..params.start].iter().map(|p| p.num_elements()).sum();
         let count: usize = self.spec.params[params].iter().map(|p| p.num_elements()).sum();
         self.flat.rows(before, count)?.reshape(shape)
+    }
+
+    fn refusal(&self, what: &'static str, expected: &str) -> DeviceError {
+        DeviceError::Shape { what, found: self.flat.shape().clone(), expected: expected.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use scout_core::ParamSpec;
+
+    use super::*;
+
+    #[test]
+    fn own_matrices_are_found_among_those_of_the_unit_and_nothing_else_is_handed_out() {
+        let spec = UnitSpec { id: UnitId(0), name: "u".into(), params: vec![ParamSpec::new("p", [4, 1, 2])] };
+        let values = |first: f32, count: usize| (0..count).map(|i| first + i as f32).collect::<Vec<_>>();
+        // Padding behind the last one.
+        let flat = Tensor::from_f32(values(0.0, 9), [9]).unwrap();
+        let unit = UnitWeights::new(Arc::new(spec), flat, None).unwrap();
+        let firsts = |unit: &UnitWeights| {
+            let matrices = unit.matrices().unwrap();
+            [0, 1, 2, 3].map(|index| {
+                let (tensor, place) = matrices.find(index);
+                tensor.f32s().unwrap()[2 * place]
+            })
+        };
+        assert_eq!((firsts(&unit), unit.param(0).is_ok()), ([0.0, 2.0, 4.0, 6.0], true));
+        let unit = unit.with_own(2, Tensor::from_f32(values(100.0, 4), [4]).unwrap());
+        assert_eq!((firsts(&unit), unit.param(0).is_ok()), ([0.0, 100.0, 102.0, 6.0], false));
     }
 }

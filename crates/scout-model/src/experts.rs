@@ -77,7 +77,7 @@ impl ExpertsBlock {
         drop(unit);
         let hidden_sorted_TF = swiglu::forward(&routed.gate_up)?;
         let unit = weights.take(self.units.down)?;
-        let through_TD = grouped_matmul::nn(&hidden_sorted_TF, &unit.param(0)?, routing.offsets()?)?;
+        let through_TD = grouped_matmul::nn(&hidden_sorted_TF, unit.matrices()?, routing.offsets()?)?;
         drop(unit);
         let down = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsDown);
         let (routed_sorted_TD, narrow_routed_down) = down.forward(through_TD, &hidden_sorted_TF, routing.offsets()?)?;
@@ -204,7 +204,7 @@ impl ExpertsBlock {
         };
         let dy_sorted_TD = router::gather(dy_TD, routing)?;
         let down_unit = weights.take(self.units.down)?;
-        let through_TF = grouped_matmul::nt(&dy_sorted_TD, &down_unit.param(0)?, offsets)?;
+        let through_TF = grouped_matmul::nt(&dy_sorted_TD, down_unit.matrices()?, offsets)?;
         drop(down_unit);
         let down = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsDown);
         let step = ExpertsBackward { dy: &dy_sorted_TD, narrow: &saved.narrow_routed_down, offsets, du: through_TF };
@@ -217,7 +217,7 @@ impl ExpertsBlock {
         }
 
         gradients.add(self.units.gate_up, 0, || grouped_matmul::tn(&u_sorted_TD, &dgate_up, offsets))?;
-        let through_TD = grouped_matmul::nt(&dgate_up, &gate_up_unit.param(0)?, offsets)?;
+        let through_TD = grouped_matmul::nt(&dgate_up, gate_up_unit.matrices()?, offsets)?;
         drop(gate_up_unit);
         let both = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsGateUp);
         let step = ExpertsBackward { dy: &dgate_up, narrow: &wide.narrow, offsets, du: through_TD };
@@ -241,7 +241,7 @@ impl ExpertsBlock {
         routing: &Routing,
         pass: &Pass,
     ) -> Result<Wide<NarrowSorted>> {
-        let gate_up = grouped_matmul::nn(u_sorted_TD, &unit.param(0)?, routing.offsets()?)?;
+        let gate_up = grouped_matmul::nn(u_sorted_TD, unit.matrices()?, routing.offsets()?)?;
         let adapter = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsGateUp);
         let (gate_up, narrow) = adapter.forward(gate_up, u_sorted_TD, routing.offsets()?)?;
         Ok(Wide { gate_up, narrow })

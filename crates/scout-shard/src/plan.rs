@@ -152,6 +152,14 @@ impl ShardPlan {
         ShardPlan { lookahead: 0, ..self.clone() }
     }
 
+    /// Whether kernels on a GPU read a rank's own part of a unit where it is kept: it is nothing but whole matrices of experts.
+    pub fn is_read_in_place(&self, id: UnitId) -> bool {
+        let unit = self.unit(id);
+        let [param] = &unit.spec.params[..] else { return false };
+        let [_, k, n] = *param.shape.dims() else { return false };
+        unit.placement == Placement::Sharded && unit.shard_len > 0 && unit.shard_len.is_multiple_of(k * n)
+    }
+
     pub fn gathered_len(&self, id: UnitId) -> usize {
         self.unit(id).shard_len * self.world_size
     }
@@ -296,6 +304,24 @@ mod tests {
                 assert_eq!(next, spec.num_elements(), "{world_size} ranks, {}", spec.name);
                 assert!(plan.gathered_len(spec.id) >= spec.num_elements());
             }
+        }
+    }
+
+    #[test]
+    fn parts_are_read_in_place_where_each_is_whole_matrices() {
+        let unit = |(index, shapes): (usize, &[&[usize]])| {
+            let params = shapes.iter().map(|dims| ParamSpec::new("p", *dims)).collect();
+            Arc::new(UnitSpec { id: UnitId(index), name: format!("u{index}"), params })
+        };
+        let units: Vec<_> = [&[&[4, 2, 3][..]][..], &[&[24]], &[&[4, 6]], &[&[4, 2, 3], &[4, 2, 3]], &[&[4, 2, 3]]]
+            .into_iter()
+            .enumerate()
+            .map(unit)
+            .collect();
+        for (world_size, expected) in [(1, false), (2, true), (3, false), (4, true), (8, false)] {
+            let plan = ShardPlan::new(&units, world_size, &|unit| unit.0 == 4, 2);
+            let found: Vec<bool> = units.iter().map(|unit| plan.is_read_in_place(unit.id)).collect();
+            assert_eq!(found, [expected, false, false, false, false], "{world_size} ranks");
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use scout_comm::Communicator;
-use scout_comm::gpu::{Arriving, OpenWay, Way};
+use scout_comm::gpu::{Arriving, OpenWay, Part, Way};
 use scout_device::Tensor;
 use scout_device::cuda::{CudaDevice, Event};
 
@@ -54,7 +54,7 @@ impl Ring {
     }
 
     /// Queues the gather of the unit `name`, of which `part` is this rank's, to byte `start` of the ring.
-    pub(crate) fn start(&self, name: &str, part: &Tensor, start: usize) -> Result<Arriving> {
+    pub(crate) fn start(&self, name: &str, part: Part, start: usize) -> Result<Arriving> {
         let gather = || self.opened.gather_at(start, part);
         let queued = self.device.communicate(self.opened.stream(), || name.to_string(), gather);
         queued.map_err(|cause| ShardError::Queue { cause: Box::new(cause) })

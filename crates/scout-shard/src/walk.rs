@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use scout_comm::gpu::Arriving;
+use scout_comm::gpu::{Arriving, Part};
 use scout_comm::{Job, Pending};
 use scout_core::{DType, Phase, UnitId};
 use scout_device::{Account, Buffer, DeviceError, Lease, Purpose, Tensor, UnitSource, UnitWeights};
@@ -104,6 +104,7 @@ impl<'a> Walk<'a> {
             }
             Kept::PartOnGpu(part) => {
                 let (name, layout) = (&self.plan.unit(unit).spec.name, self.layout.ok_or(ShardError::NoRing)?);
+                let part = Part { tensor: part, stays: self.plan.is_read_in_place(unit) };
                 Ok(Started::OnGpu(self.ring()?.start(name, part, layout.start(at))?))
             }
         }
@@ -128,7 +129,13 @@ impl<'a> Walk<'a> {
         if let Some(heir) = self.heir() {
             *heir = Started::Whole { tensor: tensor.clone(), lease: lease.clone() };
         }
-        Ok(UnitWeights::new(self.plan.unit(unit).spec.clone(), tensor, lease)?)
+        let whole = UnitWeights::new(self.plan.unit(unit).spec.clone(), tensor, lease)?;
+        Ok(match self.store.unit(unit) {
+            Kept::PartOnGpu(own) if self.plan.is_read_in_place(unit) => {
+                whole.with_own(self.plan.kept(unit, self.job.mesh().rank()).start, own.clone())
+            }
+            _ => whole,
+        })
     }
 
     /// Goes on by one place.

@@ -1,7 +1,7 @@
-//! How fast the parts of a step go: the only numbers of the planner that do not follow from shapes. Those of one and of two
-//! GPUs were taken on H200s at their power limit (`benches/results`), inside whole steps where not said otherwise; what is
-//! said of eight comes from other programs there.
+//! How fast the parts of a step go: the only numbers of the planner that do not follow from shapes. They were taken on H200s at
+//! their power limit (`benches/results`), inside whole steps where not said otherwise.
 
+use scout_comm::gpu::Way;
 use scout_config::Gather;
 
 use crate::machine::ComputeType;
@@ -59,22 +59,14 @@ pub struct Link {
     pub slowdown: f64,
 }
 
-/// As `bench gather` found. Between two GPUs half of each unit is the rank's own part, which is copied inside of the GPU: most
-/// of what products lose.
-const TWO_BY_COPY: Link = Link { under_products: 370e9, alone: 384e9, slowdown: 0.189 };
-const TWO_BY_NCCL: Link = Link { under_products: 148e9, alone: 326e9, slowdown: 0.072 };
-/// Among four: pushing, which took 8.7 to 10.6 % of products on two machines, and NCCL's copy engines. An eighth of a unit is a rank's own part among eight, where it is a quarter
-/// here, so that products may lose less there; that was not measured.
-const COPY: Link = Link { under_products: 378e9, alone: 380e9, slowdown: 0.105 };
-const NCCL: Link = Link { under_products: 183e9, alone: 362e9, slowdown: 0.048 };
-
 impl Link {
+    /// Of the way that a trial is expected to choose.
     pub fn of(gather: Gather, world_size: usize) -> Link {
-        match (gather, world_size) {
-            (Gather::Auto | Gather::Copy, ..=2) => TWO_BY_COPY,
-            (Gather::Nccl, ..=2) => TWO_BY_NCCL,
-            (Gather::Auto | Gather::Copy, _) => COPY,
-            (Gather::Nccl, _) => NCCL,
-        }
+        let way = match gather {
+            Gather::Auto | Gather::Copy => Way::Push,
+            Gather::Nccl => Way::NcclByCopy,
+        };
+        let measured = way.measured(world_size);
+        Link { under_products: measured.under_products, alone: measured.alone, slowdown: measured.slowdown() }
     }
 }

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use scout_device::Tensor;
 use scout_device::cuda::{CudaDevice, DeviceBuffer, Event, Nccl, NcclId, Settings, Stream};
 
 use super::exchange;
-use super::gather::Gather;
+use super::gather::{Gather, Part};
 use crate::communicator::Communicator;
 use crate::error::Result;
 use crate::words;
@@ -21,8 +20,8 @@ impl Gather for ByNccl {
         &self.stream
     }
 
-    fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
-        self.nccl.all_gather(part, full, &self.stream)?;
+    fn queue(&self, part: Part, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
+        self.nccl.all_gather(part.tensor, full, &self.stream)?;
         Ok(vec![self.stream.record()?])
     }
 }

@@ -7,10 +7,10 @@
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
+use scout_device::Purpose;
 use scout_device::cuda::{Block, CudaDevice, DeviceBuffer, Event, Stream};
-use scout_device::{Purpose, Tensor};
 
-use super::gather::Gather;
+use super::gather::{Gather, Part};
 use super::nccl::ByNccl;
 use super::pull::Pull;
 use super::push::Push;
@@ -65,19 +65,19 @@ impl OpenWay {
 
     /// Queues that a unit, of which `part` is this rank's, becomes whole somewhere in the ring. All ranks gather the same units in
     /// the same order, and give their memory back in one order.
-    pub fn gather(&self, part: &Tensor) -> Result<Arriving> {
+    pub fn gather(&self, part: Part) -> Result<Arriving> {
         self.gather_into(part, |bytes| self.memory.ring.take(Purpose::Gathered, bytes))
     }
 
     /// The same from byte `start` of the ring on, on all ranks, where nothing is that anybody holds.
-    pub fn gather_at(&self, start: usize, part: &Tensor) -> Result<Arriving> {
+    pub fn gather_at(&self, start: usize, part: Part) -> Result<Arriving> {
         self.gather_into(part, |bytes| self.memory.ring.take_at(Purpose::Gathered, start, bytes))
     }
 
-    fn gather_into(&self, part: &Tensor, take: impl FnOnce(usize) -> scout_device::Result<Block>) -> Result<Arriving> {
-        let len = part.num_elements() * self.world_size;
-        let block = take((part.dtype().size() * len as u64).0 as usize)?;
-        let mut full = DeviceBuffer::new(&self.device, block, part.dtype(), [len])?;
+    fn gather_into(&self, part: Part, take: impl FnOnce(usize) -> scout_device::Result<Block>) -> Result<Arriving> {
+        let len = part.tensor.num_elements() * self.world_size;
+        let block = take((part.tensor.dtype().size() * len as u64).0 as usize)?;
+        let mut full = DeviceBuffer::new(&self.device, block, part.tensor.dtype(), [len])?;
         let arrived = self.gather.queue(part, &mut full)?;
         Ok(Arriving { full, arrived })
     }

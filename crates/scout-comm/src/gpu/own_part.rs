@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use scout_core::Rank;
-use scout_device::Tensor;
 use scout_device::cuda::{CudaDevice, DeviceBuffer, Event, Priority, Stream};
 
+use super::gather::Part;
 use crate::error::Result;
 
 pub(super) struct OwnPart {
@@ -19,11 +19,14 @@ impl OwnPart {
         Ok(OwnPart { rank, beside: Arc::new(Stream::new(device.context(), Priority::High)?) })
     }
 
-    /// Queues that `part` becomes this rank's of `full`, which may be written when `stream` comes to where it is now. The
-    /// event is past when it has.
-    pub fn copy(&self, part: &Tensor, full: &mut DeviceBuffer, stream: &Stream) -> Result<Event> {
+    /// Queues that `part`, unless it stays where it is, becomes this rank's of `full`, which may be written when `stream` comes
+    /// to where it is now. The event is past when it has.
+    pub fn copy(&self, part: Part, full: &mut DeviceBuffer, stream: &Stream) -> Result<Option<Event>> {
+        if part.stays {
+            return Ok(None);
+        }
         self.beside.wait_for(&stream.record()?)?;
-        full.copy_from_on(self.rank.0 * part.num_elements(), part, &self.beside)?;
-        Ok(self.beside.record()?)
+        full.copy_from_on(self.rank.0 * part.tensor.num_elements(), part.tensor, &self.beside)?;
+        Ok(Some(self.beside.record()?))
     }
 }

@@ -10,10 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use scout_core::Mesh;
-use scout_device::Tensor;
 use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, Stream};
 
-use super::gather::Gather;
+use super::gather::{Gather, Part};
 use super::mapped::{self, Lines, OfOthers};
 use super::own_part::OwnPart;
 use crate::communicator::Communicator;
@@ -54,16 +53,16 @@ impl Gather for Pull {
         &self.stream
     }
 
-    fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
+    fn queue(&self, part: Part, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
         let Pull { begun, stream, .. } = self;
         let round = self.round.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let (offset, len) = (part.offset_in(&self.own)?, part.num_elements());
+        let (offset, len) = (part.tensor.offset_in(&self.own)?, part.tensor.num_elements());
         let own_part_is_there = self.own_part.copy(part, full, stream)?;
         begun.raise_to_all(0, round, stream)?;
         begun.wait_for_all(0, round, stream)?;
         for rank in mapped::rotation(self.mesh) {
             full.pull(rank * len..(rank + 1) * len, self.parts.of(rank), offset, stream)?;
         }
-        Ok(vec![own_part_is_there, stream.record()?])
+        Ok(own_part_is_there.into_iter().chain([stream.record()?]).collect())
     }
 }

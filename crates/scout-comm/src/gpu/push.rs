@@ -15,10 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use scout_core::Mesh;
-use scout_device::Tensor;
 use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, Priority, Stream};
 
-use super::gather::Gather;
+use super::gather::{Gather, Part};
 use super::mapped::{self, Lines, OfOthers};
 use super::own_part::OwnPart;
 use crate::communicator::Communicator;
@@ -64,18 +63,18 @@ impl Gather for Push {
         &self.stream
     }
 
-    fn queue(&self, part: &Tensor, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
+    fn queue(&self, part: Part, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
         let Push { said, stream, outward, .. } = self;
         let round = self.round.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let own_place = full.view().offset_in(&self.own)? + part.bytes() * self.mesh.rank().0 as u64;
+        let own_place = full.view().offset_in(&self.own)? + part.tensor.bytes() * self.mesh.rank().0 as u64;
         let own_part_is_there = self.own_part.copy(part, full, stream)?;
         said.raise_to_all(MAY_BE_WRITTEN, round, stream)?;
         said.wait_for_all(MAY_BE_WRITTEN, round, outward)?;
         for rank in mapped::rotation(self.mesh) {
-            self.rings.of(rank).push(own_place, part, outward)?;
+            self.rings.of(rank).push(own_place, part.tensor, outward)?;
             said.raise(IS_THERE, rank, round, outward)?;
         }
         said.wait_for_all(IS_THERE, round, stream)?;
-        Ok(vec![own_part_is_there, stream.record()?])
+        Ok(own_part_is_there.into_iter().chain([stream.record()?]).collect())
     }
 }

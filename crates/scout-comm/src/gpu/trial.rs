@@ -5,6 +5,7 @@ use scout_device::cuda::DeviceBuffer;
 use scout_device::{DeviceError, Purpose, Tensor};
 
 use super::exchange;
+use super::gather::Part;
 use super::open_way::OpenWay;
 use super::ways::{Ranks, Way};
 use crate::error::{CommError, Result};
@@ -65,37 +66,12 @@ pub fn choose(wish: Wish, ranks: Ranks, part: ByteCount, exposed: f64) -> Result
 /// Ways are timed alone, and will be used under products: a gather costs a step what products lose by it, and of its own
 /// time the share for which nothing hides it.
 fn best_under_products(tried: &[(Way, f64)], (world_size, exposed): (usize, f64)) -> Option<Way> {
-    /// Never all of it is hidden: ends of passes, ranks that wait for each other.
-    const LEAST_EXPOSED: f64 = 0.01;
     let cost = |&(way, seconds): &(Way, f64)| {
-        let UnderProducts { keeps, takes } = under_products(way, world_size);
-        seconds / keeps * (exposed.max(LEAST_EXPOSED) + takes)
+        let measured = way.measured(world_size);
+        let seconds_under_products = seconds * measured.alone / measured.under_products;
+        seconds_under_products * (exposed.max(measured.never_hidden) + measured.slowdown())
     };
     tried.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).map(|(way, _)| *way)
-}
-
-/// A way of gathering while products run without pause.
-struct UnderProducts {
-    /// Of its own speed.
-    keeps: f64,
-    /// Of the products' speed.
-    takes: f64,
-}
-
-/// As `bench gather` found between two H200: from 384 to 370 GB/s, 344 to 350, 326 to 148, 272 to 156; and among four: 380 to
-/// 378, 361 to 357, 362 to 183, 328 to 205. Part of what copy engines take is the copy of the own part, half of a unit
-/// between two.
-fn under_products(way: Way, world_size: usize) -> UnderProducts {
-    match (way, world_size) {
-        (Way::Push, ..=2) => UnderProducts { keeps: 0.96, takes: 0.19 },
-        (Way::Pull, ..=2) => UnderProducts { keeps: 1.0, takes: 0.17 },
-        (Way::NcclByCopy, ..=2) => UnderProducts { keeps: 0.45, takes: 0.07 },
-        (Way::Nccl, ..=2) => UnderProducts { keeps: 0.57, takes: 0.15 },
-        (Way::Push, _) => UnderProducts { keeps: 0.99, takes: 0.098 },
-        (Way::Pull, _) => UnderProducts { keeps: 0.99, takes: 0.092 },
-        (Way::NcclByCopy, _) => UnderProducts { keeps: 0.51, takes: 0.05 },
-        (Way::Nccl, _) => UnderProducts { keeps: 0.63, takes: 0.18 },
-    }
 }
 
 /// Seconds of a gather on the slowest rank.
@@ -130,7 +106,7 @@ fn time_on_all(way: Way, ranks: Ranks, part: ByteCount) -> Result<f64> {
 fn time(gather: &OpenWay, part: &Tensor, Ranks { device, comm }: Ranks) -> Result<f64> {
     const WAY: &str = "what was tried";
     let once = || -> Result<()> {
-        let arrived = gather.gather(part)?.arrived;
+        let arrived = gather.gather(Part { tensor: part, stays: true })?.arrived;
         Ok(arrived.iter().try_for_each(|event| gather.stream().wait_for(event))?)
     };
     let first = once().and_then(|()| Ok(gather.stream().finish(device.patience())?));
@@ -155,15 +131,15 @@ mod tests {
     fn what_is_fastest_alone_must_be_much_faster_where_it_loses_or_takes_most_under_products() {
         let (push, pull, windows, kernels) = (Way::Push, Way::Pull, Way::NcclByCopy, Way::Nccl);
         // GB/s alone, of two H200 and of four.
-        let two = [(push, 384.0), (pull, 344.0), (windows, 326.0), (kernels, 272.0)];
-        let four = [(push, 380.0), (pull, 361.0), (windows, 362.0), (kernels, 328.0)];
+        let two = [(push, 387.0), (pull, 370.0), (windows, 325.0), (kernels, 273.0)];
+        let four = [(push, 383.0), (pull, 368.0), (windows, 362.0), (kernels, 332.0)];
         for (found, world_size, exposed, expected) in [
             (&two[..], 2, 0.15, Some(push)),
             (&two, 2, 0.0, Some(pull)),
             (&two[1..], 2, 0.15, Some(pull)),
             (&two[2..], 2, 0.0, Some(windows)),
-            // A step that waits for units needs the faster link, another what takes less of its arithmetic: 1 and 16 rows of
-            // Scout were faster so.
+            // A step that waits for units needs the faster link, another the way in which ranks wait less for each other: 1 and
+            // 16 rows of Scout were faster so.
             (&four, 4, 0.15, Some(push)),
             (&four, 4, 0.05, Some(push)),
             (&four, 4, 0.0, Some(pull)),

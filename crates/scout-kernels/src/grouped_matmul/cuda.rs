@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use scout_core::DType;
-use scout_device::Tensor;
 use scout_device::cuda::{CudaDevice, DeviceBuffer, Factor, Scale, Window};
+use scout_device::{Matrices, Tensor};
 
 use super::one_launch;
 use crate::Result;
@@ -15,7 +15,7 @@ use crate::Result;
 pub(super) fn by_expert(
     device: &Arc<CudaDevice>,
     a: &Tensor,
-    b: &Tensor,
+    b: &Matrices,
     offsets: &[u32],
     transposed: bool,
 ) -> Result<Tensor> {
@@ -29,12 +29,12 @@ pub(super) fn by_expert(
 pub(crate) fn one_by_one(
     device: &Arc<CudaDevice>,
     a: &Tensor,
-    b: &Tensor,
+    b: &Matrices,
     offsets: &[u32],
     transposed: bool,
 ) -> Result<Tensor> {
     let (num_rows, inner) = (a.dims()[0], a.dims()[1]);
-    let (rows_of_b, columns_of_b) = (b.dims()[1], b.dims()[2]);
+    let (rows_of_b, columns_of_b) = (b.all().dims()[1], b.all().dims()[2]);
     let out_width = if transposed { rows_of_b } else { columns_of_b };
     let mut y = device.buffer(a.dtype(), [num_rows, out_width])?;
     if inner == 0 {
@@ -42,10 +42,11 @@ pub(crate) fn one_by_one(
         return Ok(y.into_tensor());
     }
     for (expert, rows) in busy(offsets) {
-        let of_b = Window { start: expert * rows_of_b * columns_of_b, ..Window::whole(rows_of_b, columns_of_b) };
+        let (tensor, place) = b.find(expert);
+        let of_b = Window { start: place * rows_of_b * columns_of_b, ..Window::whole(rows_of_b, columns_of_b) };
         let factors = [
             Factor { tensor: a, window: of_rows(&rows, inner), transposed: false },
-            Factor { tensor: b, window: of_b, transposed },
+            Factor { tensor, window: of_b, transposed },
         ];
         device.multiply(factors, (&mut y, of_rows(&rows, out_width)), Scale::OVERWRITE)?;
     }

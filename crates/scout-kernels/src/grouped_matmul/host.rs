@@ -3,17 +3,24 @@
 
 use candle_core as candle;
 use rayon::prelude::*;
-use scout_device::Tensor;
 use scout_device::error::InOperation;
+use scout_device::{Matrices, Tensor};
 
 use crate::{Result, matmul};
 
 type Product = fn(&candle::Tensor, &candle::Tensor) -> Result<Tensor>;
 
 /// `product(rows of e, matrix of e)` for each expert, one under the other.
-pub(super) fn by_expert(a: &Tensor, b: &Tensor, offsets: &[u32], out_width: usize, product: Product) -> Result<Tensor> {
+pub(super) fn by_expert(
+    a: &Tensor,
+    b: &Matrices,
+    offsets: &[u32],
+    out_width: usize,
+    product: Product,
+) -> Result<Tensor> {
     let parts = for_each_expert(offsets, |expert, start, count| {
-        let matrix = b.host()?.get(expert).during("grouped matmul")?;
+        let (tensor, place) = b.find(expert);
+        let matrix = tensor.host()?.get(place).during("grouped matmul")?;
         product(a.rows(start, count)?.host()?, &matrix)
     })?;
     if let [(_, whole)] = &parts[..] {

@@ -8,11 +8,19 @@
 // same stride, neighbours side by side, so that what two of them read comes once from memory.
 //
 // Rows of a tile behind the end of the expert are those of the next one, or zeros. They are multiplied and not written.
+//
+// Neighbouring experts may have their matrices elsewhere than the others: those that a rank keeps itself.
 #include "prelude.cuh"
 
 // What the driver makes of a matrix for the copy engine.
 struct alignas(64) TensorMap {
     u64 words[16];
+};
+
+// Where the matrices of all experts lie: those of `num_own` experts from `first_own` on in `own`, one behind the other.
+struct Matrices {
+    const TensorMap &all, &own;
+    u32 first_own, num_own;
 };
 
 // Rows `at[e]..at[e + 1]` are those of expert `e`. As many as the host passes.
@@ -229,24 +237,28 @@ __device__ __forceinline__ void copy_matrix(
 // Half of the columns of a tile of the matrix.
 template <typename F, bool TO_BOTH>
 __device__ __forceinline__ void copy_half(
-    u32 to, const TensorMap& from, u32 barrier, const Item& item, u32 half, u32 inner, u64 policy) {
+    u32 to, const Matrices& matrices, u32 barrier, const Item& item, u32 half, u32 inner, u64 policy) {
     constexpr u32 HALF = F::COLUMNS / 2;
+    const u32 place = item.expert - matrices.first_own;
+    const bool is_own = place < matrices.num_own;
+    const TensorMap& from = is_own ? matrices.own : matrices.all;
+    const u32 expert = is_own ? place : item.expert;
     const u32 column = item.first_column + half * HALF;
     to += half * (F::BYTES_OF_MATRIX / 2);
     if constexpr (F::BY_COLUMNS) {
 #pragma unroll
         for (u32 i = 0; i < HALF / INNER; ++i) {
-            copy_matrix<TO_BOTH>(to + i * F::BOX, from, barrier, column + i * INNER, inner, item.expert, policy);
+            copy_matrix<TO_BOTH>(to + i * F::BOX, from, barrier, column + i * INNER, inner, expert, policy);
         }
     } else {
-        copy_matrix<TO_BOTH>(to, from, barrier, inner, column, item.expert, policy);
+        copy_matrix<TO_BOTH>(to, from, barrier, inner, column, expert, policy);
     }
 }
 
 // One thread fills the stages, as soon as both blocks are done with what was there.
 template <typename F>
 __device__ __forceinline__ void read_all(
-    const Place<F>& place, Walk walk, const TensorMap& rows, const TensorMap& matrices, const Offsets& offsets,
+    const Place<F>& place, Walk walk, const TensorMap& rows, const Matrices& matrices, const Offsets& offsets,
     u32 num_steps) {
     const u64 matrix_policy = first_to_go(), rows_policy = last_to_go();
     Ring<F::STAGES> ring;
@@ -460,7 +472,7 @@ __device__ __forceinline__ void multiply_all(
 
 template <typename F>
 __device__ __forceinline__ void multiply_groups(
-    const TensorMap& rows, const TensorMap& matrices, const Offsets& offsets, bf16* y, u32 num_experts, u32 width,
+    const TensorMap& rows, const Matrices& matrices, const Offsets& offsets, bf16* y, u32 num_experts, u32 width,
     u32 inner) {
     const Place<F> place;
     if (threadIdx.x == 0) {
@@ -489,8 +501,9 @@ __device__ __forceinline__ void multiply_groups(
 }
 
 #define PAIRED __attribute__((cluster_dims(2, 1, 1)))
-#define BODY(COLUMNS, STAGES, BY_COLUMNS) \
-    multiply_groups<Form<COLUMNS, STAGES, BY_COLUMNS>>(rows, matrices, offsets, y, num_experts, width, inner)
+#define BODY(COLUMNS, STAGES, BY_COLUMNS)                                                                        \
+    multiply_groups<Form<COLUMNS, STAGES, BY_COLUMNS>>(rows, {matrices, own, first_own, num_own}, offsets, y, num_experts, \
+                                                       width, inner)
 
 #else
 
@@ -502,12 +515,13 @@ __device__ __forceinline__ void multiply_groups(
 
 #define IN_PLACE const __attribute__((grid_constant))
 
-// `y` has `width` columns, and `inner` is summed over. `nn` takes matrices as they are, `nt` transposed.
-#define GROUPED_MATMUL(NAME, COLUMNS, STAGES, BY_COLUMNS)                                                    \
-    extern "C" __global__ void PAIRED __launch_bounds__(384, 1)                                              \
-        grouped_matmul_##NAME(IN_PLACE TensorMap rows, IN_PLACE TensorMap matrices, IN_PLACE Offsets offsets, \
-                              bf16* y, u32 num_experts, u32 width, u32 inner) {                              \
-        BODY(COLUMNS, STAGES, BY_COLUMNS);                                                                   \
+// `y` has `width` columns, and `inner` is summed over. `nn` takes matrices as they are, `nt` transposed. What lies in `matrices`
+// in the place of own ones is not read.
+#define GROUPED_MATMUL(NAME, COLUMNS, STAGES, BY_COLUMNS)                                                                 \
+    extern "C" __global__ void PAIRED __launch_bounds__(384, 1)                                                           \
+        grouped_matmul_##NAME(IN_PLACE TensorMap rows, IN_PLACE TensorMap matrices, IN_PLACE TensorMap own, u32 first_own, \
+                              u32 num_own, IN_PLACE Offsets offsets, bf16* y, u32 num_experts, u32 width, u32 inner) {    \
+        BODY(COLUMNS, STAGES, BY_COLUMNS);                                                                                \
     }
 
 GROUPED_MATMUL(nn_128, 128, 6, true)

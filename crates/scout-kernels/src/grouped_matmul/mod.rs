@@ -11,29 +11,33 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use scout_core::DType;
-use scout_device::cuda::DeviceBuffer;
-use scout_device::{DeviceError, Tensor};
+use scout_device::cuda::{CudaDevice, DeviceBuffer};
+use scout_device::{DeviceError, Matrices, Tensor};
 
 use crate::{Result, check};
 
 /// Row by row `a·b_e`: `[T, N]`.
-pub fn nn(a_TK: &Tensor, b_EKN: &Tensor, offsets: &[u32]) -> Result<Tensor> {
+pub fn nn(a_TK: &Tensor, b_EKN: impl Into<Matrices>, offsets: &[u32]) -> Result<Tensor> {
     const WHAT: &str = "grouped matmul";
+    let b_EKN = &b_EKN.into();
     let (num_experts, k, n) = b_EKN.dims3(WHAT)?;
     check(WHAT, (a_TK, Some(k)), num_experts, offsets)?;
-    match crate::check::place(WHAT, &[a_TK, b_EKN])? {
+    match place(WHAT, a_TK, b_EKN)? {
         None => host::by_expert(a_TK, b_EKN, offsets, n, crate::matmul::host::nn),
         Some(device) => cuda::by_expert(device, a_TK, b_EKN, offsets, false),
     }
 }
 
 /// Row by row `a·b_eᵀ`: `[T, K]`.
-pub fn nt(a_TN: &Tensor, b_EKN: &Tensor, offsets: &[u32]) -> Result<Tensor> {
+pub fn nt(a_TN: &Tensor, b_EKN: impl Into<Matrices>, offsets: &[u32]) -> Result<Tensor> {
     const WHAT: &str = "grouped matmul with the second factor transposed";
+    let b_EKN = &b_EKN.into();
     let (num_experts, k, n) = b_EKN.dims3(WHAT)?;
     check(WHAT, (a_TN, Some(n)), num_experts, offsets)?;
-    match crate::check::place(WHAT, &[a_TN, b_EKN])? {
+    match place(WHAT, a_TN, b_EKN)? {
         None => host::by_expert(a_TN, b_EKN, offsets, k, crate::matmul::host::nt),
         Some(device) => cuda::by_expert(device, a_TN, b_EKN, offsets, true),
     }
@@ -44,7 +48,7 @@ pub fn tn(a_TK: &Tensor, b_TN: &Tensor, offsets: &[u32]) -> Result<Tensor> {
     const WHAT: &str = "grouped matmul with the first factor transposed";
     check(WHAT, (a_TK, None), offsets.len().saturating_sub(1), offsets)?;
     check(WHAT, (b_TN, None), offsets.len().saturating_sub(1), offsets)?;
-    match crate::check::place(WHAT, &[a_TK, b_TN])? {
+    match check::place(WHAT, &[a_TK, b_TN])? {
         None => host::sum_of_outer_products(a_TK, b_TN, offsets),
         Some(device) => cuda::sum_of_outer_products(device, a_TK, b_TN, offsets),
     }
@@ -63,6 +67,11 @@ pub fn add_tn(
     check(WHAT, (a_TK, None), offsets.len().saturating_sub(1), offsets)?;
     check(WHAT, (b_TN, None), offsets.len().saturating_sub(1), offsets)?;
     cuda::add_tn(sums, start, [a_TK, b_TN], offsets, scale)
+}
+
+/// As [`check::place`].
+fn place<'a>(what: &'static str, a: &'a Tensor, b: &'a Matrices) -> Result<Option<&'a Arc<CudaDevice>>> {
+    check::place(what, &std::iter::once(a).chain(b.tensors()).collect::<Vec<_>>())
 }
 
 /// A matrix of f32 or bf16 with `width` columns whose rows are shared out among the experts.

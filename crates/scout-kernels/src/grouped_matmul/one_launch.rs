@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use scout_core::DType;
-use scout_device::Tensor;
 use scout_device::cuda::{Argument, CudaDevice, FactorForm, Grid, Problem, Product, TensorMap};
+use scout_device::{Matrices, Tensor};
 
 use crate::Result;
 use crate::cuda::{count, sources};
@@ -81,16 +81,16 @@ impl Tile {
 }
 
 /// Whether this is the way to multiply `a` with matrices `b`.
-pub(crate) fn is_faster(device: &CudaDevice, a: &Tensor, b: &Tensor, offsets: &[u32]) -> bool {
+pub(crate) fn is_faster(device: &CudaDevice, a: &Tensor, b: &Matrices, offsets: &[u32]) -> bool {
     can(device, a, b, offsets) && mean_rows(offsets) <= MOST_ROWS
 }
 
 /// Whether the kernel takes such factors.
-pub(crate) fn can(device: &CudaDevice, a: &Tensor, b: &Tensor, offsets: &[u32]) -> bool {
+pub(crate) fn can(device: &CudaDevice, a: &Tensor, b: &Matrices, offsets: &[u32]) -> bool {
     device.properties().architecture == 90
         && offsets.len() <= MOST_EXPERTS + 1
-        && b.dims()[1..].iter().all(|&extent| extent >= LEAST_EXTENT && extent.is_multiple_of(8))
-        && [a, b].into_iter().all(TensorMap::fits)
+        && b.all().dims()[1..].iter().all(|&extent| extent >= LEAST_EXTENT && extent.is_multiple_of(8))
+        && std::iter::once(a).chain(b.tensors()).all(TensorMap::fits)
         && a.dtype() == DType::BF16
 }
 
@@ -105,19 +105,21 @@ fn mean_rows(offsets: &[u32]) -> usize {
 pub(crate) fn by_expert(
     device: &Arc<CudaDevice>,
     a: &Tensor,
-    b: &Tensor,
+    b: &Matrices,
     offsets: &[u32],
     transposed: bool,
 ) -> Result<Tensor> {
     const WHAT: &str = "grouped matmul";
     let (num_rows, inner) = (a.dims()[0], a.dims()[1]);
-    let width = if transposed { b.dims()[1] } else { b.dims()[2] };
+    let width = if transposed { b.all().dims()[1] } else { b.all().dims()[2] };
     let num_clusters = device.properties().num_multiprocessors / BLOCKS_OF_CLUSTER;
     let tile = Tile::choose(offsets, width, num_clusters.max(1) as usize);
     let kernel = device.kernel(&sources::GROUPED_MATMUL, tile.name(transposed))?;
     let lines = if transposed { tile.columns() as u32 / 2 } else { LINE };
     let rows = TensorMap::new(device, a, &[LINE, LINE])?;
-    let matrices = TensorMap::new(device, b, &[1, lines, LINE])?;
+    let map = |tensor| TensorMap::new(device, tensor, &[1, lines, LINE]);
+    let (which_are_own, own) = b.own();
+    let (matrices, own) = (map(b.all())?, map(own)?);
     let mut of_experts = [0; MOST_EXPERTS + 1];
     of_experts[..offsets.len()].copy_from_slice(offsets);
     let num_pairs = count(WHAT, tile.num_pairs(offsets, width))?;
@@ -129,6 +131,9 @@ pub(crate) fn by_expert(
     let mut arguments = [
         Argument::Map(&rows),
         Argument::Map(&matrices),
+        Argument::Map(&own),
+        Argument::U32(count(WHAT, which_are_own.start)?),
+        Argument::U32(count(WHAT, which_are_own.len())?),
         Argument::Numbers(&of_experts),
         Argument::Out(&mut y),
         Argument::U32(count(WHAT, offsets.len() - 1)?),
@@ -143,9 +148,9 @@ pub(crate) fn by_expert(
 }
 
 /// What a profile shows: the products that a loop over the experts would compute.
-fn products(a: &Tensor, b: &Tensor, offsets: &[u32], transposed: bool) -> (String, Vec<Product>) {
-    let (inner, leading) = (a.dims()[1], b.dims()[2]);
-    let width = if transposed { b.dims()[1] } else { leading };
+fn products(a: &Tensor, b: &Matrices, offsets: &[u32], transposed: bool) -> (String, Vec<Product>) {
+    let (inner, leading) = (a.dims()[1], b.all().dims()[2]);
+    let width = if transposed { b.all().dims()[1] } else { leading };
     let of_expert = |m: usize| {
         let a = FactorForm { transposed: false, leading: inner };
         let b = FactorForm { transposed, leading };

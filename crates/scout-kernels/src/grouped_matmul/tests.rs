@@ -1,5 +1,7 @@
 //! Grouped products against the reference, with empty experts wherever they can be.
 
+use scout_device::{Matrices, Tensor};
+
 use super::{nn, nt, reference, tn};
 use crate::test_inputs::{assert_close, doubles, tensor};
 
@@ -34,6 +36,21 @@ fn each_row_meets_the_matrix_of_its_expert() {
             let expected = reference::tn(&doubles(&wide), &doubles(&narrow), &expert_of_row, (num_experts, k, n));
             assert_close(&what, &tn(&wide, &narrow, offsets).unwrap(), &[num_experts, k, n], &expected, 2e-6);
         }
+    }
+}
+
+#[test]
+fn matrices_that_lie_apart_are_read_where_they_lie() {
+    let (b, offsets) = (tensor(1, [4, 6, 3]), [0, 5, 5, 9, 20]);
+    let (wide, narrow) = (tensor(2, [20, 6]), tensor(3, [20, 3]));
+    for own in [0..1, 1..3, 0..4] {
+        let mut values = b.to_f32_vec().unwrap();
+        values[own.start * 18..own.end * 18].fill(f32::NAN);
+        let all = Tensor::from_f32(values, [4, 6, 3]).unwrap();
+        let matrices = Matrices::with_own(all, own.start, b.rows(own.start, own.len()).unwrap()).unwrap();
+        let bits = |tensor: Tensor| tensor.to_f32_vec().unwrap();
+        assert_eq!(bits(nn(&wide, matrices.clone(), &offsets).unwrap()), bits(nn(&wide, &b, &offsets).unwrap()));
+        assert_eq!(bits(nt(&narrow, matrices, &offsets).unwrap()), bits(nt(&narrow, &b, &offsets).unwrap()));
     }
 }
 

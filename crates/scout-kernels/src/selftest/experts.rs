@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use scout_core::DType;
-use scout_device::Tensor;
 use scout_device::cuda::CudaDevice;
+use scout_device::{Device, Matrices, Tensor};
 
 use super::meter::{median, runs};
 use super::{Case, Check, tolerance};
 use crate::grouped_matmul::{self, cuda, one_launch};
 use crate::{Result, noise};
 
-pub(super) const CASES: &[Case] = &[("grouped_matmul.small_rows", small_rows), ("grouped_matmul.any_way", any_way)];
+pub(super) const CASES: &[Case] =
+    &[("grouped_matmul.small_rows", small_rows), ("grouped_matmul.any_way", any_way), ("grouped_matmul.apart", apart)];
 
 /// Tiles that rows and columns do not fill, experts without rows, all rows on one expert, and one row.
 const OFFSETS: &[&[u32]] = &[
@@ -33,7 +34,7 @@ fn compare(check: &mut Check, offsets: &[u32], (k, n): (usize, usize)) -> Result
     let b = check.pair(DTYPE, [num_experts, k, n], 1.0)?;
     let (wide, narrow) = (check.pair(DTYPE, [num_rows, k], 1.0)?, check.pair(DTYPE, [num_rows, n], 1.0)?);
     let is_there = check.device.properties().architecture == 90;
-    let found = one_launch::is_faster(check.device, &wide.gpu, &b.gpu, offsets);
+    let found = one_launch::is_faster(check.device, &wide.gpu, &Matrices::from(&b.gpu), offsets);
     check.holds(format!("{what} in one launch: {found}"), found == is_there);
     let expected = grouped_matmul::nn(&wide.host, &b.host, offsets)?;
     let found = grouped_matmul::nn(&wide.gpu, &b.gpu, offsets)?;
@@ -62,23 +63,56 @@ fn small_rows(check: &mut Check) -> Result<()> {
 /// Many rows, and rows that begin between multiples of 16 bytes, go to the library.
 fn any_way(check: &mut Check) -> Result<()> {
     let b = check.pair(DType::BF16, [2, 256, 136], 1.0)?;
+    let matrices = Matrices::from(&b.gpu);
     let many = one_launch::MOST_ROWS as u32 + 1;
     let a = check.pair(DType::BF16, [2 * many as usize, 256], 1.0)?;
     let offsets = [0, many + 13, 2 * many];
-    check.holds("many rows one by one", !one_launch::is_faster(check.device, &a.gpu, &b.gpu, &offsets));
+    check.holds("many rows one by one", !one_launch::is_faster(check.device, &a.gpu, &matrices, &offsets));
     let expected = grouped_matmul::nn(&a.host, &b.host, &offsets)?;
     check.close("many rows", &grouped_matmul::nn(&a.gpu, &b.gpu, &offsets)?, &expected, tolerance(DType::BF16))?;
-    if one_launch::can(check.device, &a.gpu, &b.gpu, &offsets) {
-        let found = one_launch::by_expert(check.device, &a.gpu, &b.gpu, &offsets, false)?;
+    if one_launch::can(check.device, &a.gpu, &matrices, &offsets) {
+        let found = one_launch::by_expert(check.device, &a.gpu, &matrices, &offsets, false)?;
         check.close("many rows in one launch", &found, &expected, tolerance(DType::BF16))?;
     }
     let whole = check.pair(DType::BF16, [80 * 256 + 1], 1.0)?;
     let between = |tensor: &Tensor| tensor.rows(1, 80 * 256)?.reshape([80, 256]);
     let (host, gpu) = (between(&whole.host)?, between(&whole.gpu)?);
     let offsets = [0, 33, 80];
-    check.holds("rows between one by one", !one_launch::can(check.device, &gpu, &b.gpu, &offsets));
+    check.holds("rows between one by one", !one_launch::can(check.device, &gpu, &matrices, &offsets));
     let expected = grouped_matmul::nn(&host, &b.host, &offsets)?;
     check.close("rows between", &grouped_matmul::nn(&gpu, &b.gpu, &offsets)?, &expected, tolerance(DType::BF16))
+}
+
+/// Neighbours that lie apart from the others give the same bits, and nobody reads what is in their place.
+fn apart(check: &mut Check) -> Result<()> {
+    for (dtype, offsets, (k, n)) in [
+        (DType::BF16, &[0, 100, 356, 357, 600][..], (256, 512)),
+        (DType::BF16, &[0, 0, 64, 200, 200], (136, 328)),
+        // One by one.
+        (DType::BF16, &[0, 9000, 9001, 9100, 9200], (256, 136)),
+        (DType::F32, &[0, 3, 3, 70, 90], (33, 18)),
+    ] {
+        let num_rows = offsets[4] as usize;
+        let b = check.pair(dtype, [4, k, n], 1.0)?;
+        let (wide, narrow) = (check.pair(dtype, [num_rows, k], 1.0)?, check.pair(dtype, [num_rows, n], 1.0)?);
+        let together =
+            (grouped_matmul::nn(&wide.gpu, &b.gpu, offsets)?, grouped_matmul::nt(&narrow.gpu, &b.gpu, offsets)?);
+        for own in [0..1, 1..3, 3..4, 0..4] {
+            let mut values = b.host.to_f32_vec()?;
+            values[own.start * k * n..own.end * k * n].fill(f32::NAN);
+            let all = Tensor::from_f32(values, [4, k, n])?;
+            let all = all.to_device_as(&Device::Cuda(check.device.clone()), dtype)?;
+            let what = format!("{dtype} {offsets:?} {k}x{n}, {own:?} apart");
+            // A copy, so that it lies elsewhere.
+            let kept = b.host.rows(own.start, own.len())?.to_device_as(&Device::Cuda(check.device.clone()), dtype)?;
+            let matrices = Matrices::with_own(all, own.start, kept)?;
+            let found = grouped_matmul::nn(&wide.gpu, matrices.clone(), offsets)?;
+            check.close(format!("{what} nn"), &found, &together.0, 0.0)?;
+            let found = grouped_matmul::nt(&narrow.gpu, matrices, offsets)?;
+            check.close(format!("{what} nt"), &found, &together.1, 0.0)?;
+        }
+    }
+    Ok(())
 }
 
 /// Both ways with the same factors.
@@ -137,6 +171,7 @@ fn rate(
     transposed: bool,
 ) -> Result<Option<ExpertRate>> {
     let (k, n) = (b.dims()[1], b.dims()[2]);
+    let b = &Matrices::from(b);
     let num_rows = offsets[NUM_EXPERTS] as usize;
     let a = noise::tensor_on(device, DType::BF16, [num_rows, if transposed { n } else { k }], 2, 1.0)?;
     if !one_launch::can(device, &a, b, &offsets) {

@@ -70,22 +70,14 @@ fn measured_steps_are_predicted_within_fifteen_percent() {
 }
 
 #[test]
-fn measured_steps_of_two_and_four_gpus_are_predicted_within_fifteen_percent() {
+fn measured_steps_of_several_gpus_are_predicted_within_fifteen_percent() {
     // H200, rows of 2,048 tokens: GPUs, layers, rows, memory, layers that each keeps whole, runs, what is kept, seconds.
     for (world_size, layers, rows, gib, resident, runs, keep, measured) in [
-        // Before passes began with what the one before had gathered.
-        (2, 12, 8, 137, "0", 1, Keep::Everything, 0.6083),
-        (2, 24, 16, 80, "0", 6, Keep::Everything, 2.6027),
-        (2, 24, 1, 80, "7", 1, Keep::InputOnly, 0.2627),
-        (2, 48, 4, 137, "4", 1, Keep::AllButGateUp, 1.3335),
-        (2, 48, 4, 137, "2", 2, Keep::Everything, 1.3507),
-        (2, 48, 1, 137, "11", 1, Keep::InputOnly, 0.5303),
-        (2, 48, 1, 137, "10", 1, Keep::AllButGateUp, 0.5414),
-        (4, 12, 8, 139, "0", 1, Keep::Everything, 0.6070),
-        (4, 48, 16, 139, "4", 3, Keep::Everything, 4.3229),
+        (4, 12, 8, 139, "0", 1, Keep::Everything, 0.6002),
+        (4, 48, 16, 139, "4", 3, Keep::Everything, 4.2282),
         (4, 48, 16, 80, "0", 4, Keep::AllButGateUp, 5.3178),
         (4, 48, 4, 139, "11", 1, Keep::Everything, 1.1034),
-        (4, 48, 1, 139, "23", 1, Keep::AllButGateUp, 0.4765),
+        (4, 48, 1, 139, "23", 1, Keep::AllButGateUp, 0.4657),
     ] {
         let overrides = [
             "cutoff_len=2048".to_string(),

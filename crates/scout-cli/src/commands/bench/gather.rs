@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::gpu::{Arriving, OpenWay, Ranks, Way, Wish};
+use scout_comm::gpu::{Arriving, OpenWay, Part, Ranks, Way, Wish};
 use scout_comm::{CommError, Job};
 use scout_config::RunConfig;
 use scout_core::{ByteCount, DType, ExitCode};
@@ -124,6 +124,8 @@ fn measure(
 struct Sizes {
     /// Elements of each rank's part of each unit, in bf16.
     parts: Vec<usize>,
+    /// Which of them steps read where they lie.
+    stay: Vec<bool>,
     world_size: usize,
 }
 
@@ -132,8 +134,9 @@ impl Sizes {
         let units = UnitPlan::new(&source.config, source.style);
         let shards = ShardPlan::new(units.units(), world_size, &none_resident, 0);
         let layer = units.layer(0);
-        let parts = [layer.attention, layer.shared, layer.gate_up, layer.down].map(|id| shards.unit(id).shard_len);
-        Sizes { parts: parts.to_vec(), world_size }
+        let units = [layer.attention, layer.shared, layer.gate_up, layer.down];
+        let parts = units.map(|id| shards.unit(id).shard_len).to_vec();
+        Sizes { parts, stay: units.map(|id| shards.is_read_in_place(id)).to_vec(), world_size }
     }
 
     /// What comes from others in one round.
@@ -181,13 +184,13 @@ impl<'a> Layer<'a> {
     /// Queues that every unit becomes whole once.
     fn gather(&self) -> Result<(), TrainError> {
         let mut held = self.held.borrow_mut();
-        for part in &self.parts {
+        for (tensor, &stays) in self.parts.iter().zip(&self.sizes.stay) {
             if held.len() == self.parts.len()
                 && let Some(oldest) = held.pop_front()
             {
                 oldest.arrived.iter().try_for_each(|event| self.opened.stream().wait_for(event))?;
             }
-            held.push_back(self.opened.gather(part)?);
+            held.push_back(self.opened.gather(Part { tensor, stays })?);
         }
         Ok(())
     }
@@ -278,7 +281,7 @@ impl Line {
 fn as_json(lines: &[Line], sizes: &Sizes, device: &Device) -> Value {
     let unit_bytes: Vec<usize> = sizes.parts.iter().map(|&len| bytes(len) * sizes.world_size).collect();
     let found = json!({
-        "unit_bytes": unit_bytes, "remote_bytes_a_round": sizes.remote().0, "product": Products::describe(),
+        "unit_bytes": unit_bytes, "own_part_stays": sizes.stay, "remote_bytes_a_round": sizes.remote().0, "product": Products::describe(),
         "ways": lines.iter().map(Line::as_json).collect::<Vec<_>>(),
     });
     results("gather", (device, sizes.world_size), found)

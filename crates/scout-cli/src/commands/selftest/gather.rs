@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use scout_comm::gpu::{Arriving, OpenWay, Ranks, Way, Wish};
+use scout_comm::gpu::{Arriving, OpenWay, Part, Ranks, Way, Wish};
 use scout_comm::{CommError, Job, words};
 use scout_core::{ByteCount, DType, ExitCode};
 use scout_device::cuda::{Arena, CudaDevice, CudaOptions, DeviceBuffer};
@@ -70,6 +70,11 @@ fn check(arguments: &Gather, (seat, job): (&Seat, &Job)) -> anyhow::Result<ExitC
     Ok(if num_wrong > 0 || num_checked == 0 { ExitCode::CheckFailed } else { ExitCode::Success })
 }
 
+/// Whether own parts stay where they are. Each unit's do in some rounds, since there is an odd number of units.
+fn stays(round: usize) -> bool {
+    round.is_multiple_of(2)
+}
+
 /// Word `index` of a rank's part of a unit.
 fn word(unit: usize, rank: usize, index: usize) -> u32 {
     (index as u32).wrapping_mul(0x9e37_79b9) ^ ((unit as u32) << 28 | (rank as u32) << 20)
@@ -78,6 +83,7 @@ fn word(unit: usize, rank: usize, index: usize) -> u32 {
 /// This rank's parts, room for units to become whole, and one way to it.
 struct Units<'a> {
     device: &'a Arc<CudaDevice>,
+    rank: usize,
     world_size: usize,
     parts: Vec<Tensor>,
     opened: OpenWay,
@@ -102,7 +108,7 @@ impl<'a> Units<'a> {
         let parts = PARTS.into_iter().enumerate().map(part).collect::<Result<Vec<_>, _>>()?;
         device.finish()?;
         let opened = OpenWay::open(way, ranks, memory)?;
-        Ok(Units { device, world_size: mesh.size(), parts, opened })
+        Ok(Units { device, rank: mesh.rank().0, world_size: mesh.size(), parts, opened })
     }
 
     /// The number of wrong words on all ranks. Every rank calls it.
@@ -112,7 +118,9 @@ impl<'a> Units<'a> {
             // Ranks drift apart and come together again: whoever is early must wait, whoever is late must not be written over.
             thread::sleep(Duration::from_micros(u64::from(word(0, job.mesh().rank().0, round) % 2000)));
             let unit = round * 3 % PARTS.len();
-            coming.push_back((unit, self.opened.gather(&self.parts[unit])?));
+            // Own parts of some units stay where they are, as those of experts do.
+            let part = Part { tensor: &self.parts[unit], stays: stays(round) };
+            coming.push_back((round, unit, self.opened.gather(part)?));
             if coming.len() > HELD {
                 wrong += coming.pop_front().map_or(Ok(0), |oldest| self.num_wrong(oldest))?;
             }
@@ -124,12 +132,19 @@ impl<'a> Units<'a> {
     }
 
     /// Looks at a unit as arithmetic does: on its own stream, behind the events.
-    fn num_wrong(&self, (unit, Arriving { full, arrived }): (usize, Arriving)) -> Result<u64, TrainError> {
+    fn num_wrong(
+        &self,
+        (round, unit, Arriving { full, arrived }): (usize, usize, Arriving),
+    ) -> Result<u64, TrainError> {
         arrived.iter().try_for_each(|event| self.device.compute().wait_for(event))?;
         let whole = full.into_tensor().to_host()?;
-        let expected = (0..self.world_size).flat_map(|rank| (0..PARTS[unit]).map(move |index| word(unit, rank, index)));
         let found = whole.u32s()?;
-        Ok(found.iter().zip(expected).filter(|(found, expected)| *found != expected).count() as u64)
+        let given = (0..self.world_size).filter(|&rank| rank != self.rank || !stays(round));
+        let wrong = given.map(|rank| {
+            let part = &found[rank * PARTS[unit]..][..PARTS[unit]];
+            part.iter().enumerate().filter(|&(index, &found)| found != word(unit, rank, index)).count() as u64
+        });
+        Ok(wrong.sum())
     }
 
     /// Every rank calls it.

@@ -1,0 +1,46 @@
+//! What was found of the ways of gathering on H200s (`benches/results`): the numbers behind a plan's prediction and behind the
+//! choice between ways that a trial has timed alone.
+
+use super::ways::Way;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Measured {
+    /// Bytes a second into each rank from all others.
+    pub alone: f64,
+    /// While products run without pause.
+    pub under_products: f64,
+    /// Of the products' speed, what is lost meanwhile.
+    pub products_lose: f64,
+    /// Of a step, what even the slowest rank waits where all gathers could be hidden.
+    pub never_hidden: f64,
+}
+
+impl Way {
+    /// Among so many GPUs of one host: by `bench gather` on two and on four, which more are taken to be like; and how long
+    /// four waited in steps with 16 rows of 2,048 tokens. NCCL's ways were not looked at in such steps.
+    pub fn measured(self, world_size: usize) -> Measured {
+        let (alone, under_products, percent_lost, percent_waited) = match (self, world_size) {
+            (Way::Push, ..=2) => (386.7, 385.2, 4.4, 2.3),
+            (Way::Pull, ..=2) => (369.7, 369.1, 5.1, 0.2),
+            (Way::NcclByCopy, ..=2) => (325.2, 149.5, 6.9, 1.0),
+            (Way::Nccl, ..=2) => (272.7, 154.6, 16.0, 1.0),
+            (Way::Push, _) => (383.4, 379.4, 4.4, 2.3),
+            (Way::Pull, _) => (367.7, 365.7, 5.0, 0.2),
+            (Way::NcclByCopy, _) => (362.3, 182.3, 3.9, 1.0),
+            (Way::Nccl, _) => (332.5, 204.9, 17.6, 1.0),
+        };
+        Measured {
+            alone: 1e9 * alone,
+            under_products: 1e9 * under_products,
+            products_lose: percent_lost / 100.0,
+            never_hidden: percent_waited / 100.0,
+        }
+    }
+}
+
+impl Measured {
+    /// What products take longer by, as a share.
+    pub fn slowdown(self) -> f64 {
+        self.products_lose / (1.0 - self.products_lose)
+    }
+}
