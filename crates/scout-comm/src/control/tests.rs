@@ -109,6 +109,26 @@ fn a_rank_that_fails_after_rank_0_has_left_judges_itself() {
 }
 
 #[test]
+fn a_rank_that_fails_when_rank_0_is_gone_hears_its_last_word_before_its_own() {
+    for (says, speaker) in [(true, 0), (false, 1)] {
+        let mut seats = seats(2, |_, _| {});
+        let first = seats.remove(0);
+        // What comes while it sleeps is heard in this order: its own failure, the word of rank 0, the end of the connection.
+        seats[0].control.pause(Duration::from_millis(300));
+        let verdict = std::thread::scope(|scope| {
+            let own = scope.spawn(|| seats[0].control.fail(ExitCode::InputOutput, "the disk is full"));
+            std::thread::sleep(Duration::from_millis(100));
+            if says {
+                first.control.fail(ExitCode::BadData, "no rows");
+            }
+            drop(first);
+            own.join().unwrap()
+        });
+        assert_eq!(verdict.speaker, Rank(speaker), "{verdict:?}");
+    }
+}
+
+#[test]
 fn a_failed_wait_finds_its_verdict_at_once() {
     let seats = seats(2, |_, _| {});
     std::thread::scope(|scope| {

@@ -57,12 +57,14 @@ struct Running {
     watch: Watch,
     judge: Judge,
     begun: Instant,
+    /// This rank's failure, while rank 0 cannot be told it any more and may still be heard.
+    untold: Option<Heard>,
 }
 
 impl Watch {
     pub fn start(self, events: Receiver<Event>) -> io::Result<JoinHandle<()>> {
         let judge = Judge::new(self.shared.mesh.rank(), self.names.clone(), Duration::ZERO);
-        let running = Running { watch: self, judge, begun: Instant::now() };
+        let running = Running { watch: self, judge, begun: Instant::now(), untold: None };
         thread::Builder::new().name("control".to_string()).spawn(move || running.run(&events))
     }
 }
@@ -146,18 +148,31 @@ impl Running {
             }
             // No rank says these here, and none of them changes anything.
             Event::Heard(_, Message::Peer { .. } | Message::End(_)) => {}
-            Event::Closed(rank, reason) => self.judge_by(rank, Heard::Closed { reason }),
-            Event::Fail { code, sentence } => {
-                let failed = Message::Failed { code, sentence: sentence.clone() };
-                let is_told = me != Rank(0) && self.judge.is_here(Rank(0)) && self.watch.tell(Rank(0), &failed);
-                if !is_told {
-                    self.judge_by(me, Heard::Failed { code, sentence });
+            Event::Closed(rank, reason) => {
+                // It went without a last word.
+                if let Some(failed) = self.untold.take_if(|_| rank == Rank(0)) {
+                    self.judge_by(me, failed);
                 }
+                self.judge_by(rank, Heard::Closed { reason });
             }
+            Event::Fail { code, sentence } => self.fail(code, sentence),
             #[cfg(test)]
             Event::Pause(pause) => thread::sleep(pause),
         }
         ControlFlow::Continue(())
+    }
+
+    /// Rank 0 is told, which may have heard of another failure before. When it is gone already, what it said before comes first: it
+    /// is still to be read.
+    fn fail(&mut self, code: ExitCode, sentence: String) {
+        let me = self.watch.shared.mesh.rank();
+        let failed = Message::Failed { code, sentence: sentence.clone() };
+        let heard = Heard::Failed { code, sentence };
+        if me == Rank(0) || !self.judge.is_here(Rank(0)) {
+            self.judge_by(me, heard);
+        } else if !self.watch.tell(Rank(0), &failed) {
+            self.untold = Some(heard);
+        }
     }
 
     fn judge_by(&mut self, rank: Rank, heard: Heard) {
