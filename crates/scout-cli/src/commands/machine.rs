@@ -42,9 +42,11 @@ fn left_to_libraries(world_size: usize) -> ByteCount {
     if world_size > 1 { ByteCount(0) } else { LEFT_TO_LIBRARIES }
 }
 
-/// A trial takes as long as some thirty products and then gains a few percent of each: a job that ends within ten steps does
-/// without.
-const USES_BEFORE_TRIAL: u32 = 500;
+/// A trial gains a few percent of what products take from then on: one is worth its time to those that have taken fifty times as
+/// long. Ranks wait for each other, and where their rows differ in length they try at different times.
+fn trials_first(world_size: usize) -> f64 {
+    50.0 * world_size as f64
+}
 
 /// How long the host waits for the GPU. Ranks that keep others waiting are found by the watch over all ranks, which knows who it
 /// was; this ends only what it does not see, and so comes later.
@@ -122,7 +124,7 @@ impl Found {
             working_memory: plan.memory.working(),
             choice,
             patience,
-            uses_before_trial: USES_BEFORE_TRIAL,
+            trials_first: trials_first(world_size),
             ..surroundings::cuda()
         };
         let gpu = found.open_again(&options)?;

@@ -2,7 +2,7 @@
 //! once for each class of shapes by timing, and kept.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -60,7 +60,8 @@ pub(super) struct Blas {
     handle: Handle,
     arena: Arena,
     choice: Choice,
-    uses_before_trial: AtomicU32,
+    trials_first: f64,
+    at_once: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -84,8 +85,8 @@ struct Asked<'a> {
 /// What problems of a class share.
 struct Class {
     algorithm: Algorithm,
-    /// Until its trial.
-    uses: u32,
+    /// About how long its products have taken, until its trial.
+    took: Duration,
     /// Whether more uses may bring a trial.
     may_be_tried: bool,
 }
@@ -96,15 +97,20 @@ struct Plan {
 }
 
 impl Blas {
-    /// Workspaces are taken from `arena`. A class is tried when it has been used so often before.
-    pub(super) fn new(context: &Arc<Context>, arena: Arena, choice: Choice, uses_before_trial: u32) -> Result<Blas> {
-        let uses_before_trial = AtomicU32::new(uses_before_trial);
-        Ok(Blas { handle: Handle::new(context)?, arena, choice, uses_before_trial, state: Mutex::default() })
+    /// Workspaces are taken from `arena`. A class is tried when its products have taken as long as so many trials of it.
+    pub(super) fn new(context: &Arc<Context>, arena: Arena, choice: Choice, trials_first: f64) -> Result<Blas> {
+        let (handle, at_once) = (Handle::new(context)?, AtomicBool::new(false));
+        Ok(Blas { handle, arena, choice, trials_first, at_once, state: Mutex::default() })
     }
 
     /// From now on each class is tried when it is used next.
     pub(super) fn try_at_once(&self) {
-        self.uses_before_trial.store(0, Ordering::Relaxed);
+        self.at_once.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a class whose products have taken so long is worth a trial with `problem`.
+    fn is_due(&self, problem: &Problem, took: Duration) -> bool {
+        self.at_once.load(Ordering::Relaxed) || took >= trial_time(problem).mul_f64(self.trials_first)
     }
 
     /// Queues `c = alpha·op(a)·op(b) + beta·c` on `stream`; the scalars are `alpha` and `beta`.
@@ -148,8 +154,8 @@ impl Blas {
         let known = {
             let state = &mut *self.state.lock().expect("no holder of this lock panics");
             match state.classes.get_mut(&class) {
-                Some(found) if !found.may_be_tried || found.uses < self.uses_before_trial.load(Ordering::Relaxed) => {
-                    found.uses += u32::from(found.may_be_tried);
+                Some(found) if !found.may_be_tried || !self.is_due(problem, found.took) => {
+                    found.took += problem.estimate();
                     if let Some(plan) = state.plans.get(problem) {
                         return Ok(plan.clone());
                     }
@@ -182,11 +188,11 @@ impl Blas {
             return Err(DeviceError::Value { what: "matrix product on the GPU", problem });
         };
         let class = class_of(problem);
-        let (uses, is_settled) = {
+        let (took, is_settled) = {
             let state = self.state.lock().expect("no holder of this lock panics");
-            state.classes.get(&class).map_or((0, false), |found| (found.uses, !found.may_be_tried))
+            state.classes.get(&class).map_or((Duration::ZERO, false), |found| (found.took, !found.may_be_tried))
         };
-        let is_due = is_settled || uses >= self.uses_before_trial.load(Ordering::Relaxed);
+        let is_due = is_settled || self.is_due(problem, took);
         let algorithm = match self.choice == Choice::Timed && is_due && candidates.len() > 1 {
             true => self.try_out(&candidates, asked, descriptors)?,
             false => first,
@@ -196,10 +202,10 @@ impl Blas {
         match is_due && !is_settled {
             true => {
                 state.plans.retain(|other, _| class_of(other) != class);
-                state.classes.insert(class, Class { algorithm, uses, may_be_tried });
+                state.classes.insert(class, Class { algorithm, took, may_be_tried });
             }
             // What suits only this problem is kept in its plan alone.
-            false => _ = state.classes.entry(class).or_insert(Class { algorithm, uses, may_be_tried }),
+            false => _ = state.classes.entry(class).or_insert(Class { algorithm, took, may_be_tried }),
         }
         Ok(algorithm)
     }
@@ -266,6 +272,13 @@ fn trial<T>(candidates: &[T], run: impl Fn(&T) -> Result<Duration>) -> Vec<Durat
     times.into_iter().map(median).collect()
 }
 
+/// About how long a trial takes: some thirty products, each with what is written before it.
+fn trial_time(problem: &Problem) -> Duration {
+    const RUNS: u32 = 30;
+    const WRITING: Duration = Duration::from_micros(100);
+    RUNS * (problem.estimate() + WRITING)
+}
+
 /// The shortest, if it beats the library's first candidate clearly. On an H200, what was faster by 3 or 4 % alone was slower
 /// by up to 5 % in a loop over experts, where the end of one product runs beside the beginning of the next; what was
 /// faster by 5 % and more stayed faster.
@@ -288,7 +301,10 @@ fn rounded(extent: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use scout_core::DType;
+
     use super::*;
+    use crate::cuda::product::FactorForm;
 
     #[test]
     fn extents_of_a_class_agree_up_to_an_eighth() {
@@ -308,6 +324,21 @@ mod tests {
         }
         for extent in 16..20_000 {
             assert!(rounded(extent) >= extent && rounded(extent) - extent <= extent / 8);
+        }
+    }
+
+    #[test]
+    fn a_trial_of_short_products_costs_as_much_as_many_of_them() {
+        let form = FactorForm { transposed: false, leading: 5120 };
+        let products_for_a_trial = |m| {
+            let (factors, result) = (DType::BF16, DType::BF16);
+            let of =
+                Problem { m, n: 16_384, k: 5120, a: form, b: form, leading: 16_384, factors, result, alignment: 256 };
+            trial_time(&of).as_secs_f64() / of.estimate().as_secs_f64()
+        };
+        for (m, expected) in [(16_384, 30.7), (2048, 35.5), (128, 93.0), (1, 97.0)] {
+            let found = products_for_a_trial(m);
+            assert!((found / expected - 1.0).abs() < 0.03, "{m} rows: {found}");
         }
     }
 

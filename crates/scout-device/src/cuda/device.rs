@@ -39,8 +39,9 @@ pub struct CudaOptions {
     /// Compile kernels at run time though machine code is built in: for tests of that path.
     pub compile_kernels: bool,
     pub choice: Choice,
-    /// How often products of one class of shapes run by the library's first algorithm before a trial finds a better one.
-    pub uses_before_trial: u32,
+    /// Products of one class of shapes run by the library's first algorithm until they have taken as long as so many trials; then
+    /// a trial finds a better one.
+    pub trials_first: f64,
     /// The longest time that the host waits for work on the GPU.
     pub patience: Duration,
 }
@@ -56,7 +57,7 @@ impl Default for CudaOptions {
             kernel_cache: None,
             compile_kernels: false,
             choice: Choice::Timed,
-            uses_before_trial: 0,
+            trials_first: 0.0,
             patience: Duration::from_secs(120),
         }
     }
@@ -109,7 +110,7 @@ impl CudaDevice {
         };
         let bytes = bytes.0 as usize;
         let working = Arena::new(&context, "working memory", Purpose::Activations, bytes, &compute)?;
-        let blas = Blas::new(&context, working.clone(), options.choice, options.uses_before_trial)?;
+        let blas = Blas::new(&context, working.clone(), options.choice, options.trials_first)?;
         let kernels = Kernels::new(&context, options.kernel_cache.clone(), options.compile_kernels);
         let (attention, patience) = (OnceLock::new(), options.patience);
         let (envelopes, uploads) = (Envelopes::default(), Uploads::default());

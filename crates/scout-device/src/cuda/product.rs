@@ -7,6 +7,7 @@
 use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cudarc::cublaslt::sys::{
     cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t,
@@ -39,6 +40,18 @@ pub struct Problem {
     pub result: DType,
     /// The largest power of two, up to 256, that divides all three addresses.
     pub alignment: u32,
+}
+
+impl Problem {
+    /// About how long it takes on an H200: bound by arithmetic, or by memory, and never as short as nothing.
+    pub(super) fn estimate(&self) -> Duration {
+        const OPERATIONS_PER_SECOND: f64 = 660e12;
+        const BYTES_PER_SECOND: f64 = 4e12;
+        const LEAST: f64 = 3e-6;
+        let [m, n, k] = [self.m, self.n, self.k].map(|extent| extent as f64);
+        let bytes = self.factors.size().as_f64() * (m * k + k * n) + self.result.size().as_f64() * m * n;
+        Duration::from_secs_f64((2.0 * m * n * k / OPERATIONS_PER_SECOND).max(bytes / BYTES_PER_SECOND) + LEAST)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
