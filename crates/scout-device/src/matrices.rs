@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use scout_core::{DType, Shape};
+use scout_core::Shape;
 
 use crate::tensor::Tensor;
 use crate::{DeviceError, Result};
@@ -45,10 +45,6 @@ impl Matrices {
     /// How many, and their extents.
     pub fn dims3(&self, what: &'static str) -> Result<(usize, usize, usize)> {
         self.all.dims3(what)
-    }
-
-    pub fn dtype(&self) -> DType {
-        self.all.dtype()
     }
 
     /// Where they lie: one tensor or two, of three dimensions each.

@@ -65,7 +65,11 @@ impl UnitWeights {
         let all = self.flat.rows(0, param.num_elements())?.reshape(param.shape.clone())?;
         let Some(OwnPart { start, flat }) = &self.own else { return Ok(Matrices::from(&all)) };
         let (_, k, n) = all.dims3(WHAT)?;
-        Matrices::with_own(all, start / (k * n), flat.reshape([flat.num_elements() / (k * n), k, n])?)
+        let (first, num_own) = (start / (k * n), flat.num_elements() / (k * n));
+        if !start.is_multiple_of(k * n) {
+            return Err(self.refusal(WHAT, "own elements that begin with a matrix"));
+        }
+        Matrices::with_own(all, first, flat.reshape([num_own, k, n])?)
     }
 
     /// Neighbouring parameters seen as one tensor: gate and up as one matrix of twice the rows.
@@ -106,5 +110,7 @@ mod tests {
         assert_eq!((firsts(&unit), unit.param(0).is_ok()), ([0.0, 2.0, 4.0, 6.0], true));
         let unit = unit.with_own(2, Tensor::from_f32(values(100.0, 4), [4]).unwrap());
         assert_eq!((firsts(&unit), unit.param(0).is_ok()), ([0.0, 100.0, 102.0, 6.0], false));
+        let half_a_matrix_on = unit.with_own(1, Tensor::from_f32(values(100.0, 4), [4]).unwrap());
+        assert!(half_a_matrix_on.matrices().is_err());
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use scout_comm::Job;
-use scout_comm::gpu::{self, Chosen, GatherMemory, OpenWay, Ranks, Way, Wish};
+use scout_comm::gpu::{self, Chosen, GatherMemory, OpenWay, Ranks, Sample, Way, Wish};
 use scout_device::cuda::{Arena, CudaDevice};
 use scout_device::{Purpose, Tensor};
 use scout_shard::{Placement, Ring, ShardPlan, ShardStore, ring_bytes};
@@ -39,12 +39,14 @@ impl<'a> GpuRoom<'a> {
         job: &'a Job,
     ) -> Result<GpuRoom<'a>> {
         let bytes = gpu_weights::bytes(plan);
-        let parts = plan.units().iter().filter(|unit| unit.placement == Placement::Sharded).map(|unit| unit.shard_len);
-        let (memory, said) = match parts.max() {
+        let sharded = plan.units().iter().filter(|unit| unit.placement == Placement::Sharded);
+        let (memory, said) = match sharded.max_by_key(|unit| unit.shard_len) {
             None => (Memory::Whole(device.arena("weights", Purpose::Shard, bytes, device.compute())?), Vec::new()),
             Some(largest) => {
                 let ranks = Ranks { device, comm: &*job.comm };
-                let Chosen { way, said } = gpu::choose(wish, ranks, plan.dtype().size() * largest as u64, exposed)?;
+                let part = plan.dtype().size() * largest.shard_len as u64;
+                let sample = Sample { part, stays: plan.is_read_in_place(largest.spec.id) };
+                let Chosen { way, said } = gpu::choose(wish, ranks, sample, exposed)?;
                 let ring = ring_bytes(plan, &[&schedules.train, &schedules.evaluate]);
                 (Memory::Gathered(way, way.memory(ranks, bytes, ring)?), said)
             }

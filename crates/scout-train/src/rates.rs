@@ -60,7 +60,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Of the way that a trial is expected to choose.
+    /// Of pushing, or of what NCCL does best. A trial may find that pulling suits a step better, which differs by little.
     pub fn of(gather: Gather, world_size: usize) -> Link {
         let way = match gather {
             Gather::Auto | Gather::Copy => Way::Push,

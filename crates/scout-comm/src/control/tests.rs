@@ -110,7 +110,7 @@ fn a_rank_that_fails_after_rank_0_has_left_judges_itself() {
 
 #[test]
 fn a_rank_that_fails_when_rank_0_is_gone_hears_its_last_word_before_its_own() {
-    for (says, speaker) in [(true, 0), (false, 1)] {
+    for (says, expected) in [(true, (Rank(0), ExitCode::BadData)), (false, (Rank(1), ExitCode::InputOutput))] {
         let mut seats = seats(2, |_, _| {});
         let first = seats.remove(0);
         // What comes while it sleeps is heard in this order: its own failure, the word of rank 0, the end of the connection.
@@ -124,7 +124,8 @@ fn a_rank_that_fails_when_rank_0_is_gone_hears_its_last_word_before_its_own() {
             drop(first);
             own.join().unwrap()
         });
-        assert_eq!(verdict.speaker, Rank(speaker), "{verdict:?}");
+        assert_eq!((verdict.rank, verdict.code), expected, "{verdict:?}");
+        assert_eq!(verdict.speaker, verdict.rank);
     }
 }
 

@@ -171,7 +171,7 @@ impl Running {
         if me == Rank(0) || !self.judge.is_here(Rank(0)) {
             self.judge_by(me, heard);
         } else if !self.watch.tell(Rank(0), &failed) {
-            self.untold = Some(heard);
+            self.untold.get_or_insert(heard);
         }
     }
 

@@ -21,5 +21,5 @@ pub use group::{GpuGroup, SUM};
 pub use measured::Measured;
 pub use nccl::connect;
 pub use open_way::{Arriving, OpenWay};
-pub use trial::{Chosen, Wish, choose};
+pub use trial::{Chosen, Sample, Wish, choose};
 pub use ways::{GatherMemory, Ranks, Way};

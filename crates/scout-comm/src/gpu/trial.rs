@@ -10,6 +10,15 @@ use super::open_way::OpenWay;
 use super::ways::{Ranks, Way};
 use crate::error::{CommError, Result};
 
+/// A unit to try ways with: the largest that steps gather.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// Of each rank.
+    pub part: ByteCount,
+    /// As in [`Part`].
+    pub stays: bool,
+}
+
 /// What a configuration asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wish {
@@ -40,14 +49,14 @@ impl Wish {
     }
 }
 
-/// Chooses on all ranks alike, by gathering a unit of which each rank keeps `part`, in memory that is given back. `exposed` is
-/// the share of a step in which arithmetic will only wait for units, as far as that is known.
-pub fn choose(wish: Wish, ranks: Ranks, part: ByteCount, exposed: f64) -> Result<Chosen> {
+/// Chooses on all ranks alike, by gathering `sample` in memory that is given back. `exposed` is the share of a step in which
+/// arithmetic will only wait for units, as far as that is known.
+pub fn choose(wish: Wish, ranks: Ranks, sample: Sample, exposed: f64) -> Result<Chosen> {
     let world_size = ranks.comm.mesh().size();
-    let remote = part.as_f64() * (world_size - 1) as f64;
+    let remote = sample.part.as_f64() * (world_size - 1) as f64;
     let (mut tried, mut said): (Vec<(Way, f64)>, Vec<String>) = (Vec::new(), Vec::new());
     for &way in wish.ways() {
-        match time_on_all(way, ranks, part) {
+        match time_on_all(way, ranks, sample) {
             Ok(seconds) => {
                 said.push(format!("gather by {way}: {:.0} GB/s into each GPU", remote / seconds / 1e9));
                 tried.push((way, seconds));
@@ -75,7 +84,7 @@ fn best_under_products(tried: &[(Way, f64)], (world_size, exposed): (usize, f64)
 }
 
 /// Seconds of a gather on the slowest rank.
-fn time_on_all(way: Way, ranks: Ranks, part: ByteCount) -> Result<f64> {
+fn time_on_all(way: Way, ranks: Ranks, Sample { part, stays }: Sample) -> Result<f64> {
     let Ranks { device, comm } = ranks;
     let room = |bytes: u64| ByteCount(bytes.next_multiple_of(scout_device::cuda::Arena::GRAIN as u64));
     let ring = room(part.0 * comm.mesh().size() as u64);
@@ -89,7 +98,7 @@ fn time_on_all(way: Way, ranks: Ranks, part: ByteCount) -> Result<f64> {
     })();
     let own = exchange::must_agree(comm, own)?;
     let opened = OpenWay::open(way, ranks, memory)?;
-    let seconds = match time(&opened, &own, ranks) {
+    let seconds = match time(&opened, Part { tensor: &own, stays }, ranks) {
         Err(error @ CommError::NoWay { .. }) => {
             // Other ways need this stream and this memory: where they do not become free, there is no other way.
             exchange::must_agree(comm, opened.stream().finish(device.patience()))?;
@@ -103,10 +112,10 @@ fn time_on_all(way: Way, ranks: Ranks, part: ByteCount) -> Result<f64> {
 }
 
 /// Seconds of one gather on the slowest rank. A way that fails on one rank is none for any of them.
-fn time(gather: &OpenWay, part: &Tensor, Ranks { device, comm }: Ranks) -> Result<f64> {
+fn time(gather: &OpenWay, part: Part, Ranks { device, comm }: Ranks) -> Result<f64> {
     const WAY: &str = "what was tried";
     let once = || -> Result<()> {
-        let arrived = gather.gather(Part { tensor: part, stays: true })?.arrived;
+        let arrived = gather.gather(part)?.arrived;
         Ok(arrived.iter().try_for_each(|event| gather.stream().wait_for(event))?)
     };
     let first = once().and_then(|()| Ok(gather.stream().finish(device.patience())?));

@@ -155,7 +155,9 @@ impl Blas {
             let state = &mut *self.state.lock().expect("no holder of this lock panics");
             match state.classes.get_mut(&class) {
                 Some(found) if !found.may_be_tried || !self.is_due(problem, found.took) => {
-                    found.took += problem.estimate();
+                    if found.may_be_tried {
+                        found.took += problem.estimate();
+                    }
                     if let Some(plan) = state.plans.get(problem) {
                         return Ok(plan.clone());
                     }

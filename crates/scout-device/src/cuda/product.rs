@@ -45,12 +45,12 @@ pub struct Problem {
 impl Problem {
     /// About how long it takes on an H200: bound by arithmetic, or by memory, and never as short as nothing.
     pub(super) fn estimate(&self) -> Duration {
-        const OPERATIONS_PER_SECOND: f64 = 660e12;
+        let operations_per_second = if self.factors == DType::BF16 { 660e12 } else { 50e12 };
         const BYTES_PER_SECOND: f64 = 4e12;
         const LEAST: f64 = 3e-6;
         let [m, n, k] = [self.m, self.n, self.k].map(|extent| extent as f64);
         let bytes = self.factors.size().as_f64() * (m * k + k * n) + self.result.size().as_f64() * m * n;
-        Duration::from_secs_f64((2.0 * m * n * k / OPERATIONS_PER_SECOND).max(bytes / BYTES_PER_SECOND) + LEAST)
+        Duration::from_secs_f64((2.0 * m * n * k / operations_per_second).max(bytes / BYTES_PER_SECOND) + LEAST)
     }
 }
 

@@ -501,9 +501,9 @@ __device__ __forceinline__ void multiply_groups(
 }
 
 #define PAIRED __attribute__((cluster_dims(2, 1, 1)))
-#define BODY(COLUMNS, STAGES, BY_COLUMNS)                                                                        \
-    multiply_groups<Form<COLUMNS, STAGES, BY_COLUMNS>>(rows, {matrices, own, first_own, num_own}, offsets, y, num_experts, \
-                                                       width, inner)
+#define BODY(COLUMNS, STAGES, BY_COLUMNS)                                \
+    const Matrices where_they_lie = {matrices, own, first_own, num_own}; \
+    multiply_groups<Form<COLUMNS, STAGES, BY_COLUMNS>>(rows, where_they_lie, offsets, y, num_experts, width, inner)
 
 #else
 
@@ -515,13 +515,14 @@ __device__ __forceinline__ void multiply_groups(
 
 #define IN_PLACE const __attribute__((grid_constant))
 
-// `y` has `width` columns, and `inner` is summed over. `nn` takes matrices as they are, `nt` transposed. What lies in `matrices`
-// in the place of own ones is not read.
-#define GROUPED_MATMUL(NAME, COLUMNS, STAGES, BY_COLUMNS)                                                                 \
-    extern "C" __global__ void PAIRED __launch_bounds__(384, 1)                                                           \
-        grouped_matmul_##NAME(IN_PLACE TensorMap rows, IN_PLACE TensorMap matrices, IN_PLACE TensorMap own, u32 first_own, \
-                              u32 num_own, IN_PLACE Offsets offsets, bf16* y, u32 num_experts, u32 width, u32 inner) {    \
-        BODY(COLUMNS, STAGES, BY_COLUMNS);                                                                                \
+// `y` has `width` columns, and `inner` is summed over. `nn` takes matrices as they are, `nt` transposed. What lies in
+// `matrices` in the place of own ones is not read.
+#define GROUPED_MATMUL(NAME, COLUMNS, STAGES, BY_COLUMNS)                                                     \
+    extern "C" __global__ void PAIRED __launch_bounds__(384, 1)                                               \
+        grouped_matmul_##NAME(IN_PLACE TensorMap rows, IN_PLACE TensorMap matrices, IN_PLACE TensorMap own,   \
+                              u32 first_own, u32 num_own, IN_PLACE Offsets offsets, bf16* y, u32 num_experts, \
+                              u32 width, u32 inner) {                                                         \
+        BODY(COLUMNS, STAGES, BY_COLUMNS);                                                                    \
     }
 
 GROUPED_MATMUL(nn_128, 128, 6, true)

@@ -60,7 +60,7 @@ fn exists(tree: &Tree, folder: &str, path: &str) -> bool {
             || tree.files.iter().any(|file| file.path == wanted || file.path.starts_with(&format!("{wanted}/"))))
 }
 
-/// An invariant `(test: `name`)` of the architecture page names a test that exists.
+/// An invariant `(test: `name`)`, or `(tests: ...)`, of the architecture page names tests that exist.
 pub fn invariants_name_a_living_test(tree: &Tree) -> Vec<Finding> {
     let Some(text) = tree.file(ARCHITECTURE).and_then(|file| file.text.as_deref()) else {
         return vec![Finding::new(ARCHITECTURE, 0, "is missing: it holds the map and the invariants")];
@@ -68,7 +68,8 @@ pub fn invariants_name_a_living_test(tree: &Tree) -> Vec<Finding> {
     let tests: HashSet<&str> = tree.texts(&["rs"]).flat_map(|(_, text)| test_names(text)).collect();
     let mut findings = Vec::new();
     // Over the whole text, because a sentence may be broken into lines anywhere.
-    for (at, opening) in text.match_indices("(test:") {
+    let openings = ["(test:", "(tests:"].into_iter().flat_map(|opening| text.match_indices(opening));
+    for (at, opening) in openings {
         let line = text[..at].lines().count();
         let promise = text[at + opening.len()..].split(')').next().unwrap_or_default();
         let names: Vec<&str> = promise.split('`').skip(1).step_by(2).collect();
@@ -142,6 +143,7 @@ mod tests {
             ("- Two (test: `plan::tests::plans_cover_every_byte`, `second`) of them.", None),
             ("- Broken into lines (test:\n  `second`)", None),
             ("- Gone (test:\n  `plans_cover_nothing`)", Some("there is no test `plans_cover_nothing`")),
+            ("- Gone too (tests: `second`, `third`)", Some("there is no test `third`")),
             ("- Not a test (test: `only_a_function`)", Some("there is no test `only_a_function`")),
             ("- Nameless (test: none)", Some("in backticks")),
         ] {

@@ -281,7 +281,8 @@ impl Line {
 fn as_json(lines: &[Line], sizes: &Sizes, device: &Device) -> Value {
     let unit_bytes: Vec<usize> = sizes.parts.iter().map(|&len| bytes(len) * sizes.world_size).collect();
     let found = json!({
-        "unit_bytes": unit_bytes, "own_part_stays": sizes.stay, "remote_bytes_a_round": sizes.remote().0, "product": Products::describe(),
+        "unit_bytes": unit_bytes, "own_part_stays": sizes.stay, "remote_bytes_a_round": sizes.remote().0,
+        "product": Products::describe(),
         "ways": lines.iter().map(Line::as_json).collect::<Vec<_>>(),
     });
     results("gather", (device, sizes.world_size), found)

@@ -1,4 +1,4 @@
-//! `selftest gather`: units become whole on every rank by each way of gathering, and every word of them is looked at. Ranks
+//! `selftest gather`: units become whole on every rank by each way of gathering, and every word that was brought there is looked at. Ranks
 //! may share GPUs here, so that two GPUs are enough for what eight ranks do to each other. Nothing is timed.
 
 use std::collections::VecDeque;
@@ -118,7 +118,7 @@ impl<'a> Units<'a> {
             // Ranks drift apart and come together again: whoever is early must wait, whoever is late must not be written over.
             thread::sleep(Duration::from_micros(u64::from(word(0, job.mesh().rank().0, round) % 2000)));
             let unit = round * 3 % PARTS.len();
-            // Own parts of some units stay where they are, as those of experts do.
+            // In every second round own parts stay where they are, as those of experts do.
             let part = Part { tensor: &self.parts[unit], stays: stays(round) };
             coming.push_back((round, unit, self.opened.gather(part)?));
             if coming.len() > HELD {
