@@ -60,9 +60,14 @@ pub(super) struct Blas {
     handle: Handle,
     arena: Arena,
     choice: Choice,
-    trials_first: f64,
-    at_once: AtomicBool,
+    patience: Patience,
     state: Mutex<State>,
+}
+
+/// When a class is worth a trial: when its products have taken as long as so many trials of it, or at once.
+struct Patience {
+    trials: f64,
+    at_once: AtomicBool,
 }
 
 #[derive(Default)]
@@ -99,18 +104,13 @@ struct Plan {
 impl Blas {
     /// Workspaces are taken from `arena`. A class is tried when its products have taken as long as so many trials of it.
     pub(super) fn new(context: &Arc<Context>, arena: Arena, choice: Choice, trials_first: f64) -> Result<Blas> {
-        let (handle, at_once) = (Handle::new(context)?, AtomicBool::new(false));
-        Ok(Blas { handle, arena, choice, trials_first, at_once, state: Mutex::default() })
+        let patience = Patience { trials: trials_first, at_once: AtomicBool::new(false) };
+        Ok(Blas { handle: Handle::new(context)?, arena, choice, patience, state: Mutex::default() })
     }
 
     /// From now on each class is tried when it is used next.
     pub(super) fn try_at_once(&self) {
-        self.at_once.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether a class whose products have taken so long is worth a trial with `problem`.
-    fn is_due(&self, problem: &Problem, took: Duration) -> bool {
-        self.at_once.load(Ordering::Relaxed) || took >= trial_time(problem).mul_f64(self.trials_first)
+        self.patience.at_once.store(true, Ordering::Relaxed);
     }
 
     /// Queues `c = alpha·op(a)·op(b) + beta·c` on `stream`; the scalars are `alpha` and `beta`.
@@ -154,7 +154,7 @@ impl Blas {
         let known = {
             let state = &mut *self.state.lock().expect("no holder of this lock panics");
             match state.classes.get_mut(&class) {
-                Some(found) if !found.may_be_tried || !self.is_due(problem, found.took) => {
+                Some(found) if !found.may_be_tried || !self.patience.is_over(problem, found.took) => {
                     if found.may_be_tried {
                         found.took += problem.estimate();
                     }
@@ -194,7 +194,7 @@ impl Blas {
             let state = self.state.lock().expect("no holder of this lock panics");
             state.classes.get(&class).map_or((Duration::ZERO, false), |found| (found.took, !found.may_be_tried))
         };
-        let is_due = is_settled || self.is_due(problem, took);
+        let is_due = is_settled || self.patience.is_over(problem, took);
         let algorithm = match self.choice == Choice::Timed && is_due && candidates.len() > 1 {
             true => self.try_out(&candidates, asked, descriptors)?,
             false => first,
@@ -274,6 +274,13 @@ fn trial<T>(candidates: &[T], run: impl Fn(&T) -> Result<Duration>) -> Vec<Durat
     times.into_iter().map(median).collect()
 }
 
+impl Patience {
+    /// For a class whose products have taken so long, of which `problem` is one.
+    fn is_over(&self, problem: &Problem, took: Duration) -> bool {
+        self.at_once.load(Ordering::Relaxed) || took >= trial_time(problem).mul_f64(self.trials)
+    }
+}
+
 /// About how long a trial takes: some thirty products, each with what is written before it.
 fn trial_time(problem: &Problem) -> Duration {
     const RUNS: u32 = 30;
@@ -330,17 +337,22 @@ mod tests {
     }
 
     #[test]
-    fn a_trial_of_short_products_costs_as_much_as_many_of_them() {
+    fn short_products_wait_longer_for_a_trial_than_long_ones() {
         let form = FactorForm { transposed: false, leading: 5120 };
-        let products_for_a_trial = |m| {
-            let (factors, result) = (DType::BF16, DType::BF16);
+        let (factors, result) = (DType::BF16, DType::BF16);
+        let uses_until_trial = |trials, m| {
+            let patience = Patience { trials, at_once: AtomicBool::new(false) };
             let of =
                 Problem { m, n: 16_384, k: 5120, a: form, b: form, leading: 16_384, factors, result, alignment: 256 };
-            trial_time(&of).as_secs_f64() / of.estimate().as_secs_f64()
+            let uses = (0..10_000).find(|&uses| patience.is_over(&of, uses * of.estimate())).unwrap();
+            patience.at_once.store(true, Ordering::Relaxed);
+            assert!(patience.is_over(&of, Duration::ZERO));
+            uses
         };
-        for (m, expected) in [(16_384, 30.7), (2048, 35.5), (128, 93.0), (1, 97.0)] {
-            let found = products_for_a_trial(m);
-            assert!((found / expected - 1.0).abs() < 0.03, "{m} rows: {found}");
+        for (m, expected) in [(16_384, 1536), (2048, 1787), (128, 4740), (1, 4837)] {
+            let found = uses_until_trial(50.0, m);
+            assert!(found.abs_diff(expected) < 10, "{m} rows: {found} uses");
+            assert_eq!(uses_until_trial(0.0, m), 0);
         }
     }
 
