@@ -42,8 +42,8 @@ fn left_to_libraries(world_size: usize) -> ByteCount {
     if world_size > 1 { ByteCount(0) } else { LEFT_TO_LIBRARIES }
 }
 
-/// A trial gains a few percent of what products take from then on: one is worth its time to those that have taken fifty times as
-/// long. Ranks wait for each other, and where their rows differ in length they try at different times.
+/// A trial gains a few percent of what products take from then on: one is worth its time to those that have taken fifty
+/// times as long. Ranks wait for each other, and where their rows differ in length they try at different times.
 fn trials_first(world_size: usize) -> f64 {
     50.0 * world_size as f64
 }

@@ -162,8 +162,8 @@ impl Running {
         ControlFlow::Continue(())
     }
 
-    /// Rank 0 is told, which may have heard of another failure before. When it is gone already, what it said before comes first: it
-    /// is still to be read.
+    /// Rank 0 is told, which may have heard of another failure before. When it is gone already, what it said before
+    /// comes first: it is still to be read.
     fn fail(&mut self, code: ExitCode, sentence: String) {
         let me = self.watch.shared.mesh.rank();
         let failed = Message::Failed { code, sentence: sentence.clone() };

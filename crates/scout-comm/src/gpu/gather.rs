@@ -12,8 +12,8 @@ use crate::error::Result;
 #[derive(Clone, Copy)]
 pub struct Part<'a> {
     pub tensor: &'a Tensor,
-    /// Readers find it where it is. What comes to lie at its place in the whole unit has no meaning, and is best not moved at
-    /// all: a copy inside of a GPU costs arithmetic more than one from another GPU.
+    /// Readers find it where it is. What comes to lie at its place in the whole unit has no meaning, and is best not
+    /// moved at all: a copy inside of a GPU costs arithmetic more than one from another GPU.
     pub stays: bool,
 }
 

@@ -1,5 +1,5 @@
-//! What was found of the ways of gathering on H200s (`benches/results`): the numbers behind a plan's prediction and behind the
-//! choice between ways that a trial has timed alone.
+//! What was found of the ways of gathering on H200s (`benches/results`): the numbers behind a plan's prediction and
+//! behind the choice between ways that a trial has timed alone.
 
 use super::ways::Way;
 
@@ -16,9 +16,10 @@ pub struct Measured {
 }
 
 impl Way {
-    /// Among so many GPUs of one host: by `bench gather` on two and on four, which more are taken to be like; and how long four
-    /// waited in steps with 16 rows of 2,048 tokens, which two are taken to be like. NCCL's ways were not looked at in such steps. All
-    /// of it holds where parts of experts stay in place: products lost about twice as much where they were copied.
+    /// Among so many GPUs of one host: by `bench gather` on two and on four, which more are taken to be like; and how
+    /// long four waited in steps with 16 rows of 2,048 tokens, which two are taken to be like. NCCL's ways were not
+    /// looked at in such steps. All of it holds where parts of experts stay in place: products lost about twice as much
+    /// where they were copied.
     pub fn measured(self, world_size: usize) -> Measured {
         let (alone, under_products, percent_lost, percent_waited) = match (self, world_size) {
             (Way::Push, ..=2) => (386.7, 385.2, 4.4, 2.3),

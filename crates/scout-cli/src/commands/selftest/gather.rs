@@ -1,5 +1,5 @@
-//! `selftest gather`: units become whole on every rank by each way of gathering, and every word that was brought there is looked at. Ranks
-//! may share GPUs here, so that two GPUs are enough for what eight ranks do to each other. Nothing is timed.
+//! `selftest gather`: units become whole on every rank by each way of gathering, and every word that was brought there is
+//! looked at. Ranks may share GPUs here, so that two GPUs are enough for what eight ranks do to each other. Nothing is timed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -115,7 +115,8 @@ impl<'a> Units<'a> {
     fn check(&self, num_rounds: usize, job: &Job) -> Result<u64, TrainError> {
         let (mut coming, mut wrong) = (VecDeque::new(), 0);
         for round in 0..num_rounds {
-            // Ranks drift apart and come together again: whoever is early must wait, whoever is late must not be written over.
+            // Ranks drift apart and come together again: whoever is early must wait, whoever is late must not be
+            // written over.
             thread::sleep(Duration::from_micros(u64::from(word(0, job.mesh().rank().0, round) % 2000)));
             let unit = round * 3 % PARTS.len();
             // In every second round own parts stay where they are, as those of experts do.
