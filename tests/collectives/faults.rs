@@ -124,7 +124,8 @@ fn without_rank_0_the_others_judge_alike_and_rank_1_speaks() {
 
 #[test]
 fn a_rank_that_fails_gives_all_others_its_sentence_and_its_code() {
-    let seated = Barrier::new(3);
+    // The one that fails stays until the others have heard of it: else they may hear first that it left.
+    let (seated, heard) = (Barrier::new(3), Barrier::new(3));
     for failing in [0, 2] {
         for (name, verdicts) in on_every_rank(STREAMS, 3, PATIENT, |member| {
             seated.wait();
@@ -133,9 +134,12 @@ fn a_rank_that_fails_gives_all_others_its_sentence_and_its_code() {
                 assert!(member.control().may_speak());
                 // Whatever goes wrong after that is its consequence.
                 assert_eq!(member.control().fail(ExitCode::Internal, "later"), told);
+                heard.wait();
                 return told;
             }
-            assert_eq!(reduce(&member), "the ranks were ended: `rows.json` line 3 is empty");
+            let ended = reduce(&member);
+            heard.wait();
+            assert_eq!(ended, "the ranks were ended: `rows.json` line 3 is empty");
             let verdict = verdict(&member);
             assert_eq!(member.control().fail(ExitCode::PeerLost, "an echo"), verdict);
             assert!(!member.control().may_speak());
