@@ -94,15 +94,11 @@ impl<'a> Stack<'a> {
         gradients: &mut LoraGradients,
     ) -> Result<Narrow> {
         let Some(narrow_TR) = &narrow.0 else { return Ok(Narrow(None)) };
-        let mut factors = Vec::new();
-        for &(projection, dy_TO) in dys {
-            let Some(member) = self.member(projection) else { continue };
-            let range = self.pass.lora.layout.range(member.index, Factor::B);
-            gradients.add(range, dy_TO, member.columns(narrow_TR))?;
-            factors.push((dy_TO, self.pass.lora.factor(member.index, Factor::B)?));
-        }
-        let pairs: Vec<_> = factors.iter().map(|(dy_TO, b)| (*dy_TO, b)).collect();
-        Ok(Narrow(Some(matmul::side_by_side_nn(&pairs)?)))
+        let of = |member: Member| dys.iter().find(|(projection, _)| *projection == member.module.projection);
+        let dys: Vec<Columns> = self.members().filter_map(of).map(|&(_, dy_TO)| dy_TO).collect();
+        let lora = self.pass.lora;
+        let range = lora.layout.range_of_stack(&self.modules, Factor::B);
+        Ok(Narrow(Some(gradients.add_b(range, &dys, &lora.stacked_b(&self.modules)?, narrow_TR)?)))
     }
 
     /// What the gradient of the input is without the weights. Nothing where there is no adapter.
@@ -130,12 +126,12 @@ impl<'a> Stack<'a> {
         let Some(dnarrow_TR) = &dnarrow.0 else { return Ok(()) };
         let layout = &self.pass.lora.layout;
         if self.dropout().is_none() {
-            return gradients.add(layout.range_of_stacked_a(&self.modules), dnarrow_TR.into(), x_TI.into());
+            return gradients.add_a(layout.range_of_stack(&self.modules, Factor::A), dnarrow_TR.into(), x_TI.into());
         }
         for member in self.members() {
             let dropped_TI = self.dropped(x_TI, member.module)?;
             let range = layout.range(member.index, Factor::A);
-            gradients.add(range, member.columns(dnarrow_TR), (&dropped_TI).into())?;
+            gradients.add_a(range, member.columns(dnarrow_TR), (&dropped_TI).into())?;
         }
         Ok(())
     }

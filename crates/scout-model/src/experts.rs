@@ -193,12 +193,13 @@ impl ExpertsBlock {
         let routing = &saved.routing;
         let offsets = routing.offsets()?;
         let gate_up_unit = weights.take(self.units.gate_up)?;
-        let u_sorted_TD = router::gather_scaled(normed_TD, routing)?;
+        // Made where it is wanted, and not kept meanwhile: with adapters elsewhere alone, nobody may want it.
+        let u_sorted_TD = || router::gather_scaled(normed_TD, routing);
         let made_again;
         let wide = match &saved.routed {
             Some(wide) => wide,
             None => {
-                made_again = self.routed_gate_up(&gate_up_unit, &u_sorted_TD, routing, pass)?;
+                made_again = self.routed_gate_up(&gate_up_unit, &u_sorted_TD()?, routing, pass)?;
                 &made_again
             }
         };
@@ -216,13 +217,15 @@ impl ExpertsBlock {
             gradients.add(self.units.down, 0, || grouped_matmul::tn(&hidden_TF, &dy_sorted_TD, offsets))?;
         }
 
-        gradients.add(self.units.gate_up, 0, || grouped_matmul::tn(&u_sorted_TD, &dgate_up, offsets))?;
+        gradients.add(self.units.gate_up, 0, || grouped_matmul::tn(&u_sorted_TD()?, &dgate_up, offsets))?;
         let through_TD = grouped_matmul::nt(&dgate_up, gate_up_unit.matrices()?, offsets)?;
         drop(gate_up_unit);
         let both = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsGateUp);
         let step = ExpertsBackward { dy: &dgate_up, narrow: &wide.narrow, offsets, du: through_TD };
         let (du_sorted_TD, dnarrow) = both.backward(step, gradients.lora)?;
-        both.add_gradient_of_b(&dnarrow, &u_sorted_TD, offsets, gradients.lora)?;
+        if !both.is_none() {
+            both.add_gradient_of_b(&dnarrow, &u_sorted_TD()?, offsets, gradients.lora)?;
+        }
         Ok(du_sorted_TD)
     }
 

@@ -10,7 +10,7 @@ use scout_core::{DType, LoraModule, Projection, Shape};
 use scout_device::cuda::{CudaDevice, DeviceBuffer};
 use scout_device::{Buffer, DeviceError, Purpose, Tensor};
 use scout_kernels::matmul::Columns;
-use scout_kernels::{grouped_matmul, matmul};
+use scout_kernels::{grouped_matmul, lora, matmul};
 
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -121,9 +121,9 @@ impl LoraLayout {
         }
     }
 
-    /// The factors A of modules that read the same input; there is at least one.
-    pub(crate) fn range_of_stacked_a(&self, stack: &Range<usize>) -> Range<usize> {
-        self.range(stack.start, Factor::A).start..self.range(stack.end - 1, Factor::A).end
+    /// One factor of all modules that read the same input; there is at least one.
+    pub(crate) fn range_of_stack(&self, stack: &Range<usize>, factor: Factor) -> Range<usize> {
+        self.range(stack.start, factor).start..self.range(stack.end - 1, factor).end
     }
 }
 
@@ -186,7 +186,14 @@ impl LoraWeights {
     /// The factors A of modules that read the same input, one under the other; there is at least one.
     pub(crate) fn stacked_a(&self, stack: &Range<usize>) -> Result<Tensor> {
         let LoraModule { rank, input, .. } = self.layout.modules[stack.start];
-        self.part(self.layout.range_of_stacked_a(stack), [stack.len() * rank, input].into())
+        self.part(self.layout.range_of_stack(stack, Factor::A), [stack.len() * rank, input].into())
+    }
+
+    /// The same for factors B.
+    pub(crate) fn stacked_b(&self, stack: &Range<usize>) -> Result<Tensor> {
+        let modules = &self.layout.modules[stack.clone()];
+        let num_rows = modules.iter().map(|module| module.output).sum();
+        self.part(self.layout.range_of_stack(stack, Factor::B), [num_rows, modules[0].rank].into())
     }
 
     fn part(&self, range: Range<usize>, shape: Shape) -> Result<Tensor> {
@@ -241,15 +248,42 @@ impl LoraGradients {
         }
     }
 
-    /// Adds `aᵀ·b`, times the scale of the adapters, to the elements of `range`: the gradient of one factor or of several.
-    pub(crate) fn add(&mut self, range: Range<usize>, a: Columns, b: Columns) -> Result<()> {
+    /// Adds `dnarrowᵀ·x`, times the scale of the adapters, to the elements of `range`: the gradients of factors A that lie
+    /// one under the other.
+    pub(crate) fn add_a(&mut self, range: Range<usize>, dnarrow: Columns, x: Columns) -> Result<()> {
         self.must_be_open(&range)?;
         let scale = self.layout.scale;
         match &mut self.sums {
-            Sums::Host(flat) => add_scaled(&mut flat.f32s_mut()?[range], &matmul::tn(a, b)?, scale)?,
-            Sums::Gpu(flat) => matmul::add_tn(flat, range.start, a, b, scale)?,
+            Sums::Host(flat) => add_scaled(&mut flat.f32s_mut()?[range], &matmul::tn(dnarrow, x)?, scale)?,
+            Sums::Gpu(flat) => matmul::add_tn(flat, range.start, dnarrow, x, scale)?,
         }
         Ok(())
+    }
+
+    /// Adds `dyᵀ·narrow` of each adapter, times the scale, to the elements of `range`: the gradients of factors B that lie one
+    /// under the other, as they do in `b`. Returns the gradients of the narrow products, side by side.
+    pub(crate) fn add_b(
+        &mut self,
+        range: Range<usize>,
+        dys: &[Columns],
+        b: &Tensor,
+        narrow: &Tensor,
+    ) -> Result<Tensor> {
+        self.must_be_open(&range)?;
+        let scale = self.layout.scale;
+        match &mut self.sums {
+            Sums::Host(flat) => {
+                let outputs = lora::outputs(dys, b, narrow)?;
+                for output in &outputs {
+                    let product = matmul::tn(output.dy, output.narrow)?;
+                    let start = range.start + output.first_row * b.dims()[1];
+                    add_scaled(&mut flat.f32s_mut()?[start..start + product.num_elements()], &product, scale)?;
+                }
+                let pairs: Vec<_> = outputs.iter().map(|output| (output.dy, &output.b)).collect();
+                Ok(matmul::side_by_side_nn(&pairs)?)
+            }
+            Sums::Gpu(flat) => Ok(lora::outputs_backward((flat, range.start), dys, b, narrow, scale)?),
+        }
     }
 
     /// The same expert by expert, for rows that are sorted by them.
@@ -328,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn factors_a_of_one_input_lie_one_under_the_other() {
+    fn factors_of_one_input_lie_one_under_the_other() {
         use Projection::{K, O, Q, SharedGate, SharedUp, V};
         for (projections, expected) in [
             (&Projection::ALL[..], [3, 1, 2, 1, 1, 1]),
@@ -345,12 +379,14 @@ mod tests {
                         let module = &layout.modules()[index];
                         assert_eq!((module.layer_index, Input::of(module.projection)), (layer_index, input));
                     }
-                    for index in stack.clone().skip(1) {
-                        assert_eq!(layout.range(index, Factor::A).start, layout.range(index - 1, Factor::A).end);
-                    }
-                    if !stack.is_empty() {
-                        let lens = stack.clone().map(|index| layout.range(index, Factor::A).len());
-                        assert_eq!(layout.range_of_stacked_a(&stack).len(), lens.sum::<usize>());
+                    for factor in [Factor::A, Factor::B] {
+                        for index in stack.clone().skip(1) {
+                            assert_eq!(layout.range(index, factor).start, layout.range(index - 1, factor).end);
+                        }
+                        if !stack.is_empty() {
+                            let lens = stack.clone().map(|index| layout.range(index, factor).len());
+                            assert_eq!(layout.range_of_stack(&stack, factor).len(), lens.sum::<usize>());
+                        }
                     }
                 }
             }
@@ -365,7 +401,7 @@ mod tests {
         let (last, first) = (layout.range(layout.modules().len() - 1, Factor::A), layout.range(0, Factor::A));
         let one = Tensor::from_f32(vec![1.0], [1, 1]).unwrap();
         let add = |gradients: &mut LoraGradients, element: usize| {
-            gradients.add(element..element + 1, (&one).into(), (&one).into())
+            gradients.add_a(element..element + 1, (&one).into(), (&one).into())
         };
         gradients.complete(last.start + 1);
         add(&mut gradients, last.start).unwrap();

@@ -8,7 +8,7 @@
 use scout_core::{ByteCount, Projection};
 use scout_device::cuda::Choice;
 use scout_device::cuda::dnn::{self, AttentionShape, SumOrder};
-use scout_kernels::cross_entropy;
+use scout_kernels::{cross_entropy, lora};
 use scout_model::{Keep, LoraSettings, ModelConfig};
 
 use crate::machine::{ComputeType, Kind};
@@ -155,9 +155,9 @@ impl Pass<'_> {
         }
         let largest = ByteCount(2 * self.widths().f * self.batch.num_tokens as u64).max(self.logits());
         let of_products = self.choice.scratch(largest);
-        // The library's own stays where it is while attention works.
-        let beside_attention = Choice::First.scratch(ByteCount(0)) + self.of_attention_by_cudnn();
-        of_products.max(beside_attention)
+        // The library's own stays where it is while attention and adapters work.
+        let beside_others = Choice::First.scratch(ByteCount(0)) + self.of_attention_by_cudnn().max(self.of_adapters());
+        of_products.max(beside_others)
     }
 
     /// For the driver's context and its peers, and for NCCL, whose channels have buffers for each rank.
@@ -177,6 +177,20 @@ impl Pass<'_> {
             // Where it would take more, our own kernels take its place, which need 8 bytes for each query of each head.
             (ComputeType::Bf16, Ok(shape)) => dnn::backward_scratch(&shape, num_tokens).min(dnn::most_scratch(order)),
             (ComputeType::F32, _) | (_, Err(_)) => ByteCount(0),
+        }
+    }
+
+    /// Parts of sums on the way back through an adapter.
+    fn of_adapters(&self) -> ByteCount {
+        match self.compute {
+            ComputeType::Bf16 => {
+                let ModelConfig { hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, .. } =
+                    *self.config;
+                let of_heads = [num_heads, num_kv_heads, num_kv_heads].map(|heads| heads * head_dim);
+                let scratch = |widths: &[usize]| lora::most_scratch(self.batch.num_tokens, widths, self.lora.rank);
+                scratch(&of_heads).max(scratch(&[intermediate_size; 2])).max(scratch(&[hidden_size]))
+            }
+            ComputeType::F32 => ByteCount(0),
         }
     }
 
@@ -242,9 +256,10 @@ impl Pass<'_> {
         let (dropped_hidden, of_input) = if self.drops { (f, 3 * d) } else { (0, d) };
         // The gradients of the hidden product and of gate and up; then the product again, or the gradient of the input.
         let at_shared = f + 2 * f + (hidden_again(Projection::SharedDown) + dropped_hidden).max(of_input);
-        // The shared gradient, scaled and gathered rows, the same two gradients; then as above.
-        let through = if self.adapts(Projection::ExpertsGateUp) { d } else { 0 };
-        let at_routed = 3 * d + f + 2 * f + hidden_again(Projection::ExpertsDown).max(d + through);
+        // The shared gradient, gathered rows, the same two gradients; then as above, where an adapter adds to the gradient of the
+        // input, and reads the scaled rows after that.
+        let beside_input = if self.adapts(Projection::ExpertsGateUp) { d } else { 0 };
+        let at_routed = 2 * d + f + 2 * f + hidden_again(Projection::ExpertsDown).max(d + beside_input);
         // Both gradients, the router's, the norm's.
         let at_end = 4 * d;
         let (gradient, normed) = (d, d);
@@ -338,8 +353,8 @@ mod tests {
         let pass = pass(&config, &lora, 8, 2048);
         let activations = pass.activations(Keep::Everything);
         near(activations.kept, 6.777, 0.001);
-        // Six tensors of the model's width and three of an expert's, in the last layer's experts on the way back; and the head's.
-        let of_blocks = 16_384 * 2 * (6 * 5120 + 3 * 8192);
+        // Five tensors of the model's width and three of an expert's, in the last layer's experts on the way back; and the head's.
+        let of_blocks = 16_384 * 2 * (5 * 5120 + 3 * 8192);
         assert_eq!(activations.at_work.0, of_blocks + pass.head().0);
         let on_the_host = Pass { kind: Kind::Host, ..pass };
         assert_eq!(on_the_host.activations(Keep::Everything).at_work.0, of_blocks.max(on_the_host.head().0));

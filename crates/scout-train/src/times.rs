@@ -98,10 +98,9 @@ impl Times<'_> {
                 let products = self.product(d, 2.0 * f, 1.0) + self.product(f, d, 1.0);
                 again + products + self.adapters(&adapted, 2.0) + self.rows(2.0 * d + 6.0 * f)
             }
-            Part::GateUp => match is_made_again {
-                true => self.routed_gate_up(),
-                false => self.rows(2.0 * d),
-            },
+            // What it brought is still there.
+            Part::GateUp if !is_made_again => 0.0,
+            Part::GateUp => self.routed_gate_up(),
             Part::Down => {
                 let adapted = [Projection::ExpertsGateUp, Projection::ExpertsDown];
                 let products = self.experts_product(f, d) + self.experts_product(d, 2.0 * f);

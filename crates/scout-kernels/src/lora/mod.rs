@@ -1,5 +1,5 @@
 //! What adapters need beside matrix products: thin products, which are written first so that a large product is added to
-//! them while it passes by; an addition; and dropout whose mask is a pure function of names, never of order, rank or
+//! them while it passes by; both that the gradient of an output brings, in one sweep; an addition; and dropout whose mask is a pure function of names, never of order, rank or
 //! device. On a GPU tensors are f32 or bf16; arithmetic is f32 and rounded once.
 #![expect(non_snake_case, reason = "shape suffixes: T tokens, D input width, R rank, O output width")]
 
@@ -7,12 +7,16 @@ mod cuda;
 mod host;
 #[cfg(test)]
 mod reference;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
+use scout_core::{ByteCount, DType};
+use scout_device::cuda::DeviceBuffer;
 use scout_device::{Device, DeviceError, Tensor};
 
-use crate::matmul::Columns;
+use crate::cuda::expect_dtype;
+use crate::matmul::{self, Columns};
 use crate::{Result, check};
 
 /// `scale · narrow·wideᵀ`, and `residual` beside it if there is one: a new tensor.
@@ -113,6 +117,78 @@ fn product(product: Product, residual: Option<&Tensor>) -> Result<Tensor> {
     let mut y = device.buffer(narrow.dtype(), dims)?;
     cuda::write(device, (&mut y, 0), product, residual)?;
     Ok(y.into_tensor())
+}
+
+/// One of the adapters that read one input, on its way back.
+#[derive(Debug)]
+pub struct Output<'a> {
+    /// The gradient of what its projection brought, `[T, O]`.
+    pub dy: Columns<'a>,
+    /// `[O, R]`.
+    pub b: Tensor,
+    /// What its factor A made of the input, `[T, R]`.
+    pub narrow: Columns<'a>,
+    /// Where its rows of B begin.
+    pub first_row: usize,
+}
+
+/// Adapters one by one, whose factors B lie one under the other, and whose narrow products side by side. Fails unless the
+/// shapes fit.
+pub fn outputs<'a>(dys: &[Columns<'a>], b_OR: &Tensor, narrow_TR: &'a Tensor) -> Result<Vec<Output<'a>>> {
+    const WHAT: &str = "way back through adapters";
+    let (num_columns, rank) = b_OR.dims2(WHAT)?;
+    let (num_rows, _) = narrow_TR.dims2(WHAT)?;
+    narrow_TR.expect_dims(WHAT, &[num_rows, dys.len() * rank])?;
+    b_OR.expect_dims(WHAT, &[dys.iter().map(|dy| dy.count).sum(), rank])?;
+    let mut first_row = 0;
+    let mut outputs = Vec::with_capacity(dys.len());
+    for (at, &dy) in dys.iter().enumerate() {
+        if dy.dims(WHAT)?.0 != num_rows {
+            let expected = format!("{num_rows} rows");
+            return Err(DeviceError::Shape { what: WHAT, found: dy.tensor.shape().clone(), expected });
+        }
+        let narrow = Columns { tensor: narrow_TR, start: at * rank, count: rank };
+        outputs.push(Output { dy, b: b_OR.rows(first_row, dy.count)?, narrow, first_row });
+        first_row += dy.count;
+    }
+    debug_assert_eq!(first_row, num_columns);
+    Ok(outputs)
+}
+
+/// `dy·B` of each adapter, side by side. Adds `scale · dyᵀ·narrow` of each, one under the other as factors B are, to the
+/// elements of `sums` from `start` on; `sums` is f32. On a GPU only, where gradients are collected: there each `dy` is read
+/// once for both, where it can be.
+pub fn outputs_backward(
+    (sums, start): (&mut DeviceBuffer, usize),
+    dys: &[Columns],
+    b_OR: &Tensor,
+    narrow_TR: &Tensor,
+    scale: f32,
+) -> Result<Tensor> {
+    const WHAT: &str = "way back through adapters";
+    let outputs = outputs(dys, b_OR, narrow_TR)?;
+    if sums.dtype() != DType::F32 || start.checked_add(b_OR.num_elements()).is_none_or(|end| end > sums.num_elements())
+    {
+        let expected = format!("{} elements of f32 from {start} on", b_OR.num_elements());
+        return Err(DeviceError::Shape { what: WHAT, found: sums.shape().clone(), expected });
+    }
+    let rank = b_OR.dims()[1];
+    if sweep::is_faster(sums.device(), dys, narrow_TR, rank) {
+        let tensors: Vec<&Tensor> = dys.iter().map(|dy| dy.tensor).chain([b_OR, narrow_TR]).collect();
+        check::place(WHAT, &tensors)?;
+        tensors.iter().try_for_each(|tensor| expect_dtype(WHAT, tensor, DType::BF16))?;
+        return sweep::sweep((sums, start), dys, b_OR, narrow_TR, scale);
+    }
+    for Output { dy, narrow, first_row, .. } in &outputs {
+        matmul::add_tn(sums, start + first_row * rank, *dy, *narrow, scale)?;
+    }
+    let pairs: Vec<_> = outputs.iter().map(|output| (output.dy, &output.b)).collect();
+    matmul::side_by_side_nn(&pairs)
+}
+
+/// What [`outputs_backward`] takes of a GPU's working memory beside its result, at most, for outputs of these widths.
+pub fn most_scratch(num_rows: usize, widths: &[usize], rank: usize) -> ByteCount {
+    sweep::most_scratch(num_rows, widths, rank)
 }
 
 /// `y + scale · delta`. Writes into the memory of `y` and hands it back. `y` must therefore be the only look at that

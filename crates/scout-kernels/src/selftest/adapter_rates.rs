@@ -22,6 +22,7 @@ const STACKED: usize = 3 * RANK;
 pub(super) fn kernels(device: &Arc<CudaDevice>) -> Result<Vec<KernelRate>> {
     let mut meter = Meter::new(device);
     thin_factors(&mut meter)?;
+    swept(&mut meter)?;
     thin_products(&mut meter)?;
     sums(&mut meter)?;
     by_token(&mut meter)?;
@@ -49,6 +50,26 @@ fn thin_factors(meter: &mut Meter) -> Result<()> {
     let pairs = [((&x).into(), &b), ((&x).into(), &b), ((&x).into(), &b)];
     meter
         .measure("dy·B side by side, thrice 5120 to 8", 3 * bytes, &mut || matmul::side_by_side_nn(&pairs).map(|_| ()))
+}
+
+/// Both products of gradients in one sweep: of gate and up, of q, k and v, and of the model's width.
+fn swept(meter: &mut Meter) -> Result<()> {
+    let device = meter.device.clone();
+    let (both, x, key) =
+        (bf16(&device, [TOKENS, 2 * INNER], 1)?, bf16(&device, [TOKENS, WIDTH], 2)?, bf16(&device, [TOKENS, 1024], 3)?);
+    let half = |start| Columns { tensor: &both, start, count: INNER };
+    let mut sums = device.zeros(DType::F32, [2 * INNER * RANK])?;
+    for (name, dys) in [
+        ("dy·B and dyᵀ·narrow, gate and up", &[half(0), half(INNER)][..]),
+        ("dy·B and dyᵀ·narrow, q, k and v", &[(&x).into(), (&key).into(), (&key).into()]),
+        ("dy·B and dyᵀ·narrow, 5120 and 8", &[(&x).into()]),
+    ] {
+        let num_columns = dys.iter().map(|dy| dy.count).sum();
+        let (b, narrow) = (bf16(&device, [num_columns, RANK], 4)?, bf16(&device, [TOKENS, dys.len() * RANK], 5)?);
+        let mut backward = || lora::outputs_backward((&mut sums, 0), dys, &b, &narrow, 1.0).map(|_| ());
+        meter.measure(name, 2 * (TOKENS * num_columns) as u64, &mut backward)?;
+    }
+    Ok(())
 }
 
 /// Products whose time is that of writing them.

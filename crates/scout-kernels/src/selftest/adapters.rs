@@ -16,6 +16,8 @@ pub(super) const CASES: &[Case] = &[
     ("lora.products", lora_products),
     ("lora.product_windows", lora_product_windows),
     ("lora.side_by_side", lora_side_by_side),
+    ("lora.sweep", lora_sweep),
+    ("lora.sweep_of_stack", lora_sweep_of_stack),
     ("lora.delta", lora_delta),
     ("lora.dropout", lora_dropout),
 ];
@@ -202,6 +204,105 @@ fn lora_side_by_side(check: &mut Check) -> Result<()> {
                 let (found, expected) = (lora::side_by_side(&gpu, 0.3)?, lora::side_by_side(&host, 0.3)?);
                 check.close(format!("{what}, {name}"), &found, &expected, tolerance(dtype))?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Rows, columns and ranks of gradients: those of Scout, tiles that are not full, and such as two products read.
+const SWEPT: &[(usize, usize, usize)] = &[
+    (0, 64, 8),
+    (1, 8, 8),
+    (15, 1016, 8),
+    (33, 1032, 16),
+    (200, 1024, 24),
+    (97, 2056, 32),
+    (130, 5120, 12),
+    (130, 5120, 40),
+    (40, 33, 8),
+    (2100, 5120, 16),
+    (5000, 8192, 8),
+];
+
+/// What one adapter takes out of the gradient of its output, and what lies around its place in the sums.
+fn lora_sweep(check: &mut Check) -> Result<()> {
+    for dtype in DTYPES {
+        for &(num_rows, width, rank) in SWEPT {
+            let what = format!("{dtype} {num_rows}x{width}, rank {rank}");
+            let (dy, narrow) = (check.pair(dtype, [num_rows, width], 1.0)?, check.pair(dtype, [num_rows, rank], 1.0)?);
+            let b = check.pair(dtype, [width, rank], 1.0)?;
+            let expected = matmul::nn(&dy.host, &b.host)?;
+            let num_elements = rank * width;
+            let product = matmul::tn(&dy.host, &narrow.host)?.reshape([num_elements])?;
+            let mut sums = check.device.zeros(DType::F32, [3 + num_elements + 5])?;
+            for _ in 0..2 {
+                let found = lora::outputs_backward((&mut sums, 3), &[(&dy.gpu).into()], &b.gpu, &narrow.gpu, 0.5)?;
+                check.close(format!("{what}, gradient of narrow"), &found, &expected, tolerance(dtype))?;
+            }
+            let all = sums.view();
+            let found = all.rows(3, num_elements)?;
+            check.close(format!("{what}, gradient of B"), &found, &product, tolerance(DType::F32))?;
+            let numbers = all.to_host()?.to_f32_vec()?;
+            let mut around = numbers[..3].iter().chain(&numbers[3 + num_elements..]);
+            check.holds(format!("{what}, nothing around it"), around.all(|&number| number == 0.0));
+        }
+    }
+    let (dy, narrow) = (check.pair(DType::BF16, [64, 64], 1.0)?.gpu, check.pair(DType::BF16, [64, 8], 1.0)?.gpu);
+    let mut sums = check.device.zeros(DType::F32, [8 * 64])?;
+    let found = lora::outputs_backward((&mut sums, 1), &[(&dy).into()], &narrow, &narrow, 1.0);
+    check.refused("sums that end too soon", "from 1 on", found);
+    let few = check.pair(DType::BF16, [32, 8], 1.0)?.gpu;
+    let found = lora::outputs_backward((&mut sums, 0), &[(&dy).into()], &narrow, &few, 1.0);
+    check.refused("fewer narrow rows", "32 rows", found);
+    let found = lora::outputs_backward((&mut sums, 0), &[(&dy).into(), (&dy).into()], &narrow, &narrow, 1.0);
+    check.refused("more gradients than factors", "[64, 16]", found);
+    Ok(())
+}
+
+/// Adapters side by side, as those of q, k and v and those of gate and up, whose gradients are columns of one matrix; the
+/// same bits again.
+fn lora_sweep_of_stack(check: &mut Check) -> Result<()> {
+    for dtype in DTYPES {
+        for (num_rows, halves, others, rank) in [
+            (70, 24, &[][..], 8),
+            (300, 8192, &[], 8),
+            (1000, 1032, &[2056], 16),
+            (700, 1024, &[5120], 8),
+            (33, 7, &[5], 3),
+            (64, 72, &[72], 64),
+            (40, 64, &[8, 8], 8),
+        ] {
+            let what = format!("{dtype} {num_rows} rows of {halves} twice and {others:?}, rank {rank}");
+            let both = check.pair(dtype, [num_rows, 2 * halves], 1.0)?;
+            let mut alone = Vec::new();
+            for &width in others {
+                alone.push(check.pair(dtype, [num_rows, width], 1.0)?);
+            }
+            let whole = alone.iter().map(|pair| columns(pair, 0, pair.host.dims()[1]));
+            let dys: Vec<_> =
+                [columns(&both, 0, halves), columns(&both, halves, halves)].into_iter().chain(whole).collect();
+            let (of_host, of_gpu): (Vec<_>, Vec<_>) = dys.into_iter().unzip();
+            let num_columns = 2 * halves + others.iter().sum::<usize>();
+            let b = check.pair(dtype, [num_columns, rank], 1.0)?;
+            let narrow = check.pair(dtype, [num_rows, of_host.len() * rank], 1.0)?;
+            let expected = lora::outputs(&of_host, &b.host, &narrow.host)?;
+            let pairs: Vec<_> = expected.iter().map(|output| (output.dy, &output.b)).collect();
+            let dnarrow = matmul::side_by_side_nn(&pairs)?;
+            let mut bits = Vec::new();
+            for _ in 0..2 {
+                let mut sums = check.device.zeros(DType::F32, [7 + num_columns * rank])?;
+                let found = lora::outputs_backward((&mut sums, 7), &of_gpu, &b.gpu, &narrow.gpu, 1.0)?;
+                check.close(format!("{what}, gradients of narrow"), &found, &dnarrow, tolerance(dtype))?;
+                for output in &expected {
+                    let product = matmul::tn(output.dy, output.narrow)?;
+                    let (start, count) = (7 + output.first_row * rank, product.num_elements());
+                    let detail = format!("{what}, gradient of B from {}", output.first_row);
+                    let found = sums.view().rows(start, count)?;
+                    check.close(detail, &found, &product.reshape([count])?, tolerance(DType::F32))?;
+                }
+                bits.push((found.to_host()?.to_f32_vec()?, sums.into_tensor().to_host()?.to_f32_vec()?));
+            }
+            check.holds(format!("{what}, the same bits again"), bits[0] == bits[1]);
         }
     }
     Ok(())
