@@ -39,6 +39,24 @@ fn a_run_folder_holds_the_promised_files_and_nothing_half_written() {
     states(&folder);
 }
 
+/// Before anything is planned, read or opened: on GPUs that takes much longer.
+#[test]
+fn a_folder_that_may_not_be_used_is_told_first_of_all() {
+    let folder = Folder::with_toy();
+    std::fs::create_dir(folder.path("run")).unwrap();
+    folder.write("run/adapter_model.safetensors", "the result of another run");
+    for ranks in [&["train"][..], &["launch", "-n", "2", "train"]] {
+        let ended = folder.run(&[ranks, &["run.yaml", "overwrite_output_dir=false"]].concat());
+        assert_eq!(ended.code, Some(78), "{}", ended.stderr);
+        for part in ["scout-dist ", "`run` is not empty", "`overwrite_output_dir: true`"] {
+            assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+        }
+        assert!(!ended.stderr.contains("trained "), "{}", ended.stderr);
+    }
+    assert_eq!(folder.text("run/adapter_model.safetensors"), "the result of another run");
+    assert_eq!(folder.names("run"), ["adapter_model.safetensors"]);
+}
+
 fn log_lines(folder: &Folder) {
     let log = folder.log("run");
     let steps: Vec<u64> = log.iter().map(|line| line["current_steps"].as_u64().unwrap()).collect();

@@ -27,14 +27,30 @@ pub struct Recorder {
     points: Vec<(u64, f64)>,
 }
 
+/// Where a run writes to.
+pub fn folder_of(config: &RunConfig) -> Result<&Path> {
+    let missing = || TrainError::Config { key: "output_dir", problem: "is not given".to_string() };
+    config.output.output_dir.as_deref().ok_or_else(missing)
+}
+
+/// Refuses a run folder that holds something, unless it may be overwritten. Changes nothing.
+pub fn must_be_free(config: &RunConfig) -> Result<()> {
+    let folder = folder_of(config)?;
+    let path = || folder.display().to_string();
+    let cannot_read = |cause| TrainError::Io { act: "read", path: path(), cause };
+    let is_used = folder.is_dir() && std::fs::read_dir(folder).map_err(cannot_read)?.next().is_some();
+    match is_used && !config.output.overwrite_output_dir {
+        true => Err(TrainError::OutputExists { path: path() }),
+        false => Ok(()),
+    }
+}
+
 impl Recorder {
-    /// Refuses a folder that holds something, unless it may be overwritten.
-    pub fn create(config: &RunConfig, folder: &Path, progress: &mut Progress) -> Result<Recorder> {
+    /// In the run folder, which must be free.
+    pub fn create(config: &RunConfig, progress: &mut Progress) -> Result<Recorder> {
+        must_be_free(config)?;
+        let folder = folder_of(config)?;
         let io = |act, cause| TrainError::Io { act, path: folder.display().to_string(), cause };
-        let is_used = folder.is_dir() && std::fs::read_dir(folder).map_err(|cause| io("read", cause))?.next().is_some();
-        if is_used && !config.output.overwrite_output_dir {
-            return Err(TrainError::OutputExists { path: folder.display().to_string() });
-        }
         std::fs::create_dir_all(folder).map_err(|cause| io("create", cause))?;
         progress.tee(RunningLog::create(&folder.join("running_log.txt"))?)?;
         let arguments = folder.join("training_args.yaml");

@@ -27,7 +27,7 @@ use crate::readers::{Progressed, Readers, with_signs_of_life};
 use crate::recorder::{Recorder, Summary};
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{StepReport, Trainer};
-use crate::{attention_plans, gpu_weights, load, save, synth};
+use crate::{attention_plans, gpu_weights, load, recorder, save, synth};
 
 /// Operations in bf16 a second of an H100 or H200 on paper, of which `mfu` is the share that was useful.
 const PEAK_FLOPS: f64 = 989.5e12;
@@ -90,14 +90,8 @@ fn run_on_this_rank(
     job: &Job,
     (progress, seat): (&mut Progress, &mut Option<Trainer>),
 ) -> Result<Outcome> {
-    let output_dir = config
-        .output
-        .output_dir
-        .clone()
-        .ok_or_else(|| TrainError::Config { key: "output_dir", problem: "is not given".to_string() })?;
-    let is_first = job.mesh().is_first();
-    let mut recorder = match is_first {
-        true => Some(Recorder::create(config, &output_dir, progress)?),
+    let mut recorder = match job.mesh().is_first() {
+        true => Some(Recorder::create(config, progress)?),
         false => None,
     };
     job.whereabouts.enter(Phase::Load);
@@ -126,7 +120,7 @@ fn run_on_this_rank(
         progress.advance(step as u64 + 1);
     }
     progress.finish();
-    let outcome = session.finish(output_dir, memory_peak(&trainer.device));
+    let outcome = session.finish(recorder::folder_of(config)?.to_path_buf(), memory_peak(&trainer.device));
     job.whereabouts.enter(Phase::Save);
     save::save(config, prepared, trainer, &outcome.output_dir)?;
     if let Some(recorder) = recorder {

@@ -9,6 +9,7 @@ use scout_telemetry::{Progress, grouped};
 use scout_train::identity;
 use scout_train::plan::ModelSource;
 use scout_train::prepare::plan_model;
+use scout_train::recorder;
 use scout_train::run::{self, Outcome};
 
 use super::configuration::{ConfigArguments, load, placing};
@@ -59,6 +60,10 @@ fn train(
     progress: &mut Progress,
 ) -> anyhow::Result<Outcome> {
     let config = &loaded.config;
+    if job.mesh().is_first() {
+        // Before GPUs are opened and have met, which takes longer than all that may be wrong with a file.
+        recorder::must_be_free(config)?;
+    }
     let mut found = Found::by(config, seat)?;
     if let Some(line) = found.describe() {
         progress.say(&line)?;
