@@ -118,12 +118,13 @@ fn pip_places(prefix: &Path) -> Vec<PathBuf> {
 fn compile_all(compiler: &Path, kernels: &[Source], out: &Path) {
     let version = Command::new(compiler).arg("--version").output();
     let version = version.unwrap_or_else(|error| panic!("`{}` does not start: {error}", compiler.display())).stdout;
-    let header = std::fs::read(Path::new(HEADERS).join("prelude.cuh")).expect("the header is there");
+    let headers = ["prelude.cuh", "squares.cuh"].map(|name| std::fs::read(Path::new(HEADERS).join(name)));
+    let headers = headers.map(|header| header.expect("the header is there"));
     let mut work: Vec<(&Source, usize)> = kernels.iter().flat_map(|source| [(source, 0), (source, 1)]).collect();
     work.retain(|&(Source { name, path }, architecture)| {
         let source = std::fs::read(path).expect("the kernel was just found");
         let mut hasher = DefaultHasher::new();
-        (&version, &header, source, architecture, OPTIONS).hash(&mut hasher);
+        (&version, &headers, source, architecture, OPTIONS).hash(&mut hasher);
         let (stamp, hash) = (out.join(format!("{name}.{architecture}.hash")), format!("{:016x}", hasher.finish()));
         let is_done = std::fs::read_to_string(&stamp).is_ok_and(|found| found == hash)
             && output(out, name, architecture).is_file();

@@ -6,9 +6,9 @@
 //!
 //! # The GPU path of an op
 //!
-//! - `kernel.cu` opens with a sentence, includes `prelude.cuh` and nothing else, so that it compiles where CUDA's headers
-//!   are missing, and has one `extern "C"` function for each element type, made by a macro from a template. The build
-//!   script finds it by its place and builds it in as `cuda::sources::NAME_OF_THE_FOLDER`, another `other.cu` beside it as
+//! - `kernel.cu` opens with a sentence, includes `prelude.cuh` or `squares.cuh` and nothing else, so that it compiles where
+//!   CUDA's headers are missing, and has one `extern "C"` function for each element type, made by a macro from a template.
+//!   The build script finds it by its place and builds it in as `cuda::sources::NAME_OF_THE_FOLDER`, another `other.cu` beside it as
 //!   `NAME_OF_THE_FOLDER_OTHER`: as machine code for 9.0a and 8.x where it finds CUDA's compiler (`NVCC`, `CUDA_HOME`,
 //!   pip's packages, `PATH`; `NVCC=` for none), always as text.
 //! - `cuda.rs` takes memory (`device.buffer`), chooses the grid, launches on the compute stream and returns tensors. The

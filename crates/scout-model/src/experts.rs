@@ -193,7 +193,7 @@ impl ExpertsBlock {
         let routing = &saved.routing;
         let offsets = routing.offsets()?;
         let gate_up_unit = weights.take(self.units.gate_up)?;
-        // Made where it is wanted, and not kept meanwhile: with adapters elsewhere alone, nobody may want it.
+        // Gathered anew for each use: by far the most runs want it once or not at all.
         let u_sorted_TD = || router::gather_scaled(normed_TD, routing);
         let made_again;
         let wide = match &saved.routed {

@@ -37,8 +37,9 @@ pub enum Factor {
     B,
 }
 
-/// What a projection reads. Those of a layer that read the same are neighbours in the list of modules, and their factors
-/// A lie one under the other: one product then reads the input for all of them.
+/// What a projection reads. Those of a layer that read the same are neighbours in the list of modules. Their factors A
+/// lie one under the other, and so do their factors B: what reads the input, or the gradients of the outputs, does so
+/// once for all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Input {
     /// The normed input of attention: q, k and v.
@@ -248,8 +249,8 @@ impl LoraGradients {
         }
     }
 
-    /// Adds `dnarrowᵀ·x`, times the scale of the adapters, to the elements of `range`: the gradients of factors A that lie
-    /// one under the other.
+    /// Adds `dnarrowᵀ·x`, times the scale of the adapters, to the elements of `range`: the gradients of factors A that
+    /// lie one under the other.
     pub(crate) fn add_a(&mut self, range: Range<usize>, dnarrow: Columns, x: Columns) -> Result<()> {
         self.must_be_open(&range)?;
         let scale = self.layout.scale;
@@ -260,8 +261,8 @@ impl LoraGradients {
         Ok(())
     }
 
-    /// Adds `dyᵀ·narrow` of each adapter, times the scale, to the elements of `range`: the gradients of factors B that lie one
-    /// under the other, as they do in `b`. Returns the gradients of the narrow products, side by side.
+    /// Adds `dyᵀ·narrow` of each adapter, times the scale, to the elements of `range`: the gradients of factors B that
+    /// lie one under the other, as they do in `b`. Returns the gradients of the narrow products, side by side.
     pub(crate) fn add_b(
         &mut self,
         range: Range<usize>,

@@ -256,8 +256,8 @@ impl Pass<'_> {
         let (dropped_hidden, of_input) = if self.drops { (f, 3 * d) } else { (0, d) };
         // The gradients of the hidden product and of gate and up; then the product again, or the gradient of the input.
         let at_shared = f + 2 * f + (hidden_again(Projection::SharedDown) + dropped_hidden).max(of_input);
-        // The shared gradient, gathered rows, the same two gradients; then as above, where an adapter adds to the gradient of the
-        // input, and reads the scaled rows after that.
+        // The shared gradient, gathered rows, the same two gradients; then as above, where an adapter adds to the
+        // gradient of the input, and reads the scaled rows after that.
         let beside_input = if self.adapts(Projection::ExpertsGateUp) { d } else { 0 };
         let at_routed = 2 * d + f + 2 * f + hidden_again(Projection::ExpertsDown).max(d + beside_input);
         // Both gradients, the router's, the norm's.
@@ -319,7 +319,7 @@ impl Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use scout_core::Projection::{K, O, Q, SharedDown, SharedGate, SharedUp, V};
+    use scout_core::Projection::{ExpertsGateUp, K, O, Q, SharedDown, SharedGate, SharedUp, V};
 
     fn lora(projections: &[Projection]) -> LoraSettings {
         LoraSettings { rank: 8, alpha: 16.0, use_rslora: false, projections: projections.iter().copied().collect() }
@@ -353,7 +353,8 @@ mod tests {
         let pass = pass(&config, &lora, 8, 2048);
         let activations = pass.activations(Keep::Everything);
         near(activations.kept, 6.777, 0.001);
-        // Five tensors of the model's width and three of an expert's, in the last layer's experts on the way back; and the head's.
+        // Five tensors of the model's width and three of an expert's, in the last layer's experts on the way back; and
+        // the head's.
         let of_blocks = 16_384 * 2 * (5 * 5120 + 3 * 8192);
         assert_eq!(activations.at_work.0, of_blocks + pass.head().0);
         let on_the_host = Pass { kind: Kind::Host, ..pass };
@@ -410,6 +411,14 @@ mod tests {
         let in_f32 = Pass { compute: ComputeType::F32, ..plain };
         assert!(at_work(&in_f32).0 > 19 * at_work(&plain).0 / 10);
         assert_eq!(Pass { kind: Kind::Host, ..in_f32 }.workspace(), ByteCount(0));
+    }
+
+    #[test]
+    fn adapters_of_gate_and_up_need_one_more_row_of_the_model_beside_the_gradient_of_their_input() {
+        let (config, lora) = (scout(2), lora(&[ExpertsGateUp]));
+        let pass = pass(&config, &lora, 8, 2048);
+        let of_blocks = 16_384 * 2 * (6 * 5120 + 3 * 8192);
+        assert_eq!(pass.activations(Keep::Everything).at_work.0, of_blocks + pass.head().0);
     }
 
     #[test]

@@ -56,20 +56,17 @@ impl Times<'_> {
             Part::Attention { layer_index } => {
                 self.attend(layer_index)
                     + self.product(q, d, 1.0)
-                    + self.adapters(&[Projection::O], 1.0)
+                    + self.adapters(&[Projection::O])
                     + self.rows(3.0 * d)
             }
             Part::Shared => {
                 let adapted = [Projection::SharedGate, Projection::SharedUp, Projection::SharedDown];
                 // The norm, the router and the hidden product.
-                self.shared_gate_up()
-                    + self.product(f, d, 1.0)
-                    + self.adapters(&adapted, 1.0)
-                    + self.rows(3.0 * d + 3.0 * f)
+                self.shared_gate_up() + self.product(f, d, 1.0) + self.adapters(&adapted) + self.rows(3.0 * d + 3.0 * f)
             }
             Part::GateUp => self.routed_gate_up(),
             Part::Down => {
-                let adapted = self.adapters(&[Projection::ExpertsDown], 1.0);
+                let adapted = self.adapters(&[Projection::ExpertsDown]);
                 self.experts_product(f, d) + adapted + self.rows(3.0 * f + 4.0 * d)
             }
         }
@@ -89,14 +86,14 @@ impl Times<'_> {
                 again
                     + products
                     + self.attention(layer_index, 2.5, ATTENTION_BACKWARD)
-                    + self.adapters(&adapted, 2.0)
+                    + self.adapters_backward(&adapted)
                     + rest
             }
             Part::Shared => {
                 let again = if is_made_again { self.shared_gate_up() } else { 0.0 };
                 let adapted = [Projection::SharedGate, Projection::SharedUp, Projection::SharedDown];
                 let products = self.product(d, 2.0 * f, 1.0) + self.product(f, d, 1.0);
-                again + products + self.adapters(&adapted, 2.0) + self.rows(2.0 * d + 6.0 * f)
+                again + products + self.adapters_backward(&adapted) + self.rows(2.0 * d + 6.0 * f)
             }
             // What it brought is still there.
             Part::GateUp if !is_made_again => 0.0,
@@ -104,7 +101,7 @@ impl Times<'_> {
             Part::Down => {
                 let adapted = [Projection::ExpertsGateUp, Projection::ExpertsDown];
                 let products = self.experts_product(f, d) + self.experts_product(d, 2.0 * f);
-                products + self.adapters(&adapted, 2.0) + self.rows(10.0 * d + 5.0 * f)
+                products + self.adapters_backward(&adapted) + self.rows(10.0 * d + 5.0 * f)
             }
         }
     }
@@ -113,7 +110,7 @@ impl Times<'_> {
     fn attend(&self, layer_index: usize) -> f64 {
         let Widths { d, q, k, .. } = self.widths();
         let products = self.product(d, q, 1.0) + 2.0 * self.product(d, k, 1.0);
-        let adapted = self.adapters(&[Projection::Q, Projection::K, Projection::V], 1.0);
+        let adapted = self.adapters(&[Projection::Q, Projection::K, Projection::V]);
         products + adapted + self.attention(layer_index, 1.0, ATTENTION_FORWARD) + self.rows(2.0 * d + 2.0 * (q + k))
     }
 
@@ -135,7 +132,7 @@ impl Times<'_> {
 
     fn routed_gate_up(&self) -> f64 {
         let Widths { d, f, .. } = self.widths();
-        self.experts_product(d, 2.0 * f) + self.adapters(&[Projection::ExpertsGateUp], 1.0) + self.rows(2.0 * d)
+        self.experts_product(d, 2.0 * f) + self.adapters(&[Projection::ExpertsGateUp]) + self.rows(2.0 * d)
     }
 
     /// Every position scored: logits, losses, and the gradient of the input.
@@ -162,22 +159,36 @@ impl Times<'_> {
         self.num_tokens * width * self.element_size() / MEMORY
     }
 
-    /// Thin products: the input is read and the output written `passes` times.
-    fn adapters(&self, projections: &[Projection], passes: f64) -> f64 {
-        let adapted = projections.iter().filter(|projection| self.lora.projections.contains(projection));
-        let widths: f64 = adapted.map(|projection| self.width_of(*projection)).sum();
-        self.rows(passes * widths)
+    /// Thin products: the input is read, and what is added to the output is written.
+    fn adapters(&self, projections: &[Projection]) -> f64 {
+        let width = |[input, output]: [f64; 2], _| input + output;
+        self.adapted(projections, width)
     }
 
-    /// Of input and output together.
-    fn width_of(&self, projection: Projection) -> f64 {
+    /// The input is read, and what is added to its gradient is written; the gradient of the output is read, that of an
+    /// expert twice. For its gate and up the scaled rows are gathered again.
+    fn adapters_backward(&self, projections: &[Projection]) -> f64 {
+        let width = |[input, output]: [f64; 2], projection| match projection {
+            Projection::ExpertsGateUp => 4.0 * input + 2.0 * output,
+            Projection::ExpertsDown => 2.0 * input + 2.0 * output,
+            _ => 2.0 * input + output,
+        };
+        self.adapted(projections, width)
+    }
+
+    /// Sweeps over rows that are as wide as `width` says of input and output, for each adapted projection.
+    fn adapted(&self, projections: &[Projection], width: impl Fn([f64; 2], Projection) -> f64) -> f64 {
         let Widths { d, f, q, k } = self.widths();
-        match projection {
-            Projection::Q | Projection::O => d + q,
-            Projection::K | Projection::V => d + k,
-            Projection::SharedGate | Projection::SharedUp | Projection::SharedDown | Projection::ExpertsDown => d + f,
-            Projection::ExpertsGateUp => d + 2.0 * f,
-        }
+        let ends = |projection| match projection {
+            Projection::Q => [d, q],
+            Projection::K | Projection::V => [d, k],
+            Projection::O => [q, d],
+            Projection::SharedGate | Projection::SharedUp => [d, f],
+            Projection::SharedDown | Projection::ExpertsDown => [f, d],
+            Projection::ExpertsGateUp => [d, 2.0 * f],
+        };
+        let adapted = projections.iter().filter(|projection| self.lora.projections.contains(projection));
+        self.rows(adapted.map(|&projection| width(ends(projection), projection)).sum())
     }
 
     fn element_size(&self) -> f64 {

@@ -14,7 +14,8 @@ use crate::Result;
 pub(crate) mod sources {
     use scout_device::cuda::{Image, KernelSource};
 
-    const HEADERS: &[(&str, &str)] = &[("prelude.cuh", include_str!("prelude.cuh"))];
+    const HEADERS: &[(&str, &str)] =
+        &[("prelude.cuh", include_str!("prelude.cuh")), ("squares.cuh", include_str!("squares.cuh"))];
 
     /// Machine code begins where a number of 16 bytes could.
     #[allow(dead_code, reason = "there is none where the program is built without CUDA's compiler")]
@@ -101,7 +102,7 @@ mod tests {
     fn every_kernel_is_built_in_with_its_text() {
         for source in sources::ALL {
             assert!(source.text.starts_with("//"), "{}", source.name);
-            assert_eq!(source.headers.len(), 1);
+            assert_eq!(source.headers.len(), 2);
             for image in source.images {
                 assert_eq!(&image.code[..4], b"\x7fELF", "{}", source.name);
                 assert_eq!(image.code.as_ptr().align_offset(16), 0);

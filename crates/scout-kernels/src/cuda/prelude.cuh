@@ -32,6 +32,13 @@ __device__ __forceinline__ bf16 from_f32<bf16>(f32 x) {
     return y;
 }
 
+// Two elements as they lie in memory, `first` in the lower half.
+__device__ __forceinline__ u32 pack(f32 first, f32 second) {
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+}
+
 // As many elements as one 16-byte access moves.
 template <typename E>
 struct Lanes {
@@ -84,17 +91,11 @@ __device__ __forceinline__ void store(f32* to, const Lanes<f32>& lanes) {
 }
 
 __device__ __forceinline__ void store(bf16* to, const Lanes<bf16>& lanes) {
-    u32 words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        // The instruction's first operand becomes the upper half.
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(lanes.at[2 * i + 1]), "f"(lanes.at[2 * i]));
-    }
     uint4 raw;
-    raw.x = words[0];
-    raw.y = words[1];
-    raw.z = words[2];
-    raw.w = words[3];
+    raw.x = pack(lanes.at[0], lanes.at[1]);
+    raw.y = pack(lanes.at[2], lanes.at[3]);
+    raw.z = pack(lanes.at[4], lanes.at[5]);
+    raw.w = pack(lanes.at[6], lanes.at[7]);
     *reinterpret_cast<uint4*>(to) = raw;
 }
 

@@ -372,13 +372,6 @@ __device__ __forceinline__ void multiply_stage(Sums<F::COLUMNS>& sums, u32 rows,
     end_products();
 }
 
-// Two elements as they lie in memory, `first` in the lower half.
-__device__ __forceinline__ u32 pack(f32 first, f32 second) {
-    u32 both;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
-    return both;
-}
-
 // Four words of each of four neighbouring lanes change places: lane `i` gets everybody's word `i`.
 __device__ __forceinline__ void exchange(u32 (&words)[4], u32 lane) {
     const bool odd = lane & 1, upper = lane & 2;

@@ -1,6 +1,7 @@
-//! What adapters need beside matrix products: thin products, which are written first so that a large product is added to
-//! them while it passes by; both that the gradient of an output brings, in one sweep; an addition; and dropout whose mask is a pure function of names, never of order, rank or
-//! device. On a GPU tensors are f32 or bf16; arithmetic is f32 and rounded once.
+//! What adapters need beside matrix products: thin products, which are written first so that a large product is added
+//! to them while it passes by; what the gradients of outputs bring, in one sweep; an addition; and dropout whose mask
+//! is a pure function of names, never of order, rank or device. On a GPU tensors are f32 or bf16; arithmetic is f32 and
+//! rounded once.
 #![expect(non_snake_case, reason = "shape suffixes: T tokens, D input width, R rank, O output width")]
 
 mod cuda;
@@ -132,11 +133,11 @@ pub struct Output<'a> {
     pub first_row: usize,
 }
 
-/// Adapters one by one, whose factors B lie one under the other, and whose narrow products side by side. Fails unless the
-/// shapes fit.
+/// Adapters one by one, whose factors B lie one under the other, and whose narrow products side by side. Fails unless
+/// the shapes fit.
 pub fn outputs<'a>(dys: &[Columns<'a>], b_OR: &Tensor, narrow_TR: &'a Tensor) -> Result<Vec<Output<'a>>> {
     const WHAT: &str = "way back through adapters";
-    let (num_columns, rank) = b_OR.dims2(WHAT)?;
+    let (_, rank) = b_OR.dims2(WHAT)?;
     let (num_rows, _) = narrow_TR.dims2(WHAT)?;
     narrow_TR.expect_dims(WHAT, &[num_rows, dys.len() * rank])?;
     b_OR.expect_dims(WHAT, &[dys.iter().map(|dy| dy.count).sum(), rank])?;
@@ -151,13 +152,12 @@ pub fn outputs<'a>(dys: &[Columns<'a>], b_OR: &Tensor, narrow_TR: &'a Tensor) ->
         outputs.push(Output { dy, b: b_OR.rows(first_row, dy.count)?, narrow, first_row });
         first_row += dy.count;
     }
-    debug_assert_eq!(first_row, num_columns);
     Ok(outputs)
 }
 
-/// `dy·B` of each adapter, side by side. Adds `scale · dyᵀ·narrow` of each, one under the other as factors B are, to the
-/// elements of `sums` from `start` on; `sums` is f32. On a GPU only, where gradients are collected: there each `dy` is read
-/// once for both, where it can be.
+/// `dy·B` of each adapter, side by side. Adds `scale · dyᵀ·narrow` of each, one under the other as factors B are, to
+/// the elements of `sums` from `start` on; `sums` is f32. On a GPU only, where gradients are collected: there each `dy`
+/// is read once for both, where it can be.
 pub fn outputs_backward(
     (sums, start): (&mut DeviceBuffer, usize),
     dys: &[Columns],
@@ -173,7 +173,7 @@ pub fn outputs_backward(
         return Err(DeviceError::Shape { what: WHAT, found: sums.shape().clone(), expected });
     }
     let rank = b_OR.dims()[1];
-    if sweep::is_faster(sums.device(), dys, narrow_TR, rank) {
+    if sweep::takes(sums.device(), dys, narrow_TR, rank) {
         let tensors: Vec<&Tensor> = dys.iter().map(|dy| dy.tensor).chain([b_OR, narrow_TR]).collect();
         check::place(WHAT, &tensors)?;
         tensors.iter().try_for_each(|tensor| expect_dtype(WHAT, tensor, DType::BF16))?;

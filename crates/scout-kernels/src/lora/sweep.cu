@@ -1,10 +1,12 @@
-// What the way back through adapters takes out of the gradients of their outputs, in one sweep over each: its product with
-// factor B, and that of its transpose with what factor A made of the input. The time is that of reading them, in bf16.
+// What the way back through adapters takes out of the gradients of their outputs, in one sweep over each: its product
+// with factor B, and that of its transpose with what factor A made of the input. The time is that of reading them, in
+// bf16.
 //
-// Up to three adapters read one input; their gradients stand beside each other, in groups of columns. A block sweeps over some rows of 1024 columns, 16 rows at a time, of which several times as many are on their way. What
-// a row's columns make of the first product, and a column's rows of the second, are parts of sums: a second kernel adds
-// them up, always in the same order.
-#include "prelude.cuh"
+// Up to three adapters read one input; their gradients stand beside each other, in groups of columns. A block sweeps
+// over some rows of 1024 columns, 16 rows at a time, of which several times as many are on their way. What a row's
+// columns make of the first product, and a column's rows of the second, are parts of sums: a second kernel adds them
+// up, always in the same order.
+#include "squares.cuh"
 
 // Of a tile.
 constexpr u32 ROWS = 16, COLUMNS = 1024;
@@ -17,27 +19,16 @@ constexpr u32 BYTES_OF_ROW = COLUMNS * 2, BYTES_OF_TILE = ROWS * BYTES_OF_ROW;
 // Of a warp: a share of the columns, for both products.
 constexpr u32 COLUMNS_OF_WARP = COLUMNS / WARPS, STEPS = COLUMNS_OF_WARP / 16;
 
-// Of the gradients of the outputs of adapters: element `[row, column]` of one lies `row * width + start + column` elements
-// behind its address, and of its columns there are `count`. None behind the last adapter.
+// Columns of the gradient of each adapter's output: element `[row, column]` of them lies `row * width + start + column`
+// elements behind the gradient's address, and there are `count`; none behind the last adapter.
 constexpr u32 MOST_ADAPTERS = 3;
-struct Outputs {
+struct Windows {
     u32 width[MOST_ADAPTERS], start[MOST_ADAPTERS], count[MOST_ADAPTERS];
 
     __device__ __forceinline__ u32 groups(u32 adapter) const { return (count[adapter] + COLUMNS - 1) / COLUMNS; }
 };
 
 extern __shared__ __align__(16) u8 shared[];
-
-__device__ __forceinline__ u32 shared_address(const void* of) {
-    u64 address;
-    asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(of));
-    return u32(address);
-}
-
-// Begins to copy 16 bytes, or to write zeros where they do not exist.
-__device__ __forceinline__ void copy(u32 to, const bf16* from, bool exists) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
-}
 
 __device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
@@ -47,33 +38,8 @@ __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(COUNT) : "memory");
 }
 
-// Four pieces of eight lines of 16 bytes, each lane with the address of one line: lane `i` gets two neighbours of line
-// `i / 4` of each.
-__device__ __forceinline__ void load_pieces(u32 (&pieces)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-        : "=r"(pieces[0]), "=r"(pieces[1]), "=r"(pieces[2]), "=r"(pieces[3]) : "r"(address) : "memory");
-}
-
-// The same with lines and columns of each piece exchanged.
-__device__ __forceinline__ void load_transposed(u32 (&pieces)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-        : "=r"(pieces[0]), "=r"(pieces[1]), "=r"(pieces[2]), "=r"(pieces[3]) : "r"(address) : "memory");
-}
-
-__device__ __forceinline__ void load_transposed(u32 (&pieces)[2], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-        : "=r"(pieces[0]), "=r"(pieces[1]) : "r"(address) : "memory");
-}
-
-// c += a·b for 16 rows, 8 columns and an inner extent of 16.
-__device__ __forceinline__ void multiply_add(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// A warp's share of factor B, [count, rank], which it keeps: of each 16 columns of the gradient, those of each 8 of the rank.
+// A warp's share of factor B, [count, rank], which it keeps: of each 16 columns of the gradient, those of each 8 of the
+// rank.
 template <u32 TILES>
 struct Share {
     u32 of_step[STEPS][TILES][2];
@@ -135,12 +101,13 @@ struct Sweep {
         for (u32 i = 0; i < ROWS; i += THREADS / VECTORS_OF_ROW) {
             const u32 here = i + threadIdx.x / VECTORS_OF_ROW;
             const bool exists = row + here < end_row && column < count;
-            copy(place(to, here, vector), dy + (exists ? u64(row + here) * dy_width + column : 0), exists);
+            copy_16(place(to, here, vector), dy + (exists ? u64(row + here) * dy_width + column : 0), exists);
         }
         if (threadIdx.x < ROWS * TILES) {
             const u32 here = threadIdx.x / TILES, r = threadIdx.x % TILES * VECTOR;
             const bool exists = row + here < end_row;
-            copy(to + BYTES_OF_TILE + threadIdx.x * 16, narrow + (exists ? u64(row + here) * narrow_width + r : 0), exists);
+            const bf16* from = narrow + (exists ? u64(row + here) * narrow_width + r : 0);
+            copy_16(to + BYTES_OF_TILE + threadIdx.x * 16, from, exists);
         }
     }
 
@@ -151,10 +118,10 @@ struct Sweep {
 #pragma unroll
         for (u32 step = 0; step < STEPS; ++step) {
             u32 rows[4];
-            load_pieces(rows, place(from, lane % 16, first_vector() + lane / 16 + 2 * step));
+            load_squares(rows, place(from, lane % 16, first_vector() + lane / 16 + 2 * step));
 #pragma unroll
             for (u32 i = 0; i < TILES; ++i) {
-                multiply_add(sums[i], rows, share.of_step[step][i]);
+                multiply(sums[i], rows, share.of_step[step][i][0], share.of_step[step][i][1]);
             }
         }
         f32* to = parts(tile) + (threadIdx.x / 32 * ROWS + lane / 4) * RANK + lane % 4 * 2;
@@ -171,15 +138,15 @@ struct Sweep {
         u32 narrow_here[TILES][2];
 #pragma unroll
         for (u32 i = 0; i < TILES; ++i) {
-            load_transposed(narrow_here[i], from + BYTES_OF_TILE + lane % 16 * RANK * 2 + i * 16);
+            load_squares_across(narrow_here[i], from + BYTES_OF_TILE + lane % 16 * RANK * 2 + i * 16);
         }
 #pragma unroll
         for (u32 step = 0; step < STEPS; ++step) {
             u32 columns[4];
-            load_transposed(columns, place(from, lane % 8 + lane / 16 * 8, first_vector() + lane / 8 % 2 + 2 * step));
+            load_squares_across(columns, place(from, lane % 8 + lane / 16 * 8, first_vector() + lane / 8 % 2 + 2 * step));
 #pragma unroll
             for (u32 i = 0; i < TILES; ++i) {
-                multiply_add(sums[step][i], columns, narrow_here[i]);
+                multiply(sums[step][i], columns, narrow_here[i][0], narrow_here[i][1]);
             }
         }
     }
@@ -219,24 +186,24 @@ struct Sweep {
     }
 };
 
-// `b` has the factors of all adapters one under the other, `narrow` what their factors A made side by side. `across_parts`
-// are [groups of columns, num_rows, rank], `down_parts` are [groups of rows, columns of all, rank].
+// `b` has the factors of all adapters one under the other, `narrow` what their factors A made side by side.
+// `across_parts` are [groups of columns, num_rows, rank], `down_parts` are [groups of rows, columns of all, rank].
 template <u32 TILES>
 __device__ __forceinline__ void sweep(
-    const bf16* first, const bf16* second, const bf16* third, const Outputs& outputs, u32 num_rows, u32 num_columns,
+    const bf16* first, const bf16* second, const bf16* third, const Windows& windows, u32 num_rows, u32 num_columns,
     const bf16* b, const bf16* narrow, u32 num_adapters, f32* across_parts, f32* down_parts, u32 rows_of_block) {
     using Part = Sweep<TILES>;
     u32 adapter = 0, group = blockIdx.x, columns_before = 0;
-    while (group >= outputs.groups(adapter)) {
-        group -= outputs.groups(adapter);
-        columns_before += outputs.count[adapter];
+    while (group >= windows.groups(adapter)) {
+        group -= windows.groups(adapter);
+        columns_before += windows.count[adapter];
         ++adapter;
     }
     const u32 first_row = blockIdx.y * rows_of_block, end_row = min(num_rows, first_row + rows_of_block);
-    const u32 count = outputs.count[adapter];
+    const u32 count = windows.count[adapter];
     const bf16* dy = adapter == 0 ? first : adapter == 1 ? second : third;
     const Part part = {
-        dy + outputs.start[adapter], narrow + adapter * Part::RANK, outputs.width[adapter],
+        dy + windows.start[adapter], narrow + adapter * Part::RANK, windows.width[adapter],
         num_adapters * Part::RANK, group * COLUMNS, count, first_row, end_row};
     const u32 num_tiles = (end_row - first_row + ROWS - 1) / ROWS;
 #pragma unroll
@@ -293,10 +260,10 @@ __device__ __forceinline__ float4 sum_of_parts(const f32* parts, u32 first, u32 
     return sum;
 }
 
-// The ends of a sweep, 128 numbers for each block. The first blocks write `dnarrow`, which lies like `narrow`; the others
-// add to the gradients of all factors B, which lie like these from element `start` of `sums` on.
+// The ends of a sweep, 128 numbers for each block. The first blocks write `dnarrow`, which lies like `narrow`; the
+// others add to the gradients of all factors B, which lie like these from element `start` of `sums` on.
 extern "C" __global__ void __launch_bounds__(THREADS) lora_sweep_ends_bf16(
-    const f32* across_parts, const __attribute__((grid_constant)) Outputs outputs, bf16* dnarrow, u32 num_rows,
+    const f32* across_parts, const __attribute__((grid_constant)) Windows windows, bf16* dnarrow, u32 num_rows,
     u32 num_adapters, const f32* down_parts, u32 row_groups, f32* sums, u64 start, u32 num_columns, u32 rank,
     f32 scale) {
     const u64 of_narrow = u64(num_rows) * num_adapters * rank, of_b = u64(num_columns) * rank;
@@ -309,15 +276,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) lora_sweep_ends_bf16(
         const u32 column = u32(here % (num_adapters * rank)), adapter = column / rank;
         u32 first_group = 0;
         for (u32 before = 0; before < adapter; ++before) {
-            first_group += outputs.groups(before);
+            first_group += windows.groups(before);
         }
         const u64 in_part = here / (num_adapters * rank) * rank + column % rank;
         const float4 sum = sum_of_parts(
-            across_parts, first_group, first_group + outputs.groups(adapter), u64(num_rows) * rank, in_part);
+            across_parts, first_group, first_group + windows.groups(adapter), u64(num_rows) * rank, in_part);
         if (threadIdx.x < 32 && at < of_narrow) {
-            const u32 first = from_f32<bf16>(sum.y).bits << 16 | from_f32<bf16>(sum.x).bits;
-            const u32 second = from_f32<bf16>(sum.w).bits << 16 | from_f32<bf16>(sum.z).bits;
-            *reinterpret_cast<uint2*>(dnarrow + at) = make_uint2(first, second);
+            *reinterpret_cast<uint2*>(dnarrow + at) = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
         }
         return;
     }
@@ -334,10 +299,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) lora_sweep_ends_bf16(
 #define SWEEP(TILES)                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_sweep_##TILES##_bf16(                               \
         const bf16* first, const bf16* second, const bf16* third,                                                     \
-        const __attribute__((grid_constant)) Outputs outputs, u32 num_rows, u32 num_columns, const bf16* b,           \
+        const __attribute__((grid_constant)) Windows windows, u32 num_rows, u32 num_columns, const bf16* b,           \
         const bf16* narrow, u32 num_adapters, f32* across_parts, f32* down_parts, u32 rows_of_block) {                \
         sweep<TILES>(                                                                                                 \
-            first, second, third, outputs, num_rows, num_columns, b, narrow, num_adapters, across_parts, down_parts,  \
+            first, second, third, windows, num_rows, num_columns, b, narrow, num_adapters, across_parts, down_parts,  \
             rows_of_block);                                                                                           \
     }
 

@@ -1,5 +1,5 @@
-//! One sweep over the gradients of the outputs of adapters that read one input: a launch whose blocks each have some rows of
-//! some columns, and one that adds up what they found.
+//! One sweep over the gradients of the outputs of adapters that read one input: a launch whose blocks each have some
+//! rows of some columns, and one that adds up what they found.
 
 use std::sync::Arc;
 
@@ -11,43 +11,49 @@ use crate::Result;
 use crate::cuda::{count, sources};
 use crate::matmul::Columns;
 
-/// As the kernel has them: a tile, how many of them lie in shared memory, and what moves at once.
+// As the kernel has them: a tile, how many of them lie in shared memory, what moves at once, warps of a block, numbers
+// that a block of the second launch adds up, and adapters of one input.
 const ROWS: usize = 16;
 const COLUMNS: usize = 1024;
 const STAGES: usize = 4;
 const VECTOR: usize = 8;
 const WARPS: usize = 8;
-/// Numbers that a block of the second kernel adds up.
 const NUMBERS: usize = 128;
+const MOST_ADAPTERS: usize = 3;
+
 /// From there on a library's products have more to do than to read.
 const LARGEST_RANK: usize = 32;
 
-/// Of one input, as the kernel has them.
-const MOST_ADAPTERS: usize = 3;
-
-/// Whether this is the way to read the gradients, for adapters of this rank. On an H200 at its power limit a sweep over 10,240
-/// to 16,384 rows of 8,192 columns took 55 to 79 µs, and cuBLASLt's two products 104 to 150.
-pub(super) fn is_faster(device: &CudaDevice, dys: &[Columns], narrow: &Tensor, rank: usize) -> bool {
+/// Whether the kernel takes these gradients, for adapters of this rank. It is the faster way where it does: on an H200
+/// at its power limit a sweep over 10,240 to 16,384 rows of 8,192 columns took 55 to 79 µs, and cuBLASLt's two products
+/// 104 to 150.
+pub(super) fn takes(device: &CudaDevice, dys: &[Columns], narrow: &Tensor, rank: usize) -> bool {
     device.properties().architecture == 90
         && (1..=MOST_ADAPTERS).contains(&dys.len())
-        && (1..=LARGEST_RANK).contains(&rank)
-        && rank.is_multiple_of(VECTOR)
+        && has_kernel(rank)
         && TensorMap::fits(narrow)
         && dys.iter().all(is_in_vectors)
 }
 
-/// Whether there are columns, and each of their rows is made of whole vectors.
+fn has_kernel(rank: usize) -> bool {
+    (1..=LARGEST_RANK).contains(&rank) && rank.is_multiple_of(VECTOR)
+}
+
+/// Whether there are columns, and each of their rows is made of whole vectors, which lie where vectors could.
 fn is_in_vectors(dy: &Columns) -> bool {
     TensorMap::fits(dy.tensor) && dy.start.is_multiple_of(VECTOR) && dy.count.is_multiple_of(VECTOR) && dy.count > 0
 }
 
-/// The most that parts of sums take, of adapters whose outputs have so many columns each: of each row a number for each group
-/// of columns and of the rank, and of each column no more than one for each of so many multiprocessors.
+/// The most that parts of sums take, of adapters whose outputs have so many columns each: of each row a number for each
+/// group of columns and of the rank, and of each column no more than one for each of so many multiprocessors.
 pub(super) fn most_scratch(num_rows: usize, widths: &[usize], rank: usize) -> ByteCount {
     const MULTIPROCESSORS: usize = 132;
+    if !has_kernel(rank) {
+        return ByteCount(0);
+    }
     let column_groups = num_groups(widths);
     let down = COLUMNS * MULTIPROCESSORS.max(column_groups);
-    DType::F32.size() * ((column_groups * num_rows + down) * rank.min(LARGEST_RANK)) as u64
+    DType::F32.size() * ((column_groups * num_rows + down) * rank) as u64
 }
 
 fn num_groups(widths: &[usize]) -> usize {
@@ -77,8 +83,8 @@ fn shared_memory(rank: usize) -> usize {
     STAGES * 2 * ROWS * (COLUMNS + rank) + 2 * WARPS * ROWS * rank * 4
 }
 
-/// `dy·B` of each adapter side by side; adds `scale · dyᵀ·narrow` of each to `sums` from `start` on. The contract checked
-/// that shapes and types fit, and asked [`is_faster`].
+/// `dy·B` of each adapter side by side; adds `scale · dyᵀ·narrow` of each to `sums` from `start` on. The contract
+/// checked that shapes and types fit, and asked [`takes`].
 pub(super) fn sweep(
     (sums, start): (&mut DeviceBuffer, usize),
     dys: &[Columns],
@@ -97,7 +103,7 @@ pub(super) fn sweep(
         Some(dy) => Argument::Part(dy.tensor, DType::BF16.size().0 * (num_rows * dy.count) as u64),
         None => Argument::Nothing,
     };
-    let outputs = outputs(dys)?;
+    let windows = windows(dys)?;
     let (num_rows, num_columns) = (count(WHAT, num_rows)?, count(WHAT, num_columns)?);
     let num_adapters = dys.len() as u32;
     let kernel = device.kernel(&sources::LORA_SWEEP, name(rank))?;
@@ -110,7 +116,7 @@ pub(super) fn sweep(
         dy(0),
         dy(1),
         dy(2),
-        Argument::Numbers(&outputs),
+        Argument::Numbers(&windows),
         Argument::U32(num_rows),
         Argument::U32(num_columns),
         Argument::In(b),
@@ -120,11 +126,12 @@ pub(super) fn sweep(
         Argument::Out(&mut down),
         Argument::U32(count(WHAT, shares.rows_of_block)?),
     ];
-    // SAFETY: each block has a group of columns of one adapter, for there are as many as blocks in a row of the grid, and rows
-    // from `rows_of_block` times its own on. It reads those of them that exist, of that adapter's `dy` and of `narrow`, and
-    // those columns' rows of `b`, which have them (the contract checked), in vectors that lie where vectors could
-    // (`is_faster`). It writes those rows of its group's part of one product, and those columns of its rows' part of the
-    // other. What it reads was written on the compute stream.
+    // SAFETY: each block has a group of columns of one adapter, for there are as many as blocks in a row of the grid,
+    // and rows from `rows_of_block` times its own on. It reads those of them that exist, of that adapter's `dy` and of
+    // `narrow`, and those columns' rows of `b`, which have them (the contract checked), in vectors that lie where
+    // vectors could (`takes`). It writes all of those rows of its group's part of one product, and of those columns of
+    // its rows' part of the other. What it keeps in shared memory is what `shared_memory` counts. What it reads was
+    // written on the compute stream.
     unsafe { device.launch(&kernel, grid, &mut arguments) }?;
 
     let mut dnarrow = device.buffer(DType::BF16, narrow.dims())?;
@@ -132,7 +139,7 @@ pub(super) fn sweep(
     let blocks = narrow.num_elements().div_ceil(NUMBERS) + b.num_elements().div_ceil(NUMBERS);
     let mut arguments = [
         Argument::In(&across),
-        Argument::Numbers(&outputs),
+        Argument::Numbers(&windows),
         Argument::Out(&mut dnarrow),
         Argument::U32(num_rows),
         Argument::U32(num_adapters),
@@ -145,14 +152,16 @@ pub(super) fn sweep(
         Argument::F32(scale),
     ];
     let kernel = device.kernel(&sources::LORA_SWEEP, "lora_sweep_ends_bf16")?;
-    // SAFETY: each lane of a block's first warp has four numbers of `dnarrow`, or of `sums`, for itself. There are parts of
-    // them, which the launch before wrote, and room for them in `sums` (the contract checked).
+    // SAFETY: a block has 128 numbers of `dnarrow`, or, behind as many blocks as those need, of `sums`; each lane of
+    // its first warp writes four of them. Ranks are whole vectors, so these belong to one adapter and lie where four
+    // numbers could. All of their parts were written by the launch before, and `sums` has room for them (the contract
+    // checked).
     unsafe { device.launch(&kernel, Grid::new(count(WHAT, blocks)?, 32 * WARPS as u32), &mut arguments) }?;
     Ok(dnarrow.into_tensor())
 }
 
 /// The kernel's structure: widths of the matrices, where columns begin in them, and how many there are.
-fn outputs(dys: &[Columns]) -> Result<[u32; 3 * MOST_ADAPTERS]> {
+fn windows(dys: &[Columns]) -> Result<[u32; 3 * MOST_ADAPTERS]> {
     const WHAT: &str = "columns of a gradient";
     let mut numbers = [0; 3 * MOST_ADAPTERS];
     for (adapter, dy) in dys.iter().enumerate() {
@@ -184,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_have_whole_tiles_and_are_no_more_than_multiprocessors() {
+    fn blocks_have_whole_tiles_and_are_as_many_as_multiprocessors_where_columns_allow() {
         for (num_rows, widths, column_groups, row_groups, rows_of_block) in [
             (16384, &[8192, 8192][..], 16, 8, 2048),
             (16384, &[5120], 5, 26, 640),
@@ -207,6 +216,10 @@ mod tests {
             assert!(sources::LORA_SWEEP.text.contains(&format!("SWEEP({})", rank / VECTOR)), "{rank}");
             assert_eq!(name(rank), format!("lora_sweep_{}_bf16", rank / VECTOR));
             assert!(shared_memory(rank) <= 227 << 10, "{rank}");
+            assert!(has_kernel(rank) && most_scratch(1, &[8], rank).0 > 0, "{rank}");
+        }
+        for rank in [0, 1, 7, 12, 33, LARGEST_RANK + VECTOR] {
+            assert!(!has_kernel(rank) && most_scratch(1, &[8], rank).0 == 0, "{rank}");
         }
     }
 }

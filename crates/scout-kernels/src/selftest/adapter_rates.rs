@@ -55,13 +55,13 @@ fn thin_factors(meter: &mut Meter) -> Result<()> {
 /// Both products of gradients in one sweep: of gate and up, of q, k and v, and of the model's width.
 fn swept(meter: &mut Meter) -> Result<()> {
     let device = meter.device.clone();
-    let (both, x, key) =
-        (bf16(&device, [TOKENS, 2 * INNER], 1)?, bf16(&device, [TOKENS, WIDTH], 2)?, bf16(&device, [TOKENS, 1024], 3)?);
+    let (both, x) = (bf16(&device, [TOKENS, 2 * INNER], 1)?, bf16(&device, [TOKENS, WIDTH], 2)?);
+    let (key, value) = (bf16(&device, [TOKENS, 1024], 3)?, bf16(&device, [TOKENS, 1024], 6)?);
     let half = |start| Columns { tensor: &both, start, count: INNER };
     let mut sums = device.zeros(DType::F32, [2 * INNER * RANK])?;
     for (name, dys) in [
         ("dy·B and dyᵀ·narrow, gate and up", &[half(0), half(INNER)][..]),
-        ("dy·B and dyᵀ·narrow, q, k and v", &[(&x).into(), (&key).into(), (&key).into()]),
+        ("dy·B and dyᵀ·narrow, q, k and v", &[(&x).into(), (&key).into(), (&value).into()]),
         ("dy·B and dyᵀ·narrow, 5120 and 8", &[(&x).into()]),
     ] {
         let num_columns = dys.iter().map(|dy| dy.count).sum();

@@ -17,6 +17,7 @@ pub(super) const CASES: &[Case] = &[
     ("lora.product_windows", lora_product_windows),
     ("lora.side_by_side", lora_side_by_side),
     ("lora.sweep", lora_sweep),
+    ("lora.sweep_windows", lora_sweep_windows),
     ("lora.sweep_of_stack", lora_sweep_of_stack),
     ("lora.delta", lora_delta),
     ("lora.dropout", lora_dropout),
@@ -222,6 +223,8 @@ const SWEPT: &[(usize, usize, usize)] = &[
     (40, 33, 8),
     (2100, 5120, 16),
     (5000, 8192, 8),
+    (9000, 1032, 24),
+    (5000, 2056, 32),
 ];
 
 /// What one adapter takes out of the gradient of its output, and what lies around its place in the sums.
@@ -247,20 +250,47 @@ fn lora_sweep(check: &mut Check) -> Result<()> {
             check.holds(format!("{what}, nothing around it"), around.all(|&number| number == 0.0));
         }
     }
-    let (dy, narrow) = (check.pair(DType::BF16, [64, 64], 1.0)?.gpu, check.pair(DType::BF16, [64, 8], 1.0)?.gpu);
-    let mut sums = check.device.zeros(DType::F32, [8 * 64])?;
-    let found = lora::outputs_backward((&mut sums, 1), &[(&dy).into()], &narrow, &narrow, 1.0);
-    check.refused("sums that end too soon", "from 1 on", found);
-    let few = check.pair(DType::BF16, [32, 8], 1.0)?.gpu;
-    let found = lora::outputs_backward((&mut sums, 0), &[(&dy).into()], &narrow, &few, 1.0);
-    check.refused("fewer narrow rows", "32 rows", found);
-    let found = lora::outputs_backward((&mut sums, 0), &[(&dy).into(), (&dy).into()], &narrow, &narrow, 1.0);
-    check.refused("more gradients than factors", "[64, 16]", found);
     Ok(())
 }
 
-/// Adapters side by side, as those of q, k and v and those of gate and up, whose gradients are columns of one matrix; the
-/// same bits again.
+/// Columns that begin where no vector could, and rows of larger tensors; what does not fit is refused.
+fn lora_sweep_windows(check: &mut Check) -> Result<()> {
+    let (wide, narrow) = (check.pair(DType::BF16, [90, 80], 1.0)?, check.pair(DType::BF16, [90, 8], 1.0)?);
+    let b = check.pair(DType::BF16, [64, 8], 1.0)?;
+    for (what, start, [first, count]) in
+        [("from column 4", 4, [0, 90]), ("from column 8", 8, [0, 90]), ("rows 3 to 73", 16, [3, 70])]
+    {
+        let rows = |tensor: &Tensor| tensor.rows(first, count);
+        let (host, gpu) = (rows(&wide.host)?, rows(&wide.gpu)?);
+        let (of_host, of_gpu) =
+            (Columns { tensor: &host, start, count: 64 }, Columns { tensor: &gpu, start, count: 64 });
+        let mut sums = check.device.zeros(DType::F32, [64 * 8])?;
+        let found = lora::outputs_backward((&mut sums, 0), &[of_gpu], &b.gpu, &rows(&narrow.gpu)?, 1.0)?;
+        let expected = matmul::nn(of_host, &b.host)?;
+        check.close(format!("{what}, gradient of narrow"), &found, &expected, tolerance(DType::BF16))?;
+        let expected = matmul::tn(of_host, &rows(&narrow.host)?)?.reshape([64 * 8])?;
+        check.close(format!("{what}, gradient of B"), &sums.view(), &expected, tolerance(DType::F32))?;
+    }
+    let (dy, few) = (Columns { tensor: &wide.gpu, start: 0, count: 64 }, narrow.gpu.rows(0, 32)?);
+    let f32s = check.pair(DType::F32, [64, 8], 1.0)?.gpu;
+    let (b, host, narrow) = (&b.gpu, &b.host, &narrow.gpu);
+    for (what, part, start, dys, b, narrow) in [
+        ("sums that end too soon", "from 1 on", 1, &[dy][..], b, narrow),
+        ("fewer narrow rows", "32 rows", 0, &[dy], b, &few),
+        ("more gradients than factors", "[90, 16]", 0, &[dy, dy], b, narrow),
+        ("another element type", "found element type", 0, &[dy], &f32s, narrow),
+        ("a factor on the host", "the host", 0, &[dy], host, narrow),
+    ] {
+        let mut sums = check.device.zeros(DType::F32, [64 * 8])?;
+        check.refused(what, part, lora::outputs_backward((&mut sums, start), dys, b, narrow, 1.0));
+    }
+    let mut sums = check.device.zeros(DType::BF16, [64 * 8])?;
+    check.refused("sums of bf16", "f32", lora::outputs_backward((&mut sums, 0), &[dy], b, narrow, 1.0));
+    Ok(())
+}
+
+/// Adapters side by side, as those of q, k and v and those of gate and up, whose gradients are columns of one matrix;
+/// in one launch where they can be; the same bits again.
 fn lora_sweep_of_stack(check: &mut Check) -> Result<()> {
     for dtype in DTYPES {
         for (num_rows, halves, others, rank) in [
@@ -271,6 +301,7 @@ fn lora_sweep_of_stack(check: &mut Check) -> Result<()> {
             (33, 7, &[5], 3),
             (64, 72, &[72], 64),
             (40, 64, &[8, 8], 8),
+            (3000, 1040, &[1032], 32),
         ] {
             let what = format!("{dtype} {num_rows} rows of {halves} twice and {others:?}, rank {rank}");
             let both = check.pair(dtype, [num_rows, 2 * halves], 1.0)?;
@@ -291,7 +322,12 @@ fn lora_sweep_of_stack(check: &mut Check) -> Result<()> {
             let mut bits = Vec::new();
             for _ in 0..2 {
                 let mut sums = check.device.zeros(DType::F32, [7 + num_columns * rank])?;
+                check.device.begin_profile();
                 let found = lora::outputs_backward((&mut sums, 7), &of_gpu, &b.gpu, &narrow.gpu, 1.0)?;
+                let profile = check.device.end_profile()?;
+                let sweeps = profile.iter().filter(|share| share.name.starts_with("lora_sweep_") && share.calls == 1);
+                let is_swept = dtype == DType::BF16 && of_gpu.len() <= 3 && halves % 8 == 0 && rank <= 32;
+                check.holds(format!("{what}, swept as it should"), sweeps.count() == if is_swept { 2 } else { 0 });
                 check.close(format!("{what}, gradients of narrow"), &found, &dnarrow, tolerance(dtype))?;
                 for output in &expected {
                     let product = matmul::tn(output.dy, output.narrow)?;
