@@ -2,7 +2,7 @@
 //! whatever ends one rank ends all of them, with one sentence and one exit code.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -27,8 +27,8 @@ pub const ALONE_DEADLINE: Duration = Duration::from_secs(120);
 pub const INIT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a rank whose collective failed waits to be told why.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a rank that is asked to end waits to be told why: longer than a death takes to be known, shorter than anybody's
-/// patience.
+/// How long a rank that is asked to end waits to be told why, and for a thread that is about to say it: longer than either
+/// takes, shorter than most patience.
 const LAST_WORD: Duration = Duration::from_millis(300);
 /// How long a rank that has said the last word stays, so that whoever started it takes its lines for those of a living rank.
 const UNTIL_READ: Duration = Duration::from_millis(100);
@@ -82,8 +82,11 @@ impl Joined {
             host: scout_device::host::name(),
             pid: std::process::id(),
         };
-        let limits =
-            Limits { init_timeout: waits.init_timeout, hang_limit: waits.hang_limit, ending: Ending::calling(end) };
+        let limits = Limits {
+            init_timeout: waits.init_timeout,
+            hang_limit: waits.hang_limit,
+            ending: Ending::calling(say, end),
+        };
         let through = way_of_collectives(ranks.seat.launcher, progress)?;
         let approach = Approach { place, mesh, introduction, limits, through };
         let seat = scout_comm::meet(&approach, whereabouts).map_err(|error| during_the_meeting(error, mesh))?;
@@ -120,10 +123,15 @@ impl Joined {
     }
 }
 
+fn say(verdict: &Verdict) {
+    // Where stderr is gone, the exit code still tells.
+    let _ = writeln!(io::stderr(), "error: {}", verdict.sentence);
+}
+
 /// Prints the verdict, if it is this rank's to print and nobody has printed it, and ends the process with its code.
 fn end(verdict: &Verdict, speaks: bool) {
     if speaks {
-        eprintln!("error: {}", verdict.sentence);
+        say(verdict);
     }
     leave_at_once(verdict.code.code().into())
 }
@@ -137,12 +145,13 @@ fn speak_before_the_end(own: Rank, verdicts: Verdicts) -> io::Result<()> {
         let code = match verdicts.wait_for_verdict(LAST_WORD) {
             Some(verdict) => {
                 if verdicts.may_speak() {
-                    eprintln!("error: {}", verdict.sentence);
+                    say(&verdict);
+                    verdicts.has_spoken();
+                }
+                verdicts.wait_until_said(LAST_WORD);
+                if verdict.speaker == own {
                     // A launcher must still read it.
                     thread::sleep(UNTIL_READ);
-                } else if verdict.speaker == own {
-                    // The thread that works has taken the word, and may be about to say it.
-                    thread::sleep(LAST_WORD);
                 }
                 verdict.code.code().into()
             }
@@ -182,7 +191,12 @@ impl Others {
         let speaks = self.control.may_speak();
         let is_own = verdict.rank == self.mesh.rank() && verdict.sentence == sentence;
         let hint = if is_own { failure::hint(&error) } else { None };
-        ended(verdict, speaks, hint)
+        let ended = ended(verdict, speaks, hint);
+        if speaks {
+            self.control.has_spoken();
+        }
+        self.control.wait_until_said(LAST_WORD);
+        ended
     }
 
     fn sentence(&self, job: &Job, what: &str) -> String {

@@ -17,21 +17,33 @@ pub struct Limits {
     pub ending: Ending,
 }
 
-/// How a rank ends that does not leave by itself after a verdict.
+/// How a verdict is printed, and how a rank ends that does not leave by itself after one.
 #[derive(Clone)]
-pub struct Ending(Arc<End>);
+pub struct Ending {
+    say: Arc<Say>,
+    end: Arc<End>,
+}
 
+type Say = dyn Fn(&Verdict) + Send + Sync;
 type End = dyn Fn(&Verdict, bool) + Send + Sync;
 
 impl Ending {
-    /// Calls `end` with the verdict and whether this rank is to print it. It does not come back where the process is ended
-    /// as it should be.
-    pub fn calling(end: impl Fn(&Verdict, bool) + Send + Sync + 'static) -> Ending {
-        Ending(Arc::new(end))
+    /// Calls `say` with a verdict about another rank that this rank is to print, as soon as there is one. Calls `end` with the
+    /// verdict and whether this rank is still to print it; that does not come back where the process is ended as it should
+    /// be.
+    pub fn calling(
+        say: impl Fn(&Verdict) + Send + Sync + 'static,
+        end: impl Fn(&Verdict, bool) + Send + Sync + 'static,
+    ) -> Ending {
+        Ending { say: Arc::new(say), end: Arc::new(end) }
+    }
+
+    pub(super) fn say(&self, verdict: &Verdict) {
+        (self.say)(verdict);
     }
 
     pub(super) fn end(&self, verdict: &Verdict, speaks: bool) {
-        (self.0)(verdict, speaks);
+        (self.end)(verdict, speaks);
     }
 }
 

@@ -74,6 +74,16 @@ impl Control {
         self.shared.may_speak()
     }
 
+    /// The caller was to print the verdict, and has done so.
+    pub fn has_spoken(&self) {
+        self.shared.has_spoken();
+    }
+
+    /// For whoever is about to leave: until the verdict is printed, where another thread is to do that.
+    pub fn wait_until_said(&self, patience: Duration) {
+        self.shared.wait_until_said(patience);
+    }
+
     /// Goodbye after success: from here on this rank's absence is no death.
     pub fn leave(self) {
         // Dropping waits until the goodbye is on its way.
@@ -110,6 +120,16 @@ impl Verdicts {
     /// See [`Control::may_speak`].
     pub fn may_speak(&self) -> bool {
         self.0.may_speak()
+    }
+
+    /// See [`Control::has_spoken`].
+    pub fn has_spoken(&self) {
+        self.0.has_spoken();
+    }
+
+    /// See [`Control::wait_until_said`].
+    pub fn wait_until_said(&self, patience: Duration) {
+        self.0.wait_until_said(patience);
     }
 }
 

@@ -26,9 +26,19 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct State {
     verdict: Option<Verdict>,
-    has_spoken: bool,
+    word: Word,
     /// The last steps, the oldest first.
     steps: VecDeque<Duration>,
+}
+
+/// Whether this rank has printed a verdict that is its to print.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Word {
+    #[default]
+    Free,
+    /// By a thread that is about to print it.
+    Taken,
+    Said,
 }
 
 /// Enough that one slow step in a hundred counts, few enough to forget how the run began.
@@ -101,8 +111,31 @@ impl Shared {
 
     pub fn may_speak(&self) -> bool {
         let mut state = self.lock();
-        let is_ours = state.verdict.as_ref().is_some_and(|verdict| verdict.speaker == self.mesh.rank());
-        is_ours && !std::mem::replace(&mut state.has_spoken, true)
+        let may = self.speaks(&state) && state.word == Word::Free;
+        if may {
+            state.word = Word::Taken;
+        }
+        may
+    }
+
+    /// Whoever was to print the verdict has done so.
+    pub fn has_spoken(&self) {
+        self.lock().word = Word::Said;
+        self.changed.notify_all();
+    }
+
+    /// Until the verdict is printed, where it is this rank's to print and a thread is at it.
+    pub fn wait_until_said(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        let mut state = self.lock();
+        while self.speaks(&state) && state.word == Word::Taken {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return };
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+    }
+
+    fn speaks(&self, state: &State) -> bool {
+        state.verdict.as_ref().is_some_and(|verdict| verdict.speaker == self.mesh.rank())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -134,7 +167,7 @@ mod tests {
     use crate::control::limits::Ending;
 
     fn shared(hang_limit: Option<Duration>) -> Shared {
-        let ending = Ending::calling(|_, _| {});
+        let ending = Ending::calling(|_| {}, |_, _| {});
         let limits = Limits { init_timeout: Duration::from_secs(1), hang_limit, ending };
         Shared::new(Mesh::new(Rank(1), 2).unwrap(), limits)
     }
@@ -177,5 +210,25 @@ mod tests {
         let theirs = shared(None);
         theirs.adopt(verdict(0));
         assert!(!theirs.may_speak());
+        theirs.wait_until_said(Duration::from_secs(60));
+    }
+
+    #[test]
+    fn nobody_leaves_while_another_thread_is_about_to_print_the_verdict() {
+        let ours = shared(None);
+        let verdict =
+            Verdict { rank: Rank(0), code: ExitCode::PeerLost, sentence: "lost".to_string(), speaker: Rank(1) };
+        ours.adopt(verdict);
+        ours.wait_until_said(Duration::from_secs(60));
+        assert!(ours.may_speak());
+        let begun = Instant::now();
+        ours.wait_until_said(Duration::from_millis(50));
+        assert!(begun.elapsed() >= Duration::from_millis(50));
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| ours.wait_until_said(Duration::from_secs(60)));
+            ours.has_spoken();
+            waits.join().unwrap();
+        });
+        assert!(!ours.may_speak() && begun.elapsed() < Duration::from_secs(30));
     }
 }

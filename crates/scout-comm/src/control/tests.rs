@@ -60,9 +60,10 @@ fn a_rank_that_stays_after_the_verdict_is_ended_with_it_and_prints_it_if_nobody_
     let ended = Arc::new(Mutex::new(ended));
     let seats = seats(4, |rank, guest| {
         let ended = ended.clone();
-        guest.limits.ending = Ending::calling(move |verdict, speaks| {
+        let end = move |verdict: &Verdict, speaks| {
             ended.lock().unwrap().send((rank, verdict.clone(), speaks, Instant::now())).unwrap();
-        });
+        };
+        guest.limits.ending = Ending::calling(|_| panic!("a rank tells its own failure itself"), end);
     });
     let failed = Instant::now();
     let verdict = seats[1].control.fail(ExitCode::NotANumber, "the loss is not a number");
@@ -85,10 +86,35 @@ fn a_rank_that_stays_after_the_verdict_is_ended_with_it_and_prints_it_if_nobody_
 }
 
 #[test]
+fn the_loss_of_a_rank_is_told_at_once_by_one_of_the_others_whatever_its_work_is_at() {
+    for (lost, speaker) in [(2, 0), (0, 1)] {
+        let (said, words) = channel::<(usize, Verdict)>();
+        let said = Arc::new(Mutex::new(said));
+        let mut seats = seats(3, |rank, guest| {
+            let said = said.clone();
+            let say = move |verdict: &Verdict| said.lock().unwrap().send((rank, verdict.clone())).unwrap();
+            guest.limits.ending = Ending::calling(say, |_, speaks| assert!(!speaks, "it is said"));
+        });
+        let begun = Instant::now();
+        drop(seats.remove(lost));
+        let (rank, verdict) = words.recv_timeout(PATIENCE).unwrap();
+        assert!(begun.elapsed() < Duration::from_millis(900), "before anybody is made to leave");
+        assert_eq!((rank, verdict.rank, verdict.code), (speaker, Rank(lost), ExitCode::PeerLost));
+        for seat in &seats {
+            assert_eq!(seat.control.wait_for_verdict(PATIENCE), Some(verdict.clone()));
+            seat.control.wait_until_said(PATIENCE);
+            assert!(!seat.control.may_speak());
+        }
+        drop(seats);
+        assert!(words.try_recv().is_err(), "once");
+    }
+}
+
+#[test]
 fn whoever_prints_first_leaves_nothing_to_print_to_the_ending() {
     let (ended, ends) = channel();
     let ended = Mutex::new(ended);
-    let ending = Ending::calling(move |_, speaks| ended.lock().unwrap().send(speaks).unwrap());
+    let ending = Ending::calling(|_| {}, move |_, speaks| ended.lock().unwrap().send(speaks).unwrap());
     let seats = seats(2, |rank, guest| {
         if rank == 1 {
             guest.limits.ending = ending.clone();

@@ -138,9 +138,7 @@ impl Running {
                 return ControlFlow::Break(());
             }
             Event::Came(visitor) => self.watch.receive(visitor),
-            Event::Heard(Rank(0), Message::End(verdict)) => {
-                self.watch.shared.adopt(verdict);
-            }
+            Event::Heard(Rank(0), Message::End(verdict)) => self.watch.take(verdict),
             Event::Heard(rank, Message::Beat(beat)) => self.judge_by(rank, Heard::Beat(beat)),
             Event::Heard(rank, Message::Goodbye) => self.judge_by(rank, Heard::Goodbye),
             Event::Heard(rank, Message::Failed { code, sentence }) => {
@@ -226,7 +224,17 @@ impl Watch {
         if self.shared.mesh.is_first() {
             self.tell_all(&Message::End(verdict.clone()));
         }
-        self.shared.adopt(verdict);
+        self.take(verdict);
+    }
+
+    /// What became of another rank is told here and now. The thread that works may be long in coming, and whoever started
+    /// the ranks kills them when one is dead: Open MPI's `mpirun` some 20 ms after it has asked them to end.
+    fn take(&self, verdict: Verdict) {
+        let verdict = self.shared.adopt(verdict);
+        if verdict.rank != self.shared.mesh.rank() && self.shared.may_speak() {
+            self.shared.limits.ending.say(&verdict);
+            self.shared.has_spoken();
+        }
     }
 
     /// The ranks still open streams for collectives; whoever else comes now is late.
