@@ -85,6 +85,8 @@ fn a_rank_that_dies_gives_every_other_rank_the_same_verdict_at_once() {
             let verdict = verdict(&member);
             assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
             assert_eq!(verdict.speaker, Rank(0));
+            member.control().wait_until_said(PATIENT);
+            assert!(!member.control().may_speak(), "its speaker has said it");
             Some(verdict)
         }) {
             let verdicts: Vec<Verdict> = verdicts.into_iter().flatten().collect();
@@ -109,6 +111,8 @@ fn without_rank_0_the_others_judge_alike_and_rank_1_speaks() {
         assert!(member.barrier().unwrap_err().is_an_echo());
         let verdict = verdict(&member);
         assert_eq!(verdict.speaker, Rank(1));
+        member.control().wait_until_said(PATIENT);
+        assert!(!member.control().may_speak(), "once is enough");
         Some(verdict)
     }) {
         let verdicts: Vec<Verdict> = verdicts.into_iter().flatten().collect();

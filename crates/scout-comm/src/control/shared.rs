@@ -99,7 +99,25 @@ impl Shared {
 
     /// The first verdict stays. Returns the one that counts, and ends the collectives with it.
     pub fn adopt(&self, verdict: Verdict) -> Verdict {
-        let verdict = self.lock().verdict.get_or_insert(verdict).clone();
+        self.settle_on(self.lock(), verdict)
+    }
+
+    /// The same for the thread that hears of what became of another rank. Whether it is to print it: nobody else does, from
+    /// the moment on in which there is a verdict.
+    pub fn adopt_and_speak(&self, verdict: Verdict) -> bool {
+        let mut state = self.lock();
+        let me = self.mesh.rank();
+        let speaks = state.verdict.is_none() && verdict.speaker == me && verdict.rank != me;
+        if speaks {
+            state.word = Word::Taken;
+        }
+        self.settle_on(state, verdict);
+        speaks
+    }
+
+    fn settle_on(&self, mut state: MutexGuard<'_, State>, verdict: Verdict) -> Verdict {
+        let verdict = state.verdict.get_or_insert(verdict).clone();
+        drop(state);
         // The verdict stands before any wait fails, so that whoever asks for the cause finds it.
         self.changed.notify_all();
         self.ledger.board.abort(&verdict.sentence);

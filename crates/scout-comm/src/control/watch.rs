@@ -230,8 +230,7 @@ impl Watch {
     /// What became of another rank is told here and now. The thread that works may be long in coming, and whoever started
     /// the ranks kills them when one is dead: Open MPI's `mpirun` some 20 ms after it has asked them to end.
     fn take(&self, verdict: Verdict) {
-        let verdict = self.shared.adopt(verdict);
-        if verdict.rank != self.shared.mesh.rank() && self.shared.may_speak() {
+        if self.shared.adopt_and_speak(verdict.clone()) {
             self.shared.limits.ending.say(&verdict);
             self.shared.has_spoken();
         }
