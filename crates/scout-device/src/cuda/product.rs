@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cudarc::cublaslt::sys::{
-    cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t,
-    cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t,
-    cublasLtMatrixLayout_t, cudaDataType_t,
+    cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgoConfigAttributes_t, cublasLtMatmulAlgo_t,
+    cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t, cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t,
+    cublasLtMatmulPreferenceAttributes_t, cublasLtMatmulTile_t, cublasLtMatrixLayout_t, cudaDataType_t,
 };
 use scout_core::DType;
 
@@ -76,6 +76,9 @@ pub(super) struct Workspace {
     pub address: u64,
     pub bytes: usize,
 }
+
+/// Rows and columns of a result that a block may compute at a time.
+pub(super) const WIDE_TILE: [usize; 2] = [128, 256];
 
 /// How a product is computed, and how much workspace that takes.
 #[derive(Debug, Clone, Copy)]
@@ -185,6 +188,20 @@ impl Handle {
         found.truncate(count.max(0) as usize);
         let usable = found.iter().filter(|result| result.state as u32 == 0 && result.workspaceSize <= workspace);
         Ok(usable.map(|result| Algorithm { raw: result.algo, workspace: result.workspaceSize }).collect())
+    }
+
+    /// Whether blocks of an algorithm compute tiles of [`WIDE_TILE`].
+    pub(super) fn has_wide_tiles(&self, algorithm: &Algorithm) -> bool {
+        const TILE: cublasLtMatmulAlgoConfigAttributes_t =
+            cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_TILE_ID;
+        let (mut tile, mut written) = (0u32, 0);
+        let value = (&raw mut tile).cast();
+        // SAFETY: the library made the algorithm; a tile is a number of 4 bytes, written during the call as is their count.
+        let code = unsafe {
+            (self.table().cublasLtMatmulAlgoConfigGetAttribute)(&algorithm.raw, TILE, value, 4, &mut written)
+        };
+        // The library counts our columns first.
+        code == 0 && tile == cublasLtMatmulTile_t::CUBLASLT_MATMUL_TILE_256x128 as u32
     }
 
     /// An algorithm chosen for a similar problem, if it can compute this one too.

@@ -8,7 +8,8 @@ use std::ffi::{c_char, c_int, c_uchar, c_uint, c_void};
 
 use cudarc::cublaslt::sys as blas_sys;
 use cudarc::cublaslt::sys::{
-    cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t,
+    cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgoConfigAttributes_t, cublasLtMatmulAlgo_t,
+    cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t,
     cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t,
     cublasLtMatrixLayout_t, cublasStatus_t, cudaDataType_t,
 };
@@ -117,6 +118,10 @@ functions! {
         handle: cublasLtHandle_t, desc: cublasLtMatmulDesc_t, a: cublasLtMatrixLayout_t, b: cublasLtMatrixLayout_t,
         c: cublasLtMatrixLayout_t, d: cublasLtMatrixLayout_t, algorithm: *const cublasLtMatmulAlgo_t,
         result: *mut cublasLtMatmulHeuristicResult_t,
+    ) -> cublasStatus_t;
+    fn cublasLtMatmulAlgoConfigGetAttribute(
+        algorithm: *const cublasLtMatmulAlgo_t, attribute: cublasLtMatmulAlgoConfigAttributes_t, value: *mut c_void,
+        bytes: usize, written: *mut usize,
     ) -> cublasStatus_t;
     fn cublasLtMatmul(
         handle: cublasLtHandle_t, desc: cublasLtMatmulDesc_t, alpha: *const c_void, a: *const c_void,

@@ -184,13 +184,9 @@ struct Walk {
     }
 };
 
-// Memory that is read once makes way in the second-level cache for memory that is read by many.
-__device__ __forceinline__ u64 first_to_go() {
-    u64 policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
+// Rows and matrices are read by several clusters, of which some come later than others: what they read stays in the
+// second-level cache before all else. With matrices that go first, as what passes once would, the clusters that came late
+// read them from memory once more, and at the power limit every such byte is paid for with the clock.
 __device__ __forceinline__ u64 last_to_go() {
     u64 policy;
     asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
@@ -260,7 +256,7 @@ template <typename F>
 __device__ __forceinline__ void read_all(
     const Place<F>& place, Walk walk, const TensorMap& rows, const Matrices& matrices, const Offsets& offsets,
     u32 num_steps) {
-    const u64 matrix_policy = first_to_go(), rows_policy = last_to_go();
+    const u64 policy = last_to_go();
     Ring<F::STAGES> ring;
     Item item;
     while (walk.take(offsets, item)) {
@@ -270,19 +266,19 @@ __device__ __forceinline__ void read_all(
             wait(place.empty(ring.stage), ring.parity ^ 1);
             expect(full, F::BYTES_OF_STAGE);
             if (item.shares_matrix) {
-                copy_half<F, true>(to_matrix, matrices, full, item, walk.rank, inner, matrix_policy);
+                copy_half<F, true>(to_matrix, matrices, full, item, walk.rank, inner, policy);
 #pragma unroll
                 for (u32 half = 0; half < 2; ++half) {
                     const u32 to = to_rows + half * (F::BYTES_OF_ROWS / 2);
-                    copy_rows<false>(to, rows, full, inner, item.first_row + half * HALF_ROWS, rows_policy);
+                    copy_rows<false>(to, rows, full, inner, item.first_row + half * HALF_ROWS, policy);
                 }
             } else {
 #pragma unroll
                 for (u32 half = 0; half < 2; ++half) {
-                    copy_half<F, false>(to_matrix, matrices, full, item, half, inner, matrix_policy);
+                    copy_half<F, false>(to_matrix, matrices, full, item, half, inner, policy);
                 }
                 const u32 to = to_rows + walk.rank * (F::BYTES_OF_ROWS / 2);
-                copy_rows<true>(to, rows, full, inner, item.first_row + walk.rank * HALF_ROWS, rows_policy);
+                copy_rows<true>(to, rows, full, inner, item.first_row + walk.rank * HALF_ROWS, policy);
             }
             ring.advance();
         }
@@ -347,13 +343,19 @@ __device__ __forceinline__ void wait_for_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(COUNT) : "memory");
 }
 
-// Where a factor lies in shared memory, swizzled over 128 bytes. `along` is from one piece of 64 columns to the next,
-// and has no meaning where lines are of the summed extent; `across` is from eight lines to the next eight.
-__device__ __forceinline__ u64 factor_at(u32 address, u32 along, u32 across) {
-    constexpr u64 SWIZZLE_128 = 1;
+// Where a factor lies in shared memory, in units of 16 bytes. `along` is from one piece of 64 columns to the next, and has
+// no meaning where lines are of the summed extent.
+__device__ __forceinline__ u32 place_of_factor(u32 address, u32 along) {
     // The bits above say which block of the cluster it is.
     constexpr u32 IN_BLOCK = (1 << 18) - 1;
-    return u64((address & IN_BLOCK) >> 4) | u64(along >> 4) << 16 | u64(across >> 4) << 32 | SWIZZLE_128 << 62;
+    return (address & IN_BLOCK) >> 4 | along >> 4 << 16;
+}
+
+// The factor as the instruction wants it: swizzled over 128 bytes, eight lines of which are a pattern. Only the lower half
+// differs from one to the next.
+__device__ __forceinline__ u64 factor_at(u32 place) {
+    constexpr u64 SWIZZLE_128 = 1;
+    return u64(place) | u64(PATTERN >> 4) << 32 | SWIZZLE_128 << 62;
 }
 
 // Queues the products of a stage for 64 rows.
@@ -361,13 +363,12 @@ template <typename F>
 __device__ __forceinline__ void multiply_stage(Sums<F::COLUMNS>& sums, u32 rows, u32 matrix, bool adds) {
     // In units of 16 bytes, as factors have it: `DEPTH` elements on in a line, or `DEPTH` lines on.
     constexpr u32 IN_LINE = DEPTH * 2 / 16, OF_LINES = DEPTH * BYTES_OF_INNER / 16;
-    const u64 a = factor_at(rows, 16, PATTERN);
-    const u64 b = F::BY_COLUMNS ? factor_at(matrix, F::BOX, PATTERN) : factor_at(matrix, 16, PATTERN);
+    const u32 a = place_of_factor(rows, 16), b = place_of_factor(matrix, F::BY_COLUMNS ? F::BOX : 16);
     begin_products();
 #pragma unroll
     for (u32 i = 0; i < INNER / DEPTH; ++i) {
-        const u64 of_b = b + i * (F::BY_COLUMNS ? OF_LINES : IN_LINE);
-        multiply<F::BY_COLUMNS>(sums, a + i * IN_LINE, of_b, adds || i > 0);
+        const u32 of_b = b + i * (F::BY_COLUMNS ? OF_LINES : IN_LINE);
+        multiply<F::BY_COLUMNS>(sums, factor_at(a + i * IN_LINE), factor_at(of_b), adds || i > 0);
     }
     end_products();
 }
@@ -419,7 +420,9 @@ __device__ __forceinline__ void write(
 template <typename F>
 __device__ __forceinline__ void multiply_all(
     const Place<F>& place, Walk walk, const Offsets& offsets, u32 num_steps, bf16* y, u32 width) {
-    const u32 group = threadIdx.x / GROUP, lane = threadIdx.x % 32;
+    // Told by one lane to all, so that the compiler knows it to be the same for all of a warp: what follows from it is then
+    // computed once for a warp and not in every lane, which costs power.
+    const u32 group = __shfl_sync(0xffffffffu, threadIdx.x / GROUP, 0), lane = threadIdx.x % 32;
     // Each warp tells both blocks that it is done with a stage: both may have written to it.
     const auto give_back = [&](u32 stage) {
         if (lane < BLOCKS) {

@@ -80,6 +80,13 @@ impl Tile {
     }
 }
 
+/// How many clusters take part: as few as are done as soon as all of them would be. Those that would only wait for the last
+/// round would take power from the others.
+fn busy_clusters(num_pairs: usize, num_clusters: usize) -> usize {
+    let rounds = num_pairs.div_ceil(num_clusters).max(1);
+    num_pairs.div_ceil(rounds)
+}
+
 /// Whether this is the way to multiply `a` with matrices `b`.
 pub(crate) fn is_faster(device: &CudaDevice, a: &Tensor, b: &Matrices, offsets: &[u32]) -> bool {
     can(device, a, b, offsets) && mean_rows(offsets) <= MOST_ROWS
@@ -122,10 +129,10 @@ pub(crate) fn by_expert(
     let (matrices, own) = (map(b.all())?, map(own)?);
     let mut of_experts = [0; MOST_EXPERTS + 1];
     of_experts[..offsets.len()].copy_from_slice(offsets);
-    let num_pairs = count(WHAT, tile.num_pairs(offsets, width))?;
+    let num_clusters = busy_clusters(tile.num_pairs(offsets, width), num_clusters.max(1) as usize);
     let grid = Grid {
         shared_memory: tile.shared_memory(),
-        ..Grid::new(BLOCKS_OF_CLUSTER * num_pairs.min(num_clusters), THREADS)
+        ..Grid::new(BLOCKS_OF_CLUSTER * count(WHAT, num_clusters)?, THREADS)
     };
     let mut y = device.buffer(a.dtype(), [num_rows, width])?;
     let mut arguments = [
@@ -193,6 +200,13 @@ mod tests {
             (384, 16384, Tile::Wide),
         ] {
             assert_eq!(Tile::choose(&equal(rows), width, 66), expected, "{rows} {width}");
+        }
+    }
+
+    #[test]
+    fn as_few_clusters_as_do_not_delay_the_last_round() {
+        for (num_pairs, expected) in [(0, 0), (1, 1), (66, 66), (67, 34), (132, 66), (1280, 64), (2048, 64), (4096, 66)] {
+            assert_eq!(busy_clusters(num_pairs, 66), expected, "{num_pairs}");
         }
     }
 

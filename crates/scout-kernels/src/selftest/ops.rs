@@ -211,6 +211,11 @@ fn matmul_classes(check: &mut Check) -> Result<()> {
         check.holds(format!("{num_rows} rows: {trials} trials so far"), index < 2 || trials == num_trials);
         num_trials = trials;
     }
+    if check.device.properties().architecture == 90 {
+        let long = check.device.zeros(DType::BF16, [8192, 8192])?.into_tensor();
+        matmul::nt(&long, &long)?;
+        check.holds("a long product is not tried".to_string(), check.device.trials().len() == num_trials);
+    }
     Ok(())
 }
 
