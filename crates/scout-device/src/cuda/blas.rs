@@ -377,8 +377,16 @@ mod tests {
         let frugal = Frugal::on(90, 132).unwrap();
         assert!(Frugal::on(80, 108).is_none());
         let form = FactorForm { transposed: false, leading: 8192 };
-        let of = |m, n, k, factors| {
-            Problem { m, n, k, a: form, b: form, leading: n, factors, result: DType::BF16, alignment: 256 }
+        let of = |m, n, k, factors| Problem {
+            m,
+            n,
+            k,
+            a: form,
+            b: form,
+            leading: n,
+            factors,
+            result: DType::BF16,
+            alignment: 256,
         };
         for (m, n, k, expected) in [
             (16_384, 5120, 5120, true),

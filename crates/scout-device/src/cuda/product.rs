@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cudarc::cublaslt::sys::{
-    cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgoConfigAttributes_t, cublasLtMatmulAlgo_t,
+    cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulAlgoConfigAttributes_t,
     cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t, cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t,
     cublasLtMatmulPreferenceAttributes_t, cublasLtMatmulTile_t, cublasLtMatrixLayout_t, cudaDataType_t,
 };

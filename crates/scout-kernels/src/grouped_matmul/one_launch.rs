@@ -205,7 +205,8 @@ mod tests {
 
     #[test]
     fn as_few_clusters_as_do_not_delay_the_last_round() {
-        for (num_pairs, expected) in [(0, 0), (1, 1), (66, 66), (67, 34), (132, 66), (1280, 64), (2048, 64), (4096, 66)] {
+        for (num_pairs, expected) in [(0, 0), (1, 1), (66, 66), (67, 34), (132, 66), (1280, 64), (2048, 64), (4096, 66)]
+        {
             assert_eq!(busy_clusters(num_pairs, 66), expected, "{num_pairs}");
         }
     }
