@@ -68,9 +68,9 @@ pub(super) struct Blas {
 
 /// What is known of long products on GPUs of 9.0. They run at the power limit, where the clock follows from what an
 /// algorithm moves and switches; a trial does not see that, because the clock takes longer to follow than a trial takes. On
-/// three H200 tiles of 128 rows and 256 columns did most at the power limit: with Scout's six products of 4,096 to 16,384
-/// rows 0.6 to 1.8 % more on average than the library's first candidate. What beat them alone by less than 5 % was slower there.
-/// With 2,048 rows, where the last round is a third of all, they were slower, too.
+/// an H200 tiles of 128 rows and 256 columns did most there: with six products of Scout's of 4,096 to 16,384 rows 0.6 to
+/// 1.8 % more on average than the library's first candidate, and 0.4 % more than what won a short trial. With 2,048 rows, where
+/// the last round is a third of all, they did 2.3 % less.
 #[derive(Debug, Clone, Copy)]
 struct Frugal {
     num_multiprocessors: usize,
