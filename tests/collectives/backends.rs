@@ -92,7 +92,7 @@ pub fn introduction(mesh: Mesh) -> Introduction {
 
 /// Ranks are threads here, so nothing may end the process.
 pub fn limits(hang_limit: Duration) -> Limits {
-    let ending = Ending::calling(|_| {}, |_, _| {});
+    let ending = Ending::calling(|_| {}, |_| {});
     Limits { init_timeout: Duration::from_secs(60), hang_limit: Some(hang_limit), ending }
 }
 

@@ -98,7 +98,7 @@ fn knock_with_a_wrong_token(address: &str) {
     let limits = Limits {
         init_timeout: Duration::from_secs(5),
         hang_limit: Some(Duration::from_secs(5)),
-        ending: Ending::calling(|_| {}, |_, _| {}),
+        ending: Ending::calling(|_| {}, |_| {}),
     };
     let mesh = Mesh::new(Rank(1), 4).unwrap();
     let approach = Approach { place, mesh, introduction, limits, through: Through::Streams };

@@ -68,7 +68,7 @@ fn met(folder: &Path, mesh: Mesh) -> Member {
         pid: mesh.rank().0 as u32,
     };
     // Ranks are threads here, so nothing may end the process.
-    let limits = Limits { init_timeout: LIMIT, hang_limit: Some(LIMIT), ending: Ending::calling(|_| {}, |_, _| {}) };
+    let limits = Limits { init_timeout: LIMIT, hang_limit: Some(LIMIT), ending: Ending::calling(|_| {}, |_| {}) };
     let approach = Approach { place, mesh, introduction, limits, through: Through::Streams };
     let Seat { job, control, .. } = meet(&approach, Arc::new(Whereabouts::new(None))).unwrap();
     Member { job, control: Some(control) }

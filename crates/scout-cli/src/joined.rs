@@ -128,11 +128,8 @@ fn say(verdict: &Verdict) {
     let _ = writeln!(io::stderr(), "error: {}", verdict.sentence);
 }
 
-/// Prints the verdict, if it is this rank's to print and nobody has printed it, and ends the process with its code.
-fn end(verdict: &Verdict, speaks: bool) {
-    if speaks {
-        say(verdict);
-    }
+/// Ends the process with the verdict's code.
+fn end(verdict: &Verdict) {
     leave_at_once(verdict.code.code().into())
 }
 
@@ -144,11 +141,7 @@ fn speak_before_the_end(own: Rank, verdicts: Verdicts) -> io::Result<()> {
         asked.forever().next();
         let code = match verdicts.wait_for_verdict(LAST_WORD) {
             Some(verdict) => {
-                if verdicts.may_speak() {
-                    say(&verdict);
-                    verdicts.has_spoken();
-                }
-                verdicts.wait_until_said(LAST_WORD);
+                verdicts.tell(say, LAST_WORD);
                 if verdict.speaker == own {
                     // A launcher must still read it.
                     thread::sleep(UNTIL_READ);
@@ -188,14 +181,10 @@ impl Others {
         };
         let sentence = self.sentence(job, &with_causes(error.as_ref()));
         let verdict = verdict.unwrap_or_else(|| self.control.fail(failure::exit_code(&error), &sentence));
-        let speaks = self.control.may_speak();
         let is_own = verdict.rank == self.mesh.rank() && verdict.sentence == sentence;
         let hint = if is_own { failure::hint(&error) } else { None };
-        let ended = ended(verdict, speaks, hint);
-        if speaks {
-            self.control.has_spoken();
-        }
-        self.control.wait_until_said(LAST_WORD);
+        let ended = JobEnded { verdict, hint }.into();
+        self.control.tell(|_| failure::say(&ended), LAST_WORD);
         ended
     }
 
@@ -210,17 +199,13 @@ fn during_the_meeting(error: CommError, mesh: Mesh) -> anyhow::Error {
     match error {
         CommError::Ended { verdict } => {
             let speaks = verdict.speaker == mesh.rank();
-            ended(verdict, speaks, None)
+            let ended = JobEnded { verdict, hint: None }.into();
+            if speaks {
+                failure::say(&ended);
+            }
+            ended
         }
         error => error.into(),
     }
 }
 
-/// Said as soon as the word is taken: whoever asks this rank to end meanwhile would find it taken, and not said.
-fn ended(verdict: Verdict, speaks: bool, hint: Option<String>) -> anyhow::Error {
-    let ended = JobEnded { verdict, hint }.into();
-    if speaks {
-        failure::say(&ended);
-    }
-    ended
-}

@@ -25,15 +25,15 @@ pub struct Ending {
 }
 
 type Say = dyn Fn(&Verdict) + Send + Sync;
-type End = dyn Fn(&Verdict, bool) + Send + Sync;
+type End = dyn Fn(&Verdict) + Send + Sync;
 
 impl Ending {
-    /// Calls `say` with a verdict about another rank that this rank is to print, as soon as there is one. Calls `end` with the
-    /// verdict and whether this rank is still to print it; that does not come back where the process is ended as it should
-    /// be.
+    /// Calls `say` with a verdict that this rank is to print: with one about another rank as soon as there is one, with its own
+    /// where nobody has printed it when the rank is ended. Calls `end` after that, which does not come back where the process is
+    /// ended as it should be.
     pub fn calling(
         say: impl Fn(&Verdict) + Send + Sync + 'static,
-        end: impl Fn(&Verdict, bool) + Send + Sync + 'static,
+        end: impl Fn(&Verdict) + Send + Sync + 'static,
     ) -> Ending {
         Ending { say: Arc::new(say), end: Arc::new(end) }
     }
@@ -42,8 +42,8 @@ impl Ending {
         (self.say)(verdict);
     }
 
-    pub(super) fn end(&self, verdict: &Verdict, speaks: bool) {
-        (self.end)(verdict, speaks);
+    pub(super) fn end(&self, verdict: &Verdict) {
+        (self.end)(verdict);
     }
 }
 

@@ -69,19 +69,10 @@ impl Control {
         self.shared.wait_for_verdict(patience)
     }
 
-    /// Whether the caller is to print the verdict: true once, on the rank that speaks, and never again.
-    pub fn may_speak(&self) -> bool {
-        self.shared.may_speak()
-    }
-
-    /// The caller was to print the verdict, and has done so.
-    pub fn has_spoken(&self) {
-        self.shared.has_spoken();
-    }
-
-    /// For whoever is about to leave: until the verdict is printed, where another thread is to do that.
-    pub fn wait_until_said(&self, patience: Duration) {
-        self.shared.wait_until_said(patience);
+    /// For whoever is about to leave. Has the verdict printed by `say`, where it is this rank's to print and no thread has
+    /// begun to; where another is at it, waits until that is done.
+    pub fn tell(&self, say: impl FnOnce(&Verdict), patience: Duration) {
+        self.shared.tell(say, patience);
     }
 
     /// Goodbye after success: from here on this rank's absence is no death.
@@ -117,19 +108,9 @@ impl Verdicts {
         self.0.wait_for_verdict(patience)
     }
 
-    /// See [`Control::may_speak`].
-    pub fn may_speak(&self) -> bool {
-        self.0.may_speak()
-    }
-
-    /// See [`Control::has_spoken`].
-    pub fn has_spoken(&self) {
-        self.0.has_spoken();
-    }
-
-    /// See [`Control::wait_until_said`].
-    pub fn wait_until_said(&self, patience: Duration) {
-        self.0.wait_until_said(patience);
+    /// See [`Control::tell`].
+    pub fn tell(&self, say: impl FnOnce(&Verdict), patience: Duration) {
+        self.0.tell(say, patience);
     }
 }
 

@@ -102,17 +102,19 @@ impl Shared {
         self.settle_on(self.lock(), verdict)
     }
 
-    /// The same for the thread that hears of what became of another rank. Whether it is to print it: nobody else does, from
-    /// the moment on in which there is a verdict.
-    pub fn adopt_and_speak(&self, verdict: Verdict) -> bool {
+    /// The same for the thread that hears of what became of another rank, and has it printed by `say` if this rank is to do
+    /// that: nobody else does, from the moment on in which there is a verdict.
+    pub fn adopt_and_tell(&self, verdict: Verdict, say: impl FnOnce(&Verdict)) {
         let mut state = self.lock();
         let me = self.mesh.rank();
         let speaks = state.verdict.is_none() && verdict.speaker == me && verdict.rank != me;
         if speaks {
             state.word = Word::Taken;
         }
-        self.settle_on(state, verdict);
-        speaks
+        let verdict = self.settle_on(state, verdict);
+        if speaks {
+            self.say(&verdict, say);
+        }
     }
 
     fn settle_on(&self, mut state: MutexGuard<'_, State>, verdict: Verdict) -> Verdict {
@@ -127,33 +129,26 @@ impl Shared {
         verdict
     }
 
-    pub fn may_speak(&self) -> bool {
-        let mut state = self.lock();
-        let may = self.speaks(&state) && state.word == Word::Free;
-        if may {
-            state.word = Word::Taken;
-        }
-        may
-    }
-
-    /// Whoever was to print the verdict has done so.
-    pub fn has_spoken(&self) {
-        self.lock().word = Word::Said;
-        self.changed.notify_all();
-    }
-
-    /// Until the verdict is printed, where it is this rank's to print and a thread is at it.
-    pub fn wait_until_said(&self, patience: Duration) {
+    pub fn tell(&self, say: impl FnOnce(&Verdict), patience: Duration) {
         let until = Instant::now() + patience;
         let mut state = self.lock();
-        while self.speaks(&state) && state.word == Word::Taken {
+        let Some(verdict) = state.verdict.clone().filter(|verdict| verdict.speaker == self.mesh.rank()) else { return };
+        if state.word == Word::Free {
+            state.word = Word::Taken;
+            drop(state);
+            return self.say(&verdict, say);
+        }
+        while state.word == Word::Taken {
             let Some(left) = until.checked_duration_since(Instant::now()) else { return };
             state = self.changed.wait_timeout(state, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         }
     }
 
-    fn speaks(&self, state: &State) -> bool {
-        state.verdict.as_ref().is_some_and(|verdict| verdict.speaker == self.mesh.rank())
+    /// By the thread that took the word.
+    fn say(&self, verdict: &Verdict, say: impl FnOnce(&Verdict)) {
+        say(verdict);
+        self.lock().word = Word::Said;
+        self.changed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -181,11 +176,13 @@ fn slow_step(steps: &VecDeque<Duration>) -> Duration {
 mod tests {
     use scout_core::{ExitCode, Rank};
 
+    use std::sync::mpsc::channel;
+
     use super::*;
     use crate::control::limits::Ending;
 
     fn shared(hang_limit: Option<Duration>) -> Shared {
-        let ending = Ending::calling(|_| {}, |_, _| {});
+        let ending = Ending::calling(|_| {}, |_| {});
         let limits = Limits { init_timeout: Duration::from_secs(1), hang_limit, ending };
         Shared::new(Mesh::new(Rank(1), 2).unwrap(), limits)
     }
@@ -217,18 +214,23 @@ mod tests {
             let sentence = format!("said by {speaker}");
             Verdict { rank: Rank(0), code: ExitCode::BadData, sentence, speaker: Rank(speaker) }
         };
+        let told = |shared: &Shared| {
+            let mut told = Vec::new();
+            shared.tell(|verdict| told.push(verdict.clone()), Duration::ZERO);
+            told
+        };
         let ours = shared(None);
-        assert!(!ours.may_speak(), "nothing to say yet");
+        assert_eq!(told(&ours), [], "nothing to say yet");
         assert_eq!(ours.wait_for_verdict(Duration::from_millis(1)), None);
         assert_eq!(ours.adopt(verdict(1)), verdict(1));
         assert_eq!(ours.adopt(verdict(0)), verdict(1));
         assert_eq!(ours.wait_for_verdict(Duration::ZERO), Some(verdict(1)));
         assert!(ours.ledger.board.check().unwrap_err().to_string().ends_with("said by 1"));
-        assert_eq!((ours.may_speak(), ours.may_speak()), (true, false));
+        assert_eq!(told(&ours), [verdict(1)]);
+        assert_eq!(told(&ours), []);
         let theirs = shared(None);
         theirs.adopt(verdict(0));
-        assert!(!theirs.may_speak());
-        theirs.wait_until_said(Duration::from_secs(60));
+        assert_eq!(told(&theirs), []);
     }
 
     #[test]
@@ -237,16 +239,23 @@ mod tests {
         let verdict =
             Verdict { rank: Rank(0), code: ExitCode::PeerLost, sentence: "lost".to_string(), speaker: Rank(1) };
         ours.adopt(verdict);
-        ours.wait_until_said(Duration::from_secs(60));
-        assert!(ours.may_speak());
-        let begun = Instant::now();
-        ours.wait_until_said(Duration::from_millis(50));
-        assert!(begun.elapsed() >= Duration::from_millis(50));
+        let never = |_: &Verdict| panic!("once is enough");
+        let (begun, is_begun) = channel();
+        let (end, ends) = channel();
         std::thread::scope(|scope| {
-            let waits = scope.spawn(|| ours.wait_until_said(Duration::from_secs(60)));
-            ours.has_spoken();
+            let prints = || {
+                begun.send(()).unwrap();
+                ends.recv().unwrap();
+            };
+            scope.spawn(|| ours.tell(|_| prints(), Duration::ZERO));
+            is_begun.recv().unwrap();
+            let now = Instant::now();
+            ours.tell(never, Duration::from_millis(50));
+            assert!(now.elapsed() >= Duration::from_millis(50));
+            let waits = scope.spawn(|| ours.tell(never, Duration::from_secs(60)));
+            end.send(()).unwrap();
             waits.join().unwrap();
+            assert!(now.elapsed() < Duration::from_secs(30));
         });
-        assert!(!ours.may_speak() && begun.elapsed() < Duration::from_secs(30));
     }
 }

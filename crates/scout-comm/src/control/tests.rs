@@ -56,14 +56,16 @@ fn a_silent_rank_0_is_judged_by_each_of_the_others() {
 
 #[test]
 fn a_rank_that_stays_after_the_verdict_is_ended_with_it_and_prints_it_if_nobody_has() {
-    let (ended, ends) = channel::<(usize, Verdict, bool, Instant)>();
-    let ended = Arc::new(Mutex::new(ended));
+    let (ended, ends) = channel::<(usize, Verdict, Instant)>();
+    let (said, words) = channel::<(usize, Instant)>();
+    let (ended, said) = (Arc::new(Mutex::new(ended)), Arc::new(Mutex::new(said)));
     let seats = seats(4, |rank, guest| {
-        let ended = ended.clone();
-        let end = move |verdict: &Verdict, speaks| {
-            ended.lock().unwrap().send((rank, verdict.clone(), speaks, Instant::now())).unwrap();
+        let (ended, said) = (ended.clone(), said.clone());
+        let end = move |verdict: &Verdict| {
+            ended.lock().unwrap().send((rank, verdict.clone(), Instant::now())).unwrap();
         };
-        guest.limits.ending = Ending::calling(|_| panic!("a rank tells its own failure itself"), end);
+        let say = move |_: &Verdict| said.lock().unwrap().send((rank, Instant::now())).unwrap();
+        guest.limits.ending = Ending::calling(say, end);
     });
     let failed = Instant::now();
     let verdict = seats[1].control.fail(ExitCode::NotANumber, "the loss is not a number");
@@ -71,16 +73,20 @@ fn a_rank_that_stays_after_the_verdict_is_ended_with_it_and_prints_it_if_nobody_
     // Rank 3 leaves in time.
     let mut seats = seats;
     drop(seats.pop());
-    let mut told: Vec<(usize, bool)> = Vec::new();
+    let mut left: Vec<usize> = Vec::new();
     for _ in 0..3 {
-        let (rank, theirs, speaks, at) = ends.recv_timeout(PATIENCE).unwrap();
+        let (rank, theirs, at) = ends.recv_timeout(PATIENCE).unwrap();
         assert_eq!(theirs, verdict);
         assert!(at - failed >= Duration::from_secs(1) && at - failed < Duration::from_secs(5), "{:?}", at - failed);
-        told.push((rank, speaks));
+        left.push(rank);
     }
-    told.sort_unstable();
-    assert_eq!(told, [(0, false), (1, true), (2, false)]);
-    assert!(!seats[1].control.may_speak(), "its words are said");
+    left.sort_unstable();
+    assert_eq!(left, [0, 1, 2]);
+    let (rank, at) = words.try_recv().unwrap();
+    assert_eq!(rank, 1);
+    assert!(at - failed >= Duration::from_secs(1), "a rank tells its own failure itself, while it can");
+    assert!(words.try_recv().is_err(), "once");
+    seats[1].control.tell(|_| panic!("its words are said"), PATIENCE);
     drop(seats);
     assert!(ends.try_recv().is_err(), "each is ended once");
 }
@@ -93,7 +99,7 @@ fn the_loss_of_a_rank_is_told_at_once_by_one_of_the_others_whatever_its_work_is_
         let mut seats = seats(3, |rank, guest| {
             let said = said.clone();
             let say = move |verdict: &Verdict| said.lock().unwrap().send((rank, verdict.clone())).unwrap();
-            guest.limits.ending = Ending::calling(say, |_, speaks| assert!(!speaks, "it is said"));
+            guest.limits.ending = Ending::calling(say, |_| {});
         });
         let begun = Instant::now();
         drop(seats.remove(lost));
@@ -102,8 +108,7 @@ fn the_loss_of_a_rank_is_told_at_once_by_one_of_the_others_whatever_its_work_is_
         assert_eq!((rank, verdict.rank, verdict.code), (speaker, Rank(lost), ExitCode::PeerLost));
         for seat in &seats {
             assert_eq!(seat.control.wait_for_verdict(PATIENCE), Some(verdict.clone()));
-            seat.control.wait_until_said(PATIENCE);
-            assert!(!seat.control.may_speak());
+            seat.control.tell(|_| panic!("it is said"), PATIENCE);
         }
         drop(seats);
         assert!(words.try_recv().is_err(), "once");
@@ -114,15 +119,18 @@ fn the_loss_of_a_rank_is_told_at_once_by_one_of_the_others_whatever_its_work_is_
 fn whoever_prints_first_leaves_nothing_to_print_to_the_ending() {
     let (ended, ends) = channel();
     let ended = Mutex::new(ended);
-    let ending = Ending::calling(|_| {}, move |_, speaks| ended.lock().unwrap().send(speaks).unwrap());
+    let never = |_: &Verdict| panic!("it is said");
+    let ending = Ending::calling(never, move |_| ended.lock().unwrap().send(()).unwrap());
     let seats = seats(2, |rank, guest| {
         if rank == 1 {
             guest.limits.ending = ending.clone();
         }
     });
     seats[1].control.fail(ExitCode::BadData, "no rows");
-    assert!(seats[1].control.may_speak());
-    assert!(!ends.recv_timeout(PATIENCE).unwrap());
+    let mut is_said = false;
+    seats[1].control.tell(|_| is_said = true, PATIENCE);
+    assert!(is_said);
+    ends.recv_timeout(PATIENCE).unwrap();
 }
 
 #[test]

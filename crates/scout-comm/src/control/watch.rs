@@ -101,7 +101,9 @@ impl Running {
                 let end = *end_at.get_or_insert(now + GRACE);
                 if now >= end && end != Duration::MAX {
                     end_at = Some(Duration::MAX);
-                    self.watch.shared.limits.ending.end(&verdict, self.watch.shared.may_speak());
+                    let Shared { limits, .. } = &*self.watch.shared;
+                    self.watch.shared.tell(|verdict| limits.ending.say(verdict), Duration::ZERO);
+                    limits.ending.end(&verdict);
                 }
             }
         }
@@ -230,10 +232,7 @@ impl Watch {
     /// What became of another rank is told here and now. The thread that works may be long in coming, and whoever started
     /// the ranks kills them when one is dead: Open MPI's `mpirun` some 20 ms after it has asked them to end.
     fn take(&self, verdict: Verdict) {
-        if self.shared.adopt_and_speak(verdict.clone()) {
-            self.shared.limits.ending.say(&verdict);
-            self.shared.has_spoken();
-        }
+        self.shared.adopt_and_tell(verdict, |verdict| self.shared.limits.ending.say(verdict));
     }
 
     /// The ranks still open streams for collectives; whoever else comes now is late.
