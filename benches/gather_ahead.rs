@@ -303,7 +303,7 @@ fn seat(place: &MeetingPlace, mesh: Mesh) -> Result<(Job, Option<Control>)> {
         pid: mesh.rank().0 as u32,
     };
     // Ranks are threads here, so nothing may end the process.
-    let limits = Limits { init_timeout: LIMIT, hang_limit: Some(LIMIT), ending: Ending::calling(|_| {}, |_, _| {}) };
+    let limits = Limits { init_timeout: LIMIT, hang_limit: Some(LIMIT), ending: Ending::calling(|_| {}, |_| {}) };
     let approach = Approach { place: place.clone(), mesh, introduction, limits, through: Through::Streams };
     let Seat { job, control, .. } = meet(&approach, Arc::new(Whereabouts::new(None)))?;
     Ok((job, Some(control)))

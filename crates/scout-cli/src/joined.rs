@@ -208,4 +208,3 @@ fn during_the_meeting(error: CommError, mesh: Mesh) -> anyhow::Error {
         error => error.into(),
     }
 }
-

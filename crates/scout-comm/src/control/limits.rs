@@ -28,9 +28,9 @@ type Say = dyn Fn(&Verdict) + Send + Sync;
 type End = dyn Fn(&Verdict) + Send + Sync;
 
 impl Ending {
-    /// Calls `say` with a verdict that this rank is to print: with one about another rank as soon as there is one, with its own
-    /// where nobody has printed it when the rank is ended. Calls `end` after that, which does not come back where the process is
-    /// ended as it should be.
+    /// Calls `say` with a verdict that this rank is to print: with one about another rank as soon as there is one, with its
+    /// own where nobody has printed it when the rank is ended. Calls `end` after that, which does not come back where the
+    /// process is ended as it should be.
     pub fn calling(
         say: impl Fn(&Verdict) + Send + Sync + 'static,
         end: impl Fn(&Verdict) + Send + Sync + 'static,

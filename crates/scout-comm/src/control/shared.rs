@@ -243,11 +243,11 @@ mod tests {
         let (begun, is_begun) = channel();
         let (end, ends) = channel();
         std::thread::scope(|scope| {
-            let prints = || {
+            let prints = move |_: &Verdict| {
                 begun.send(()).unwrap();
                 ends.recv().unwrap();
             };
-            scope.spawn(|| ours.tell(|_| prints(), Duration::ZERO));
+            scope.spawn(|| ours.tell(prints, Duration::ZERO));
             is_begun.recv().unwrap();
             let now = Instant::now();
             ours.tell(never, Duration::from_millis(50));

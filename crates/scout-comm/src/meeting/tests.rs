@@ -26,7 +26,7 @@ pub(crate) fn guest(place: &MeetingPlace, rank: usize, size: usize) -> Approach 
         host: "here".to_string(),
         pid: 1000 + rank as u32,
     };
-    let ending = Ending::calling(|_| {}, |_, _| {});
+    let ending = Ending::calling(|_| {}, |_| {});
     let limits = Limits { init_timeout: PATIENCE, hang_limit: Some(PATIENCE), ending };
     let mesh = Mesh::new(Rank(rank), size).unwrap();
     Approach { place: place.clone(), mesh, introduction, limits, through: Through::Streams }

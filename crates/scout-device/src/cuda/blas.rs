@@ -1,5 +1,5 @@
 //! Matrix products at the level of addresses: which of cuBLASLt's algorithms computes which shape. The choice is made
-//! once for each class of shapes and kept: by timing, but for long products, of which it is known.
+//! once for each class of shapes by timing, and kept.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,9 +27,9 @@ const MAX_PLANS: usize = 4096;
 /// How an algorithm is chosen for a class of shapes seen for the first time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// The fastest of the library's candidates in a trial.
+    /// The fastest of the candidates in a trial.
     Timed,
-    /// The library's first candidate: the same in every run, so that runs can be compared bit by bit.
+    /// The first candidate: the same in every run, so that runs can be compared bit by bit.
     First,
 }
 
@@ -58,7 +58,7 @@ pub struct Trial {
 /// Products of one device.
 pub(super) struct Blas {
     handle: Handle,
-    /// Where long products take the most frugal algorithm: where that was measured.
+    /// Where it is known which candidates of long products are frugal.
     frugal: Option<Frugal>,
     arena: Arena,
     choice: Choice,
@@ -66,11 +66,11 @@ pub(super) struct Blas {
     state: Mutex<State>,
 }
 
-/// What is known of long products on GPUs of 9.0. They run at the power limit, where the clock follows from what an
-/// algorithm moves and switches; a trial does not see that, because the clock takes longer to follow than a trial takes. On
-/// an H200 tiles of 128 rows and 256 columns did most there: with six products of Scout's of 4,096 to 16,384 rows 0.6 to
-/// 1.8 % more on average than the library's first candidate, and 0.4 % more than what won a short trial. With 2,048 rows, where
-/// the last round is a third of all, they did 2.3 % less.
+/// Long products run at the power limit, where the clock follows from what an algorithm moves and switches, and slower than a
+/// trial is over. On an H200 tiles of 128 rows and 256 columns did most there: with six products of Scout's of 4,096 to
+/// 16,384 rows 0.6 to 1.8 % more on average than the library's first candidate. So they come first, and another must be
+/// clearly faster: those that won a trial against them by 5 % and more did 0.5 to 2.2 % more at the power limit, those that won
+/// by less did 2.1 % less to 1.9 % more. With 2,048 rows, where they are four rounds of tiles or less, they did up to 5 % less.
 #[derive(Debug, Clone, Copy)]
 struct Frugal {
     num_multiprocessors: usize,
@@ -83,6 +83,7 @@ impl Frugal {
 
     /// Whether a class is bound by arithmetic, of factors of bf16, and keeps all multiprocessors busy for several rounds.
     fn is_long(self, class: &Problem) -> bool {
+        // With 1,024 they took longer, and with 5,120 they did not; between these nobody looked.
         const LEAST_INNER: usize = 2048;
         const LEAST_ROUNDS: usize = 4;
         let [rows, columns] = WIDE_TILE;
@@ -209,23 +210,25 @@ impl Blas {
         Ok(plan)
     }
 
+    /// Those of the library, in its order but for long products.
+    fn candidates(&self, asked: &Asked, descriptors: &Descriptors) -> Result<Vec<Algorithm>> {
+        let &Asked { problem, workspace, .. } = asked;
+        let found = self.handle.candidates(descriptors, problem.alignment, workspace.bytes, NUM_CANDIDATES)?;
+        match self.frugal.is_some_and(|frugal| frugal.is_long(&class_of(problem))) {
+            true => first_those(found, |algorithm| self.handle.has_wide_tiles(algorithm)),
+            false => Ok(found),
+        }
+    }
+
     /// For a problem whose class is new, or has earned a trial, or has an algorithm that does not suit this problem.
     fn choose(&self, asked: &Asked, descriptors: &Descriptors) -> Result<Algorithm> {
-        let &Asked { problem, workspace, .. } = asked;
-        let candidates = self.handle.candidates(descriptors, problem.alignment, workspace.bytes, NUM_CANDIDATES)?;
+        let problem = asked.problem;
+        let candidates = self.candidates(asked, descriptors)?;
         let Some(&first) = candidates.first() else {
             let problem = format!("found no algorithm for {problem:?}");
             return Err(DeviceError::Value { what: "matrix product on the GPU", problem });
         };
         let class = class_of(problem);
-        if self.frugal.is_some_and(|frugal| frugal.is_long(&class))
-            && let Some(&wide) = candidates.iter().find(|candidate| self.handle.has_wide_tiles(candidate))
-        {
-            let mut state = self.state.lock().expect("no holder of this lock panics");
-            let settled = Class { algorithm: wide, took: Duration::ZERO, may_be_tried: false };
-            state.classes.entry(class).or_insert(settled);
-            return Ok(wide);
-        }
         let (took, is_settled) = {
             let state = self.state.lock().expect("no holder of this lock panics");
             state.classes.get(&class).map_or((Duration::ZERO, false), |found| (found.took, !found.may_be_tried))
@@ -248,7 +251,7 @@ impl Blas {
         Ok(algorithm)
     }
 
-    /// The fastest of `candidates`, the library's first among them, on these operands.
+    /// The fastest of `candidates` on these operands.
     fn try_out(&self, candidates: &[Algorithm], asked: &Asked, descriptors: &Descriptors) -> Result<Algorithm> {
         let &Asked { problem, operands, workspace, stream } = asked;
         // The trial writes to memory of its own: the result may be added to. Without room for it there is no trial.
@@ -286,7 +289,7 @@ impl Blas {
 }
 
 /// The median time of each candidate. They take turns, so that a change of the clock meets all of them alike. One that fails
-/// is none; it must not end the run. Neither is one that is far behind the best in the first turn, unless it is the library's
+/// is none; it must not end the run. Neither is one that is far behind the best in the first turn, unless it is the
 /// first, which the others are measured by.
 fn trial<T>(candidates: &[T], run: impl Fn(&T) -> Result<Duration>) -> Vec<Duration> {
     const ROUNDS: usize = 5;
@@ -324,13 +327,23 @@ fn trial_time(problem: &Problem) -> Duration {
     RUNS * (problem.estimate() + WRITING)
 }
 
-/// The shortest, if it beats the library's first candidate clearly. On an H200, what was faster by 3 or 4 % alone was slower
+/// The shortest, if it beats the first candidate clearly. On an H200, what was faster by 3 or 4 % alone was slower
 /// by up to 5 % in a loop over experts, where the end of one product runs beside the beginning of the next; what was
 /// faster by 5 % and more stayed faster.
 fn clear_winner(times: &[Duration]) -> usize {
     const CLEARLY: f64 = 0.955;
     let best = (0..times.len()).min_by_key(|&index| times[index]).unwrap_or(0);
     if times[best].as_secs_f64() < CLEARLY * times[0].as_secs_f64() { best } else { 0 }
+}
+
+/// Those first that are `such`, and both kinds in the order in which they came.
+fn first_those<T>(all: Vec<T>, such: impl Fn(&T) -> Result<bool>) -> Result<Vec<T>> {
+    let (mut first, mut rest) = (Vec::with_capacity(all.len()), Vec::new());
+    for one in all {
+        if such(&one)? { first.push(one) } else { rest.push(one) }
+    }
+    first.append(&mut rest);
+    Ok(first)
 }
 
 /// Problems of one class share an algorithm: their extents agree up to an eighth.
@@ -401,6 +414,15 @@ mod tests {
             assert_eq!(frugal.is_long(&class_of(&of(m, n, k, DType::BF16))), expected, "{m}x{n}x{k}");
             assert!(!frugal.is_long(&class_of(&of(m, n, k, DType::F32))), "{m}x{n}x{k}");
         }
+    }
+
+    #[test]
+    fn what_is_frugal_comes_first_and_the_rest_stays_in_order() {
+        let is_even = |number: &i32| Ok(number % 2 == 0);
+        assert_eq!(first_those(vec![5, 2, 3, 4, 1], is_even).unwrap(), [2, 4, 5, 3, 1]);
+        assert_eq!(first_those(vec![5, 3], is_even).unwrap(), [5, 3]);
+        let fails = |_: &i32| Err(DeviceError::Late { waited: Duration::ZERO });
+        assert!(first_those(vec![5], fails).is_err());
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub struct CudaOptions {
     /// Compile kernels at run time though machine code is built in: for tests of that path.
     pub compile_kernels: bool,
     pub choice: Choice,
-    /// Products of one class of shapes run by the library's first algorithm until they have taken as long as so many
+    /// Products of one class of shapes run by the first candidate until they have taken as long as so many
     /// trials; then a trial finds a better one.
     pub trials_first: f64,
     /// The longest time that the host waits for work on the GPU.

@@ -191,17 +191,19 @@ impl Handle {
     }
 
     /// Whether blocks of an algorithm compute tiles of [`WIDE_TILE`].
-    pub(super) fn has_wide_tiles(&self, algorithm: &Algorithm) -> bool {
+    pub(super) fn has_wide_tiles(&self, algorithm: &Algorithm) -> Result<bool> {
         const TILE: cublasLtMatmulAlgoConfigAttributes_t =
             cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_TILE_ID;
+        let table = self.table();
         let (mut tile, mut written) = (0u32, 0);
         let value = (&raw mut tile).cast();
         // SAFETY: the library made the algorithm; a tile is a number of 4 bytes, written during the call as is their count.
         let code = unsafe {
-            (self.table().cublasLtMatmulAlgoConfigGetAttribute)(&algorithm.raw, TILE, value, 4, &mut written)
+            (table.cublasLtMatmulAlgoConfigGetAttribute)(&algorithm.raw, TILE, value, size_of_val(&tile), &mut written)
         };
+        check(table, "cublasLtMatmulAlgoConfigGetAttribute", code)?;
         // The library counts our columns first.
-        code == 0 && tile == cublasLtMatmulTile_t::CUBLASLT_MATMUL_TILE_256x128 as u32
+        Ok(tile == cublasLtMatmulTile_t::CUBLASLT_MATMUL_TILE_256x128 as u32)
     }
 
     /// An algorithm chosen for a similar problem, if it can compute this one too.

@@ -185,8 +185,8 @@ struct Walk {
 };
 
 // Rows and matrices are read by several clusters, of which some come later than others: what they read stays in the
-// second-level cache before all else. With matrices that go first, as what passes once would, the clusters that came late
-// read them from memory once more, and at the power limit every such byte is paid for with the clock.
+// second-level cache before all else. With matrices that went first, as what passes once would, the clusters that came late
+// read most of them from memory again.
 __device__ __forceinline__ u64 last_to_go() {
     u64 policy;
     asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));

@@ -12,7 +12,8 @@ use crate::cuda::{count, sources};
 
 /// Rows that an expert has on average, of those that have any, up to which this was measured in turns with the loop, on an
 /// H200 with Scout's experts: with 128 rows it was 7 to 31 % faster, with 256 rows 8 to 22 %, and with 2,048 rows still
-/// 4 to 6 %. The loop was a tenth faster for gate and up forward with 192 rows, which leave a quarter of two tiles empty.
+/// 4 to 6 %, all with earlier builds of both; with 1,024 rows, at the power limit, up to 2 %. The loop was a tenth faster for
+/// gate and up forward with 192 rows, which leave a quarter of two tiles empty.
 pub(crate) const MOST_ROWS: usize = 2048;
 /// Matrices that are narrower, or sum over less, leave most of a tile unused.
 const LEAST_EXTENT: usize = 128;
@@ -80,11 +81,13 @@ impl Tile {
     }
 }
 
-/// How many clusters take part: as few as are done as soon as all of them would be. Those that would only wait for the last
-/// round would take power from the others.
+/// How many clusters take part: where there are many rounds, as few as are done as soon as all of them would be. With 64 in
+/// place of 66, three of Scout's products did 0.3 to 1.4 % more at the power limit. With fewer rounds it would be many
+/// fewer clusters, which was not measured.
 fn busy_clusters(num_pairs: usize, num_clusters: usize) -> usize {
-    let rounds = num_pairs.div_ceil(num_clusters).max(1);
-    num_pairs.div_ceil(rounds)
+    const MANY: usize = 5;
+    let rounds = num_pairs.div_ceil(num_clusters);
+    if rounds < MANY { num_pairs.min(num_clusters) } else { num_pairs.div_ceil(rounds) }
 }
 
 /// Whether this is the way to multiply `a` with matrices `b`.
@@ -119,8 +122,8 @@ pub(crate) fn by_expert(
     const WHAT: &str = "grouped matmul";
     let (num_rows, inner) = (a.dims()[0], a.dims()[1]);
     let width = if transposed { b.all().dims()[1] } else { b.all().dims()[2] };
-    let num_clusters = device.properties().num_multiprocessors / BLOCKS_OF_CLUSTER;
-    let tile = Tile::choose(offsets, width, num_clusters.max(1) as usize);
+    let num_clusters = (device.properties().num_multiprocessors / BLOCKS_OF_CLUSTER).max(1) as usize;
+    let tile = Tile::choose(offsets, width, num_clusters);
     let kernel = device.kernel(&sources::GROUPED_MATMUL, tile.name(transposed))?;
     let lines = if transposed { tile.columns() as u32 / 2 } else { LINE };
     let rows = TensorMap::new(device, a, &[LINE, LINE])?;
@@ -129,11 +132,8 @@ pub(crate) fn by_expert(
     let (matrices, own) = (map(b.all())?, map(own)?);
     let mut of_experts = [0; MOST_EXPERTS + 1];
     of_experts[..offsets.len()].copy_from_slice(offsets);
-    let num_clusters = busy_clusters(tile.num_pairs(offsets, width), num_clusters.max(1) as usize);
-    let grid = Grid {
-        shared_memory: tile.shared_memory(),
-        ..Grid::new(BLOCKS_OF_CLUSTER * count(WHAT, num_clusters)?, THREADS)
-    };
+    let busy = count(WHAT, busy_clusters(tile.num_pairs(offsets, width), num_clusters))?;
+    let grid = Grid { shared_memory: tile.shared_memory(), ..Grid::new(BLOCKS_OF_CLUSTER * busy, THREADS) };
     let mut y = device.buffer(a.dtype(), [num_rows, width])?;
     let mut arguments = [
         Argument::Map(&rows),
@@ -205,7 +205,8 @@ mod tests {
 
     #[test]
     fn as_few_clusters_as_do_not_delay_the_last_round() {
-        for (num_pairs, expected) in [(0, 0), (1, 1), (66, 66), (67, 34), (132, 66), (1280, 64), (2048, 64), (4096, 66)]
+        for (num_pairs, expected) in
+            [(0, 0), (1, 1), (66, 66), (67, 66), (264, 66), (265, 53), (320, 64), (1280, 64), (2048, 64), (4096, 66)]
         {
             assert_eq!(busy_clusters(num_pairs, 66), expected, "{num_pairs}");
         }

@@ -198,7 +198,8 @@ fn matmul_windows(check: &mut Check) -> Result<()> {
     Ok(())
 }
 
-/// Row counts change with every batch: one trial serves all of a class, and their products are right.
+/// Row counts change with every batch: one trial serves all of a class, and their products are right, those of long ones too,
+/// of which others are tried first.
 fn matmul_classes(check: &mut Check) -> Result<()> {
     let weight = check.pair(DType::BF16, [320, 256], 1.0)?;
     let mut num_trials = 0;
@@ -211,10 +212,11 @@ fn matmul_classes(check: &mut Check) -> Result<()> {
         check.holds(format!("{num_rows} rows: {trials} trials so far"), index < 2 || trials == num_trials);
         num_trials = trials;
     }
-    if check.device.properties().architecture == 90 {
-        let long = check.device.zeros(DType::BF16, [8192, 8192])?.into_tensor();
-        matmul::nt(&long, &long)?;
-        check.holds("a long product is not tried".to_string(), check.device.trials().len() == num_trials);
+    let weight = check.pair(DType::BF16, [4224, 2048], 1.0)?;
+    for num_rows in [4096, 4050] {
+        let x = check.pair(DType::BF16, [num_rows, 2048], 1.0)?;
+        let (found, expected) = (matmul::nt(&x.gpu, &weight.gpu)?, matmul::nt(&x.host, &weight.host)?);
+        check.close(format!("{num_rows} long rows"), &found, &expected, tolerance(DType::BF16))?;
     }
     Ok(())
 }
