@@ -1,0 +1,287 @@
+"""Measures on the GPUs of one host what README's table says, and prints it as a table.
+
+    python3 benches/whole_table.py --gpus 8 --out results [PART ...]
+
+Needs a release build of scout-dist and nothing but Python's own library, and for one part `mpirun`. Without parts all
+of them run; `--help` lists them. Each leaves its JSON and what was printed in the folder. Ends with 1 if a part failed.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+RECIPE = """\
+random_weights: true
+template: llama4
+cutoff_len: 2048
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+dataset: none
+output_dir: out
+bf16: true
+"""
+ALPACA = ["--lengths", "tests/fixtures/alpaca_lengths.json", "--routing", "natural", "--warm-up", "0"]
+# Runs whose bits are compared: every sum in a fixed order.
+TWELVE_LAYERS = ["deterministic=true", "--layers", "12", "--batch", "8", "--steps", "20"]
+ALL_LAYERS = ["deterministic=true", "--batch", "4", "--steps", "20"]
+
+
+class Failed(Exception):
+    pass
+
+
+class Table:
+    def __init__(self, options):
+        self.options = options
+        os.makedirs(options.out, exist_ok=True)
+        self.recipe = os.path.join(options.out, "recipe.yaml")
+        with open(self.recipe, "w") as file:
+            file.write(RECIPE)
+
+    def path(self, name):
+        return os.path.join(self.options.out, name)
+
+    def launched(self):
+        return [self.options.binary, "launch", "-n", str(self.options.gpus)]
+
+    def run(self, name, command, seconds):
+        """What a command printed. Fails where it fails, or has not ended in time."""
+        with open(self.path(name + ".txt"), "w") as heard:
+            child = subprocess.Popen(command, stdout=heard, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            try:
+                code = child.wait(seconds)
+            except subprocess.TimeoutExpired:
+                child.terminate()
+                code = f"{child.wait(30)}, after {seconds} s"
+        with open(self.path(name + ".txt")) as heard:
+            text = heard.read()
+        if code != 0:
+            raise Failed(f"{' '.join(command)}\nended with {code}:\n" + "\n".join(text.splitlines()[-5:]))
+        return text
+
+    def step(self, name, arguments, seconds, start=None):
+        """The results of `bench step`."""
+        found = self.path(name + ".json")
+        command = [*(start or self.launched()), "bench", "step", self.recipe, "--device", self.options.device]
+        self.run(name, [*command, "--json", found, *arguments, *self.options.step], seconds)
+        with open(found) as file:
+            return json.load(file)
+
+    def speed(self, name, what, arguments, seconds):
+        found = self.step(name, arguments, seconds)
+        own = max(rank["memory_peak_bytes"] or 0 for rank in found["ranks"]) / 2**30
+        plan = found["plan"]
+        yield what, (
+            f"{found['step_s'] * 1e3:.1f} ms, predicted {of(plan['predicted_step_s'], 1e3)};"
+            f" {found['tok_s_gpu']:,.0f} tokens/s a GPU ({found['useful_tflops']:.0f} useful TFLOP/s); exposed"
+            f" {of(found['exposed_comm'], 100)} %, NVML {of(found['nvml_utilization'])} %, SM active"
+            f" {of(found['sm_active'])} %; {own:.2f} GiB, planned {of(plan['predicted_peak_bytes'], 2**-30)} with"
+            f" libraries; {of(found['sm_clock_megahertz'])} MHz, {of(found['power_watts'])} W; {found['gather']}"
+        )
+
+    def same_bits(self, what, runs):
+        bits = {name: self.step(name, arguments, 240, start)["loss_bits"] for name, arguments, start in runs}
+        one, *others = bits.values()
+        if any(other != one for other in others):
+            raise Failed(f"{what}: losses differ: {bits}")
+        yield what, f"{len(one)} losses equal in {', '.join(bits)}; the last is {one[-1]}"
+
+    def mpirun(self):
+        return ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(self.options.gpus), self.options.binary]
+
+
+def of(number, factor=1):
+    return "not given" if number is None else f"{number * factor:.1f}"
+
+
+def check(table):
+    """every way of gathering word by word, and `verify` in f32 and bf16"""
+    if table.options.device == "cuda":
+        text = table.run("selftest", [*table.launched(), "selftest", "gather"], 120)
+        told = [line.split("] ")[-1] for line in text.splitlines() if "wrong words" in line]
+        yield "units gathered by every way", "; ".join(told)
+    for dtype in ["f32", "bf16"] if table.options.device == "cuda" else ["f32"]:
+        dtypes = ["--dtype", dtype] if table.options.device == "cuda" else []
+        command = ["verify", "tests/fixtures/tiny-scout", "--device", table.options.device, *dtypes]
+        text = table.run(f"verify_{dtype}", [*table.launched(), *command], 120)
+        yield f"verify, {dtype}", next(line.split("] ")[-1] for line in text.splitlines() if " ok, " in line)
+
+
+def gather(table):
+    """GB/s into each GPU by every way, alone and under products"""
+    found = table.path("gather.json")
+    command = ["bench", "gather", table.recipe, "--device", table.options.device, "--seconds", "1.2", "--json", found]
+    table.run("gather", [*table.launched(), *command], 180)
+    with open(found) as file:
+        for way in json.load(file)["ways"]:
+            middle = {key: sorted(way[key])[len(way[key]) // 2] for key in ["gb_s_alone", "gb_s_under_products"]}
+            yield f"gathered by {way['way']}", (
+                f"{middle['gb_s_alone']:.0f} GB/s alone, {middle['gb_s_under_products']:.0f} under products, which lose"
+                f" {way['slow_down_percent']:.1f} %"
+            )
+
+
+def bits12(table):
+    """the same losses by copy engines, NCCL and resident, 12 layers"""
+    ways = [["resident_layers=0", "gather=copy"], ["resident_layers=0", "gather=nccl"], ["weights=resident"]]
+    names = ["copy12", "nccl12", "resident12"]
+    yield from table.same_bits("12 layers", [(name, TWELVE_LAYERS + way, None) for name, way in zip(names, ways)])
+
+
+def bits48(table):
+    """the same losses by copy engines, NCCL and under mpirun, all layers"""
+    copy = ALL_LAYERS + ["gather=copy"]
+    runs = [("copy48", copy, None), ("nccl48", ALL_LAYERS + ["gather=nccl"], None), ("mpirun48", copy, table.mpirun())]
+    yield from table.same_bits("all layers", runs)
+
+
+def one(table):
+    """1 x 2,048 tokens on each GPU"""
+    yield from table.speed("one", "1 x 2,048", ["--batch", "1", "--seconds", "8"], 150)
+
+
+def sixteen(table):
+    """16 x 2,048 tokens on each GPU"""
+    yield from table.speed("sixteen", "16 x 2,048", ["--batch", "16", "--seconds", "20"], 200)
+
+
+def h100(table):
+    """16 x 2,048 in the memory of an H100"""
+    arguments = ["--batch", "16", "--seconds", "16", "device_memory=80GiB"]
+    yield from table.speed("h100", "16 x 2,048 in 80 GiB", arguments, 200)
+
+
+def alpaca16(table):
+    """1,000 rows of Alpaca's lengths, three epochs, 16 a GPU"""
+    yield from alpaca(table, "alpaca16", 16)
+
+
+def alpaca1(table):
+    """the same, one row a GPU"""
+    yield from alpaca(table, "alpaca1", 1)
+
+
+def alpaca(table, name, rows):
+    found = table.step(name, ["--batch", str(rows), "--epochs", "3", *ALPACA], 500)
+    yield f"1,000 Alpaca lengths x 3, {rows} rows a GPU", (
+        f"{found['seconds']:.1f} s from cold, {found['steps']} updates, {found['step_s'] * 1e3:.0f} ms each"
+    )
+
+
+def soak16(table):
+    """60 steps of 16 x 2,048"""
+    yield from soak(table, "soak16", 16, 60)
+
+
+def soak4(table):
+    """300 steps of 4 x 2,048"""
+    yield from soak(table, "soak4", 4, 300)
+
+
+def soak(table, name, rows, steps):
+    found = table.step(name, ["--batch", str(rows), "--steps", str(steps)], 550)
+    least, _, most = found["step_s_spread"]
+    yield f"{steps} steps of {rows} x 2,048", (
+        f"{found['step_s'] * 1e3:.1f} ms, {least * 1e3:.1f} at least, {most * 1e3:.1f} at most; last quarter against"
+        f" the first {of(found['drift'], 100)} %; {of(found['power_watts'])} W"
+    )
+
+
+def load(table):
+    """reading a checkpoint of 12 layers beside what the disk gives"""
+    model = table.path("model")
+    synth = ["synth", "--shape", "scout", "--layers", "12", "--dtype", "bf16", "--out", model]
+    table.run("synth", [table.options.binary, *synth], 300)
+    recipe = table.path("load.yaml")
+    with open(recipe, "w") as file:
+        file.write(RECIPE.replace("random_weights: true", f"model_name_or_path: {os.path.abspath(model)}"))
+    found = table.path("load.json")
+    command = ["bench", "load", recipe, "resident_layers=0", "--device", table.options.device, "--json", found]
+    text = table.run("load", [*table.launched(), *command], 300)
+    shutil.rmtree(model)
+    yield "checkpoint of 12 layers", " · ".join(line.split("] ")[-1] for line in text.splitlines()[-4:])
+
+
+def kill(table):
+    """`kill -9` of one rank while all train"""
+    command = [*table.launched(), "bench", "step", table.recipe, "--device", table.options.device, "--batch", "4"]
+    text = table.path("kill.txt")
+    with open(text, "w") as heard:
+        options = {"stdout": heard, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+        launcher = subprocess.Popen([*command, "--seconds", "600", *table.options.step], **options)
+        # Long enough that all are in the midst of steps.
+        time.sleep(table.options.until_killed)
+        ranks = children(launcher.pid)
+        if len(ranks) != table.options.gpus:
+            launcher.terminate()
+            raise Failed(f"{len(ranks)} ranks ran when one was to be killed")
+        os.kill(ranks[-1], signal.SIGKILL)
+        begun = time.monotonic()
+        try:
+            code = launcher.wait(60)
+        except subprocess.TimeoutExpired:
+            launcher.kill()
+            raise Failed("the launcher was still there a minute after a rank was killed")
+    gone = time.monotonic() - begun
+    left = [pid for pid in ranks if os.path.exists(f"/proc/{pid}")]
+    with open(text) as heard:
+        told = [line for line in heard.read().splitlines() if "was killed" in line]
+    if left or not told:
+        raise Failed(f"ranks left: {left}; told: {told}")
+    yield "one rank killed", f"all gone after {gone:.1f} s, exit code {code}{memory_left(table)}: {told[0]}"
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def memory_left(table):
+    if table.options.device != "cuda":
+        return ""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader"]
+    used = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.split("\n")
+    return f", GPUs hold {', '.join(line for line in used if line)}"
+
+
+PARTS = [check, gather, bits12, one, sixteen, h100, alpaca16, alpaca1, bits48, load, kill, soak16, soak4]
+
+
+def main():
+    names = {part.__name__: part for part in PARTS}
+    about = "\n".join(f"  {name:<10} {part.__doc__}" for name, part in names.items())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="parts:\n" + about,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="all when left out")
+    parser.add_argument("--gpus", type=int, required=True, help="ranks, each with a GPU")
+    parser.add_argument("--out", required=True, help="folder for what was measured")
+    parser.add_argument("--binary", default="target/release/scout-dist")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    more = 'more words for `bench step`, as --step="--layers 4"'
+    parser.add_argument("--step", type=shlex.split, default=[], metavar="WORDS", help=more)
+    parser.add_argument("--until-killed", type=float, default=45, help="seconds of training before a rank is killed")
+    options = parser.parse_args()
+    for name in options.parts:
+        if name not in names:
+            parser.error(f"no part is called {name}, expected {', '.join(names)}")
+    table, failed = Table(options), []
+    for name in options.parts or names:
+        try:
+            for what, found in names[name](table):
+                print(f"| {what} | {found} |", flush=True)
+        except (Failed, OSError, KeyError, StopIteration) as error:
+            failed.append(name)
+            print(f"| {name} | FAILED: {type(error).__name__} {error} |", flush=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
