@@ -54,12 +54,11 @@ class Table:
     def run(self, name, command, seconds):
         """What a command printed. Fails where it fails, or has not ended in time."""
         with open(self.path(name + ".txt"), "w") as heard:
-            child = subprocess.Popen(command, stdout=heard, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            child = started(command, heard)
             try:
                 code = child.wait(seconds)
             except subprocess.TimeoutExpired:
-                child.terminate()
-                code = f"{child.wait(30)}, after {seconds} s"
+                code = f"{end(child)}, after {seconds} s"
         with open(self.path(name + ".txt")) as heard:
             text = heard.read()
         if code != 0:
@@ -97,6 +96,30 @@ class Table:
         return ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(self.options.gpus), self.options.binary]
 
 
+def started(command, heard):
+    """In a group of processes of its own, so that nothing of it stays."""
+    options = {"stdout": heard, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen(command, start_new_session=True, **options)
+
+
+def end(child):
+    """Asks it to end, and makes it if it does not within half a minute."""
+    child.terminate()
+    try:
+        return child.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        return child.wait()
+
+
+def told(text, words):
+    """The lines with these words, without who said them. Fails where there is none."""
+    lines = [line.split("] ")[-1] for line in text.splitlines() if words in line]
+    if not lines:
+        raise Failed(f"nothing was told with `{words}`")
+    return lines
+
+
 def of(number, factor=1):
     return "not given" if number is None else f"{number * factor:.1f}"
 
@@ -105,13 +128,12 @@ def check(table):
     """every way of gathering word by word, and `verify` in f32 and bf16"""
     if table.options.device == "cuda":
         text = table.run("selftest", [*table.launched(), "selftest", "gather"], 120)
-        told = [line.split("] ")[-1] for line in text.splitlines() if "wrong words" in line]
-        yield "units gathered by every way", "; ".join(told)
+        yield "units gathered by every way", "; ".join(told(text, " wrong words"))
     for dtype in ["f32", "bf16"] if table.options.device == "cuda" else ["f32"]:
         dtypes = ["--dtype", dtype] if table.options.device == "cuda" else []
         command = ["verify", "tests/fixtures/tiny-scout", "--device", table.options.device, *dtypes]
         text = table.run(f"verify_{dtype}", [*table.launched(), *command], 120)
-        yield f"verify, {dtype}", next(line.split("] ")[-1] for line in text.splitlines() if " ok, " in line)
+        yield f"verify, {dtype}", told(text, " ok, ")[-1]
 
 
 def gather(table):
@@ -204,38 +226,44 @@ def load(table):
         file.write(RECIPE.replace("random_weights: true", f"model_name_or_path: {os.path.abspath(model)}"))
     found = table.path("load.json")
     command = ["bench", "load", recipe, "resident_layers=0", "--device", table.options.device, "--json", found]
-    text = table.run("load", [*table.launched(), *command], 300)
+    table.run("load", [*table.launched(), *command], 300)
     shutil.rmtree(model)
-    yield "checkpoint of 12 layers", " · ".join(line.split("] ")[-1] for line in text.splitlines()[-4:])
+    with open(found) as file:
+        rates = json.load(file)
+    yield "checkpoint of 12 layers", (
+        f"{rates['bytes'] / 2**30:.2f} GiB in {rates['seconds']:.1f} s, {rates['gb_s']:.2f} GB/s,"
+        f" {rates['ratio'] * 100:.0f} % of the disk alone; past the page cache: {rates['disk_direct']}"
+    )
 
 
 def kill(table):
     """`kill -9` of one rank while all train"""
     command = [*table.launched(), "bench", "step", table.recipe, "--device", table.options.device, "--batch", "4"]
-    text = table.path("kill.txt")
+    before, text = memory_held(table), table.path("kill.txt")
     with open(text, "w") as heard:
-        options = {"stdout": heard, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-        launcher = subprocess.Popen([*command, "--seconds", "600", *table.options.step], **options)
+        launcher = started([*command, "--seconds", "600", *table.options.step], heard)
         # Long enough that all are in the midst of steps.
         time.sleep(table.options.until_killed)
-        ranks = children(launcher.pid)
+        ranks = children(launcher.pid) if launcher.poll() is None else []
         if len(ranks) != table.options.gpus:
-            launcher.terminate()
+            end(launcher)
             raise Failed(f"{len(ranks)} ranks ran when one was to be killed")
         os.kill(ranks[-1], signal.SIGKILL)
         begun = time.monotonic()
         try:
-            code = launcher.wait(60)
+            code = launcher.wait(10)
         except subprocess.TimeoutExpired:
-            launcher.kill()
-            raise Failed("the launcher was still there a minute after a rank was killed")
+            end(launcher)
+            raise Failed("the launcher was still there 10 s after a rank was killed") from None
     gone = time.monotonic() - begun
-    left = [pid for pid in ranks if os.path.exists(f"/proc/{pid}")]
+    left, after = [pid for pid in ranks if os.path.exists(f"/proc/{pid}")], memory_held(table)
     with open(text) as heard:
-        told = [line for line in heard.read().splitlines() if "was killed" in line]
-    if left or not told:
-        raise Failed(f"ranks left: {left}; told: {told}")
-    yield "one rank killed", f"all gone after {gone:.1f} s, exit code {code}{memory_left(table)}: {told[0]}"
+        sentence = told(heard.read(), "was killed by signal 9")[0]
+    if " of step " not in sentence:
+        raise Failed(f"no step had begun when a rank was killed: {sentence}")
+    if left or code != 76 or any(now > then for now, then in zip(after, before)):
+        raise Failed(f"exit code {code}; ranks left: {left}; GPUs hold {after} MiB, and held {before}: {sentence}")
+    yield "one rank killed", f"all gone after {gone:.1f} s, exit code {code}, GPUs hold {after} MiB: {sentence}"
 
 
 def children(pid):
@@ -243,12 +271,13 @@ def children(pid):
         return [int(child) for child in file.read().split()]
 
 
-def memory_left(table):
+def memory_held(table):
+    """MiB on each GPU."""
     if table.options.device != "cuda":
-        return ""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader"]
-    used = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.split("\n")
-    return f", GPUs hold {', '.join(line for line in used if line)}"
+        return []
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    used = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
+    return [int(line) for line in used.split()]
 
 
 PARTS = [check, gather, bits12, one, sixteen, h100, alpaca16, alpaca1, bits48, load, kill, soak16, soak4]
@@ -276,7 +305,7 @@ def main():
         try:
             for what, found in names[name](table):
                 print(f"| {what} | {found} |", flush=True)
-        except (Failed, OSError, KeyError, StopIteration) as error:
+        except (Failed, OSError, KeyError, subprocess.SubprocessError) as error:
             failed.append(name)
             print(f"| {name} | FAILED: {type(error).__name__} {error} |", flush=True)
     if failed:
