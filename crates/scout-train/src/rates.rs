@@ -5,6 +5,7 @@ use scout_comm::gpu::Way;
 use scout_config::Gather;
 
 use crate::machine::ComputeType;
+use crate::times::Work;
 
 /// Bytes a second of kernels that are bound by memory.
 pub const MEMORY: f64 = 3.9e12;
@@ -14,12 +15,14 @@ const PRODUCTS_BF16: f64 = 670e12;
 const PRODUCTS_F32: f64 = 50e12;
 /// Rows that an expert's product computes in vain, on average: half a tile.
 pub const WASTED_ROWS: f64 = 64.0;
-/// Between the kernels of one unit's use, where nothing computes.
-pub const GAPS: f64 = 12e-6;
+/// From the end of one kernel to when the next one is in full swing.
+pub const START: f64 = 4.4e-6;
 /// What the host takes to queue one unit's use. Small batches wait for it: about 0.25 ms a layer and direction.
 pub const QUEUEING: f64 = 62e-6;
 /// Between updates: the waits for losses and norm, and a small collective for each.
 pub const END_OF_STEP: f64 = 0.5e-3;
+/// What kernels that are bound by memory take longer by while the link is busy, as a share: experts of 128 rows each.
+const MEMORY_SLOWDOWN: f64 = 0.13;
 /// Bytes a second and rank of NCCL's reduce-scatter and all-gather when nothing else runs.
 pub const REDUCE: f64 = 320e9;
 
@@ -57,6 +60,8 @@ pub struct Link {
     pub alone: f64,
     /// What arithmetic takes longer by while the link is busy, as a share.
     pub slowdown: f64,
+    /// And what is bound by memory.
+    pub memory_slowdown: f64,
 }
 
 impl Link {
@@ -67,6 +72,15 @@ impl Link {
             Gather::Nccl => Way::NcclByCopy,
         };
         let measured = way.measured(world_size);
-        Link { under_products: measured.under_products, alone: measured.alone, slowdown: measured.slowdown() }
+        Link {
+            under_products: measured.under_products,
+            alone: measured.alone,
+            slowdown: measured.slowdown(),
+            memory_slowdown: MEMORY_SLOWDOWN,
+        }
+    }
+    /// How long it takes while the link is busy.
+    pub fn slowed(self, work: Work) -> f64 {
+        work.arithmetic * (1.0 + self.slowdown) + work.memory * (1.0 + self.memory_slowdown)
     }
 }

@@ -8,6 +8,7 @@ use scout_core::UnitId;
 use scout_shard::{Schedule, ShardPlan};
 
 use crate::rates::Link;
+use crate::times::Work;
 
 /// In seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -17,10 +18,10 @@ pub struct Walked {
     pub waited: f64,
 }
 
-/// `num_walks` walks of one schedule, one behind the other, each use computing as long as `times` says for its place in
-/// the order. Where passes repeat, as many of a row of them that has no end; where they do not, only the first begins with
+/// `num_walks` walks of one schedule, one behind the other, each use computing what `work` says for its place in the
+/// order. Where passes repeat, as many of a row of them that has no end; where they do not, only the first begins with
 /// an idle link: the next one's gathers begin while the last block is computed.
-pub fn walks(shards: &ShardPlan, schedule: &Schedule, times: &[f64], link: Link, num_walks: usize) -> Walked {
+pub fn walks(shards: &ShardPlan, schedule: &Schedule, work: &[Work], link: Link, num_walks: usize) -> Walked {
     let mut timeline = Timeline { shards, link, now: 0.0, waited: 0.0, gained: 0.0, link_free: 0.0 };
     let mut ends = [Walked::default(); SIMULATED];
     // By place, those of the next walk behind those of this one.
@@ -28,16 +29,16 @@ pub fn walks(shards: &ShardPlan, schedule: &Schedule, times: &[f64], link: Link,
     for end in &mut ends {
         for block in schedule.steps() {
             timeline.gather_ahead(schedule, (block.clone(), 0), &mut arrivals);
-            if block.end == times.len() && !schedule.repeats() && num_walks > 1 {
-                timeline.gather_ahead(schedule, (0..0, times.len()), &mut arrivals);
+            if block.end == work.len() && !schedule.repeats() && num_walks > 1 {
+                timeline.gather_ahead(schedule, (0..0, work.len()), &mut arrivals);
             }
             for at in block {
                 timeline.wait(arrivals[at]);
-                timeline.compute(times[at]);
+                timeline.compute(work[at]);
             }
         }
         *end = Walked { total: timeline.now, waited: timeline.waited };
-        arrivals.drain(..times.len());
+        arrivals.drain(..work.len());
     }
     // What is simulated last is as all that follow.
     let [first, .., before, last] = ends;
@@ -97,12 +98,12 @@ impl Timeline<'_> {
     }
 
     /// Goes slower as long as the link is busy.
-    fn compute(&mut self, seconds: f64) {
-        let slower = 1.0 + self.link.slowdown;
+    fn compute(&mut self, work: Work) {
+        let (seconds, slowed) = (work.seconds(), self.link.slowed(work));
         let busy = (self.link_free - self.link_now()).max(0.0);
-        self.now += match seconds * slower <= busy {
-            true => seconds * slower,
-            false => busy + seconds - busy / slower,
+        self.now += match slowed <= busy {
+            true => slowed,
+            false => busy + seconds - busy * seconds / slowed,
         };
     }
 }
@@ -117,7 +118,11 @@ mod tests {
     use super::*;
 
     /// A byte takes a second; half of each unit's four bytes comes from the other rank.
-    const LINK: Link = Link { under_products: 1.0, alone: 1.0, slowdown: 0.0 };
+    const LINK: Link = Link { under_products: 1.0, alone: 1.0, slowdown: 0.0, memory_slowdown: 0.0 };
+
+    fn arithmetic(seconds: f64) -> Work {
+        Work { arithmetic: seconds, memory: 0.0 }
+    }
 
     fn units(count: usize) -> Vec<Arc<UnitSpec>> {
         let unit = |index| {
@@ -146,7 +151,7 @@ mod tests {
             (all_resident, 1, 10.0, (40.0, 0.0)),
         ] {
             let shards = ShardPlan::new(&specs, 2, &is_resident, lookahead);
-            let Walked { total, waited } = walks(&shards, &schedule, &[compute; 4], LINK, 1);
+            let Walked { total, waited } = walks(&shards, &schedule, &[arithmetic(compute); 4], LINK, 1);
             assert_eq!((total, waited), expected, "{lookahead} ahead, {compute} s each");
         }
     }
@@ -154,11 +159,17 @@ mod tests {
     #[test]
     fn arithmetic_is_slower_only_while_the_link_is_busy() {
         let (specs, schedule) = (units(2), one_by_one(2));
-        let link = Link { slowdown: 0.25, ..LINK };
+        let link = Link { slowdown: 0.25, memory_slowdown: 0.5, ..LINK };
         let shards = ShardPlan::new(&specs, 2, &|unit| unit.0 == 0, 1);
-        // Ten seconds under a gather of four: in those four 3.2 seconds' worth of work was done.
-        let Walked { total, waited } = walks(&shards, &schedule, &[10.0, 1.0], link, 1);
-        assert!((total - 11.8).abs() < 1e-9 && waited == 0.0, "{total} {waited}");
+        // Ten seconds under a gather of four: in those four 3.2 seconds' worth of arithmetic was done, less of what is bound
+        // by memory, and of both together, which would take fourteen, four fourteenths.
+        for (arithmetic, memory, expected) in
+            [(10.0, 0.0, 10.8), (0.0, 10.0, 4.0 + 10.0 - 4.0 / 1.5), (4.0, 6.0, 4.0 + 10.0 * 10.0 / 14.0)]
+        {
+            let work = [Work { arithmetic, memory }, Work { arithmetic: 1.0, memory: 0.0 }];
+            let Walked { total, waited } = walks(&shards, &schedule, &work, link, 1);
+            assert!((total - 1.0 - expected).abs() < 1e-9 && waited == 0.0, "{total} {waited}");
+        }
     }
 
     #[test]
@@ -175,9 +186,9 @@ mod tests {
             (1, 2, 4.0, (48.0, 0.0)),
         ] {
             let shards = ShardPlan::new(&specs, 2, &none_resident, lookahead);
-            let Walked { total, waited } = walks(&shards, &repeated, &[compute; 6], LINK, num_walks);
+            let Walked { total, waited } = walks(&shards, &repeated, &[arithmetic(compute); 6], LINK, num_walks);
             assert_eq!((total, waited), expected, "{lookahead} ahead, {compute} s each");
-            assert!(total < walks(&shards, &there_and_back, &[compute; 6], LINK, num_walks).total);
+            assert!(total < walks(&shards, &there_and_back, &[arithmetic(compute); 6], LINK, num_walks).total);
         }
     }
 
@@ -185,7 +196,7 @@ mod tests {
     fn walks_repeat_without_a_link_that_stands_idle_in_between() {
         let (specs, schedule) = (units(3), one_by_one(3));
         let shards = ShardPlan::new(&specs, 2, &none_resident, 1);
-        let [one, two, five] = [1, 2, 5].map(|n| walks(&shards, &schedule, &[1.0; 3], LINK, n));
+        let [one, two, five] = [1, 2, 5].map(|n| walks(&shards, &schedule, &[arithmetic(1.0); 3], LINK, n));
         assert!(two.total <= 2.0 * one.total);
         assert!((five.total - (one.total + 4.0 * (two.total - one.total))).abs() < 1e-9);
     }

@@ -1,15 +1,65 @@
 //! How long each use of a unit computes, worked out from shapes and measured rates: operations where a product is bound by
-//! arithmetic, bytes where a kernel is bound by memory. Knows nothing of gathers.
+//! arithmetic, bytes where a kernel is bound by memory, and the start of each kernel. Knows nothing of gathers.
 //!
 //! The bytes are those that the kernels of the model's `attention.rs` and `experts.rs` read and write, counted in rows of
 //! the model's width and of an expert's.
+
+use std::ops::{Add, Mul};
 
 use scout_core::{Projection, UnitId};
 use scout_model::{Keep, LoraSettings, ModelConfig, UnitPlan};
 use scout_shard::Schedule;
 
 use crate::machine::ComputeType;
-use crate::rates::{self, ATTENTION_BACKWARD, ATTENTION_FORWARD, GAPS, MEMORY, QUEUEING, WASTED_ROWS};
+use crate::rates::{self, ATTENTION_BACKWARD, ATTENTION_FORWARD, MEMORY, QUEUEING, START, WASTED_ROWS};
+
+/// Seconds, by what bounds them: a gather on its way takes another share of each.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Work {
+    pub arithmetic: f64,
+    /// Bytes that are read and written, and starts of kernels.
+    pub memory: f64,
+}
+
+impl Work {
+    fn arithmetic(seconds: f64) -> Work {
+        Work { arithmetic: seconds, memory: 0.0 }
+    }
+
+    fn memory(seconds: f64) -> Work {
+        Work { arithmetic: 0.0, memory: seconds }
+    }
+
+    pub fn seconds(self) -> f64 {
+        self.arithmetic + self.memory
+    }
+
+    /// Where the host takes longer to queue it, that is how long it takes.
+    fn queued_in(self, seconds: f64) -> Work {
+        Work { arithmetic: self.arithmetic.max(seconds - self.memory), ..self }
+    }
+}
+
+impl Add for Work {
+    type Output = Work;
+
+    fn add(self, other: Work) -> Work {
+        Work { arithmetic: self.arithmetic + other.arithmetic, memory: self.memory + other.memory }
+    }
+}
+
+impl Mul<Work> for f64 {
+    type Output = Work;
+
+    fn mul(self, work: Work) -> Work {
+        Work { arithmetic: self * work.arithmetic, memory: self * work.memory }
+    }
+}
+
+/// So many kernels begin and end.
+fn starts(num_kernels: usize) -> Work {
+    Work::memory(START * num_kernels as f64)
+}
 
 /// One flat run of tokens, forward and back, in seconds.
 #[derive(Debug, Clone, Copy)]
@@ -36,138 +86,145 @@ enum Part {
 
 impl Times<'_> {
     /// For each entry of the schedule's order. What follows the head goes back.
-    pub fn of_order(&self, units: &UnitPlan, schedule: &Schedule) -> Vec<f64> {
+    pub fn of_order(&self, units: &UnitPlan, schedule: &Schedule) -> Vec<Work> {
         let parts = parts(units, self.config.num_layers);
         let mut is_back = false;
-        let time = |unit: &UnitId| {
+        let work = |unit: &UnitId| {
             let part = parts[unit.0];
-            let seconds = if is_back { self.backward(part) } else { self.forward(part) };
+            let work = if is_back { self.backward(part) } else { self.forward(part) };
             is_back |= part == Part::Head;
-            (seconds + GAPS).max(QUEUEING)
+            work.queued_in(QUEUEING)
         };
-        schedule.order().iter().map(time).collect()
+        schedule.order().iter().map(work).collect()
     }
 
-    fn forward(&self, part: Part) -> f64 {
+    fn forward(&self, part: Part) -> Work {
         let Widths { d, f, q, .. } = self.widths();
         match part {
-            Part::Embedding => self.rows(2.0 * d),
+            Part::Embedding => self.rows(2.0 * d) + starts(1),
             Part::Head => self.head(),
             Part::Attention { layer_index } => {
                 self.attend(layer_index)
-                    + self.product(q, d, 1.0)
+                    + self.product(q, d)
                     + self.adapters(&[Projection::O])
                     + self.rows(3.0 * d)
+                    + starts(3)
             }
             Part::Shared => {
                 let adapted = [Projection::SharedGate, Projection::SharedUp, Projection::SharedDown];
                 // The norm, the router and the hidden product.
-                self.shared_gate_up() + self.product(f, d, 1.0) + self.adapters(&adapted) + self.rows(3.0 * d + 3.0 * f)
+                let rest = self.rows(3.0 * d + 3.0 * f) + starts(9);
+                self.shared_gate_up() + self.product(f, d) + self.adapters(&adapted) + rest
             }
-            Part::GateUp => self.routed_gate_up(),
+            Part::GateUp => self.routed_gate_up() + starts(1),
             Part::Down => {
                 let adapted = self.adapters(&[Projection::ExpertsDown]);
-                self.experts_product(f, d) + adapted + self.rows(3.0 * f + 4.0 * d)
+                self.experts_product(f, d) + adapted + self.rows(3.0 * f + 4.0 * d) + starts(5)
             }
         }
     }
 
-    fn backward(&self, part: Part) -> f64 {
+    fn backward(&self, part: Part) -> Work {
         let Widths { d, f, q, k } = self.widths();
         let is_made_again = self.keep != Keep::Everything;
         match part {
             // Nothing below it is trained.
-            Part::Embedding | Part::Head => 0.0,
+            Part::Embedding | Part::Head => Work::default(),
             Part::Attention { layer_index } => {
-                let again = if self.keep == Keep::InputOnly { self.attend(layer_index) } else { 0.0 };
-                let products = 2.0 * (self.product(d, q, 1.0) + self.product(d, k, 1.0));
+                let again = if self.keep == Keep::InputOnly { self.attend(layer_index) } else { Work::default() };
+                let products = 2.0 * (self.product(d, q) + self.product(d, k));
                 let adapted = [Projection::Q, Projection::K, Projection::V, Projection::O];
-                let rest = self.rows(6.0 * d + 3.0 * (q + k));
-                again
-                    + products
-                    + self.attention(layer_index, 2.5, ATTENTION_BACKWARD)
-                    + self.adapters_backward(&adapted)
-                    + rest
+                let attention = self.attention(layer_index, 2.5, ATTENTION_BACKWARD);
+                let rest = self.rows(6.0 * d + 3.0 * (q + k)) + starts(15);
+                again + products + attention + self.adapters_backward(&adapted) + rest
             }
             Part::Shared => {
-                let again = if is_made_again { self.shared_gate_up() } else { 0.0 };
+                let again = if is_made_again { self.shared_gate_up() } else { Work::default() };
                 let adapted = [Projection::SharedGate, Projection::SharedUp, Projection::SharedDown];
-                let products = self.product(d, 2.0 * f, 1.0) + self.product(f, d, 1.0);
-                again + products + self.adapters_backward(&adapted) + self.rows(2.0 * d + 6.0 * f)
+                let products = self.product(d, 2.0 * f) + self.product(f, d);
+                again + products + self.adapters_backward(&adapted) + self.rows(2.0 * d + 6.0 * f) + starts(9)
             }
             // What it brought is still there.
-            Part::GateUp if !is_made_again => 0.0,
+            Part::GateUp if !is_made_again => Work::default(),
             Part::GateUp => self.routed_gate_up(),
             Part::Down => {
                 let adapted = [Projection::ExpertsGateUp, Projection::ExpertsDown];
                 let products = self.experts_product(f, d) + self.experts_product(d, 2.0 * f);
-                products + self.adapters_backward(&adapted) + self.rows(10.0 * d + 5.0 * f)
+                products + self.adapters_backward(&adapted) + self.rows(10.0 * d + 5.0 * f) + starts(9)
             }
         }
     }
 
     /// Up to the output projection.
-    fn attend(&self, layer_index: usize) -> f64 {
+    fn attend(&self, layer_index: usize) -> Work {
         let Widths { d, q, k, .. } = self.widths();
-        let products = self.product(d, q, 1.0) + 2.0 * self.product(d, k, 1.0);
+        let products = self.product(d, q) + 2.0 * self.product(d, k);
         let adapted = self.adapters(&[Projection::Q, Projection::K, Projection::V]);
-        products + adapted + self.attention(layer_index, 1.0, ATTENTION_FORWARD) + self.rows(2.0 * d + 2.0 * (q + k))
+        let rest = self.rows(2.0 * d + 2.0 * (q + k)) + starts(11);
+        products + adapted + self.attention(layer_index, 1.0, ATTENTION_FORWARD) + rest
     }
 
     /// `factor` times the operations of the forward pass; pairs that see each other are half of the square.
-    fn attention(&self, layer_index: usize, factor: f64, rate: rates::AttentionRate) -> f64 {
+    fn attention(&self, layer_index: usize, factor: f64, rate: rates::AttentionRate) -> Work {
         let seen = match self.config.rope_layers[layer_index] {
             true => self.row_length.min(self.config.attention_chunk_size as f64),
             false => self.row_length,
         };
         let pairs = self.num_tokens * (seen + 1.0) / 2.0;
         let width = (self.config.num_heads * self.config.head_dim) as f64;
-        factor * 4.0 * width * pairs / rate.at(seen).min(rates::products(self.compute))
+        Work::arithmetic(factor * 4.0 * width * pairs / rate.at(seen).min(rates::products(self.compute)))
     }
 
-    fn shared_gate_up(&self) -> f64 {
+    fn shared_gate_up(&self) -> Work {
         let Widths { d, f, .. } = self.widths();
-        self.product(d, 2.0 * f, 1.0)
+        self.product(d, 2.0 * f) + starts(4)
     }
 
-    fn routed_gate_up(&self) -> f64 {
+    fn routed_gate_up(&self) -> Work {
         let Widths { d, f, .. } = self.widths();
-        self.experts_product(d, 2.0 * f) + self.adapters(&[Projection::ExpertsGateUp]) + self.rows(2.0 * d)
+        let adapted = self.adapters(&[Projection::ExpertsGateUp]);
+        self.experts_product(d, 2.0 * f) + adapted + self.rows(2.0 * d) + starts(2)
     }
 
     /// Every position scored: logits, losses, and the gradient of the input.
-    fn head(&self) -> f64 {
+    fn head(&self) -> Work {
         let Widths { d, .. } = self.widths();
         let vocabulary = self.config.vocab_size as f64;
-        2.0 * self.product(d, vocabulary, 1.0) + self.rows(2.0 * vocabulary + 8.0 * d)
+        2.0 * self.product(d, vocabulary) + self.rows(2.0 * vocabulary + 8.0 * d) + starts(6)
     }
 
-    /// All tokens through one matrix: by its operations, or by its bytes where few tokens pass.
-    fn product(&self, from: f64, to: f64, copies: f64) -> f64 {
-        let wasted = if copies > 1.0 { WASTED_ROWS * copies } else { 0.0 };
-        let operations = 2.0 * (self.num_tokens + wasted) * from * to / rates::products(self.compute);
-        operations.max(self.element_size() * from * to * copies / MEMORY)
+    /// All tokens through one matrix.
+    fn product(&self, from: f64, to: f64) -> Work {
+        self.by_the_slower(self.num_tokens, from * to, 1.0)
     }
 
     /// Each token through the matrix of its expert.
-    fn experts_product(&self, from: f64, to: f64) -> f64 {
-        self.product(from, to, self.config.num_experts as f64)
+    fn experts_product(&self, from: f64, to: f64) -> Work {
+        let num_experts = self.config.num_experts as f64;
+        self.by_the_slower(self.num_tokens + WASTED_ROWS * num_experts, from * to, num_experts)
+    }
+
+    /// By operations, or by bytes where few rows pass such matrices.
+    fn by_the_slower(&self, num_rows: f64, matrix_len: f64, num_matrices: f64) -> Work {
+        let by_operations = 2.0 * num_rows * matrix_len / rates::products(self.compute);
+        let by_bytes = self.element_size() * matrix_len * num_matrices / MEMORY;
+        if by_bytes > by_operations { Work::memory(by_bytes) } else { Work::arithmetic(by_operations) }
     }
 
     /// A sweep over rows of this width.
-    fn rows(&self, width: f64) -> f64 {
-        self.num_tokens * width * self.element_size() / MEMORY
+    fn rows(&self, width: f64) -> Work {
+        Work::memory(self.num_tokens * width * self.element_size() / MEMORY)
     }
 
     /// Thin products: the input is read, and what is added to the output is written.
-    fn adapters(&self, projections: &[Projection]) -> f64 {
+    fn adapters(&self, projections: &[Projection]) -> Work {
         let width = |[input, output]: [f64; 2], _| input + output;
         self.adapted(projections, width)
     }
 
     /// The input is read, and what is added to its gradient is written; the gradient of the output is read, that of an
     /// expert twice. For its gate and up the scaled rows are gathered again.
-    fn adapters_backward(&self, projections: &[Projection]) -> f64 {
+    fn adapters_backward(&self, projections: &[Projection]) -> Work {
         let width = |[input, output]: [f64; 2], projection| match projection {
             Projection::ExpertsGateUp => 4.0 * input + 2.0 * output,
             Projection::ExpertsDown => 2.0 * input + 2.0 * output,
@@ -177,7 +234,7 @@ impl Times<'_> {
     }
 
     /// Sweeps over rows that are as wide as `width` says of input and output, for each adapted projection.
-    fn adapted(&self, projections: &[Projection], width: impl Fn([f64; 2], Projection) -> f64) -> f64 {
+    fn adapted(&self, projections: &[Projection], width: impl Fn([f64; 2], Projection) -> f64) -> Work {
         let Widths { d, f, q, k } = self.widths();
         let ends = |projection| match projection {
             Projection::Q => [d, q],

@@ -12,7 +12,7 @@ use crate::memory::{MemoryPlan, Pass, WAYS};
 use crate::rates::{END_OF_STEP, Link, MEMORY, REDUCE};
 use crate::runs::Rows;
 use crate::timeline::{self, Walked};
-use crate::times::Times;
+use crate::times::{Times, Work};
 use crate::trainer::Schedules;
 
 /// Sharded units that are gathered ahead of the block in use: more than a layer gains nothing.
@@ -159,10 +159,10 @@ impl Run<'_> {
 
     fn fastest(&self, choices: Choices, held: &[Vec<Held>]) -> Way {
         let fixed = self.memory(choices, ByteCount(0), ByteCount(0));
-        let times = self.times(choices);
+        let work = self.work(choices);
         let fits = |held: &&Held| MemoryPlan { shard: held.shard, gathered: held.gathered, ..fixed }.fits();
         let fitting = held.iter().filter_map(|farthest_first| farthest_first.iter().find(fits));
-        let timed = fitting.map(|held| (self.step(choices, &held.shards, &times).seconds, held));
+        let timed = fitting.map(|held| (self.step(choices, &held.shards, &work).seconds, held));
         let fastest = timed.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, held)| held);
         let smallest = || held.iter().flatten().min_by_key(|held| held.shard + held.gathered);
         let best = fastest.or_else(smallest).expect("there is a way to hold weights");
@@ -212,7 +212,7 @@ impl Run<'_> {
             runs: choices.runs,
             lookahead: held.shards.lookahead(),
             memory: self.memory(choices, held.shard, held.gathered),
-            time: is_on_gpu.then(|| self.step(choices, &held.shards, &self.times(choices))),
+            time: is_on_gpu.then(|| self.step(choices, &held.shards, &self.work(choices))),
         }
     }
 
@@ -230,7 +230,7 @@ impl Run<'_> {
     }
 
     /// Of each use of a unit by one run.
-    fn times(&self, Choices { keep, runs }: Choices) -> Vec<f64> {
+    fn work(&self, Choices { keep, runs }: Choices) -> Vec<Work> {
         let (Pass { config, lora, compute, .. }, update) = (self.pass, self.rows.trained.update);
         let (num_tokens, num_rows) = (update.num_tokens as f64, update.num_rows.max(1) as f64);
         let row_length = num_tokens / num_rows;
@@ -238,8 +238,8 @@ impl Run<'_> {
         times.of_order(self.units, &self.schedules.train)
     }
 
-    fn step(&self, choices: Choices, shards: &ShardPlan, times: &[f64]) -> StepTime {
-        let Walked { total, waited } = timeline::walks(shards, &self.schedules.train, times, self.link, choices.runs);
+    fn step(&self, choices: Choices, shards: &ShardPlan, work: &[Work]) -> StepTime {
+        let Walked { total, waited } = timeline::walks(shards, &self.schedules.train, work, self.link, choices.runs);
         // Gradients are on their way under the last backward pass; what is left to wait for is what all have updated.
         let reduce = self.reduce();
         StepTime {

@@ -53,6 +53,7 @@ fn measured_steps_are_predicted_within_fifteen_percent() {
         (4, 8, 16_384, 2048, Keep::Everything, 0.2617),
         (4, 16, 32_768, 2048, Keep::Everything, 0.5169),
         (4, 2, 4096, 2048, Keep::Everything, 0.0676),
+        (24, 1, 2048, 2048, Keep::Everything, 0.1571),
         (4, 16, 2740, 1200, Keep::Everything, 0.0469),
         (4, 4, 32_768, 8192, Keep::Everything, 0.5788),
         (12, 8, 16_384, 2048, Keep::Everything, 0.5592),
@@ -72,12 +73,15 @@ fn measured_steps_are_predicted_within_fifteen_percent() {
 
 #[test]
 fn measured_steps_of_several_gpus_are_predicted_within_fifteen_percent() {
+    let mut side_by_side = Vec::new();
     // H200, rows of 2,048 tokens: GPUs, layers, rows, memory, layers that each keeps whole, runs, what is kept, seconds.
     for (world_size, layers, rows, gib, resident, runs, keep, measured) in [
         (2, 12, 8, 139, "0", 1, Keep::Everything, 0.5838),
         (2, 24, 16, 80, "0", 6, Keep::Everything, 2.3238),
         (2, 48, 4, 139, "2", 2, Keep::Everything, 1.1566),
-        (2, 48, 1, 139, "10", 1, Keep::AllButGateUp, 0.4626),
+        // Side by side: what is computed again costs more than the two layers that it makes room for.
+        (2, 48, 1, 139, "10", 1, Keep::AllButGateUp, 0.4702),
+        (2, 48, 1, 139, "12", 1, Keep::InputOnly, 0.4833),
         (4, 12, 8, 139, "0", 1, Keep::Everything, 0.5948),
         (4, 48, 16, 139, "4", 3, Keep::Everything, 4.1842),
         (4, 48, 16, 80, "0", 4, Keep::AllButGateUp, 5.3178),
@@ -100,7 +104,11 @@ fn measured_steps_of_several_gpus_are_predicted_within_fifteen_percent() {
             (0.85..=1.15).contains(&ratio),
             "{world_size} GPUs, {layers} layers, {rows} rows: {predicted} s, measured {measured} s, {way:?}"
         );
+        if (world_size, layers, rows) == (2, 48, 1) {
+            side_by_side.push(predicted);
+        }
     }
+    assert!(matches!(side_by_side[..], [less, more] if less < more), "{side_by_side:?}");
 }
 
 #[test]
