@@ -61,7 +61,7 @@ impl AttentionBlock {
         if trace.is_on() {
             trace.record_layer(self.layer_index, "attn_out", &self.output(&unit, &inner, None, pass)?);
         }
-        let inner = (pass.keep != Keep::InputOnly).then_some(inner);
+        let inner = (pass.keep.of_layer(self.layer_index) != Keep::InputOnly).then_some(inner);
         Ok((y_TD, SavedAttention { x_TD, inner }))
     }
 

@@ -97,7 +97,7 @@ impl ExpertsBlock {
                 trace.record_layer(self.layer_index, name, tensor);
             }
         }
-        let keeps_wide = pass.keep == Keep::Everything;
+        let keeps_wide = pass.keep.of_layer(self.layer_index) == Keep::Everything;
         let saved = SavedExperts {
             x_TD,
             routing,

@@ -1,5 +1,7 @@
 //! What one pass through the model carries beside activations and weights.
 
+use std::fmt;
+
 use scout_device::Tensor;
 
 use crate::batch::{Batch, Routes};
@@ -16,6 +18,64 @@ pub enum Keep {
     InputOnly,
 }
 
+impl Keep {
+    fn next_more(self) -> Keep {
+        match self {
+            Keep::InputOnly => Keep::AllButGateUp,
+            Keep::AllButGateUp | Keep::Everything => Keep::Everything,
+        }
+    }
+}
+
+/// What each layer keeps: all of them the least of it, and some the next more. Between two ways of keeping this is how memory
+/// that is left over saves work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keeping {
+    pub least: Keep,
+    /// Layers that keep the next more, evenly among all.
+    pub num_more: usize,
+    num_layers: usize,
+}
+
+impl Keeping {
+    pub fn new(least: Keep, num_more: usize, num_layers: usize) -> Keeping {
+        Keeping { least, num_more, num_layers }
+    }
+
+    pub fn of_layer(self, layer_index: usize) -> Keep {
+        if lies_evenly(layer_index, self.num_more, self.num_layers) { self.least.next_more() } else { self.least }
+    }
+
+    /// How many layers keep no more than the least.
+    pub fn num_least(self) -> usize {
+        self.num_layers - self.num_more
+    }
+}
+
+impl fmt::Display for Keeping {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match (self.least, self.num_more) {
+            (Keep::Everything, _) => write!(f, "all kept"),
+            (Keep::AllButGateUp, 0) => write!(f, "gate and up computed again"),
+            (Keep::AllButGateUp, _) => write!(f, "gate and up of {} again", self.num_least()),
+            (Keep::InputOnly, 0) => write!(f, "blocks computed again"),
+            (Keep::InputOnly, more) => write!(f, "blocks of {}, gate and up of {more}", self.num_least()),
+        }
+    }
+}
+
+/// Of layers that all keep the same.
+impl From<Keep> for Keeping {
+    fn from(keep: Keep) -> Keeping {
+        Keeping::new(keep, 0, 1)
+    }
+}
+
+/// Whether one of `all` is among `count` that lie evenly among them, the first one first.
+pub fn lies_evenly(index: usize, count: usize, all: usize) -> bool {
+    index * count % all < count
+}
+
 /// Dropout of this pass: every adapter sees the same batch with different elements dropped.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dropout {
@@ -29,7 +89,7 @@ pub struct Pass<'a> {
     pub batch: &'a Batch,
     pub lora: &'a LoraWeights,
     pub dropout: Option<Dropout>,
-    pub keep: Keep,
+    pub keep: Keeping,
     pub routes: Option<&'a Routes>,
 }
 

@@ -76,7 +76,7 @@ fn does_not_fit(config: &RunConfig, run: &Run, residency: Residency) -> TrainErr
         needed: way.memory.total(),
         budget: way.memory.budget.unwrap_or_default(),
         least: Least {
-            keep: way.keep,
+            keep: way.keep.least,
             runs: way.runs,
             tokens: run.rows.largest_run(way.runs).num_tokens,
             resident_layers: way.resident.num_layers,

@@ -9,7 +9,7 @@ use scout_core::{ByteCount, Projection};
 use scout_device::cuda::Choice;
 use scout_device::cuda::dnn::{self, AttentionShape, SumOrder};
 use scout_kernels::{cross_entropy, lora};
-use scout_model::{Keep, LoraSettings, ModelConfig};
+use scout_model::{Keep, Keeping, LoraSettings, ModelConfig};
 
 use crate::machine::{ComputeType, Kind};
 
@@ -128,11 +128,15 @@ const OF_BATCH: u64 = 8 * NUMBER;
 
 impl Pass<'_> {
     /// Every position may be scored.
-    pub fn activations(&self, keep: Keep) -> Activations {
+    pub fn activations(&self, keeping: impl Into<Keeping>) -> Activations {
+        let keeping = keeping.into();
         let tokens = self.batch.num_tokens as u64;
-        let kept: u64 = self.kept_layers().map(|layer| self.kept_of_layer(layer, keep)).sum::<u64>() + OF_BATCH;
+        let kept_of = |layer| self.kept_of_layer(layer, keeping.of_layer(layer));
+        let kept: u64 = self.kept_layers().map(kept_of).sum::<u64>() + OF_BATCH;
+        // Those that keep least have the most at work.
+        let keep = keeping.least;
         // When the last layer has done its experts' way back, what they kept is gone.
-        let last = match keep {
+        let last = match keeping.of_layer(self.config.num_layers.saturating_sub(1)) {
             Keep::Everything => self.kept_of_experts() + self.kept_of_wide(),
             Keep::AllButGateUp | Keep::InputOnly => self.kept_of_experts(),
         };

@@ -10,7 +10,7 @@ use scout_checkpoint::{AdapterLayout, CheckpointError, LoadedAdapter, ModelFolde
 use scout_config::{self as written, RunConfig};
 use scout_core::{ByteCount, ParamSpec, Projection, UnitId};
 use scout_device::cuda::Choice;
-use scout_model::{AttendedPairs, Keep, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
+use scout_model::{AttendedPairs, Keeping, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
 use scout_shard::ShardPlan;
 
 use crate::adapter::AdapterState;
@@ -359,7 +359,7 @@ fn steps(config: &RunConfig, data: DataCounts) -> StepsPlan {
     StepsPlan { num_rows: data.num_rows, updates_per_epoch: data.updates_per_epoch, total_steps, warmup_steps }
 }
 
-fn step_settings(config: &RunConfig, keep: Keep, steps: Option<StepsPlan>, dropout: f64) -> StepSettings {
+fn step_settings(config: &RunConfig, keep: Keeping, steps: Option<StepsPlan>, dropout: f64) -> StepSettings {
     let train = &config.train;
     StepSettings {
         keep,

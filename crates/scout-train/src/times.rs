@@ -7,7 +7,7 @@
 use std::ops::{Add, Mul};
 
 use scout_core::{Projection, UnitId};
-use scout_model::{Keep, LoraSettings, ModelConfig, UnitPlan};
+use scout_model::{Keep, Keeping, LoraSettings, ModelConfig, UnitPlan};
 use scout_shard::Schedule;
 
 use crate::machine::ComputeType;
@@ -67,7 +67,7 @@ pub struct Times<'a> {
     pub config: &'a ModelConfig,
     pub lora: &'a LoraSettings,
     pub compute: ComputeType,
-    pub keep: Keep,
+    pub keep: Keeping,
     pub num_tokens: f64,
     /// On average.
     pub row_length: f64,
@@ -79,8 +79,8 @@ enum Part {
     Embedding,
     Head,
     Attention { layer_index: usize },
-    Shared,
-    GateUp,
+    Shared { layer_index: usize },
+    GateUp { layer_index: usize },
     Down,
 }
 
@@ -110,13 +110,13 @@ impl Times<'_> {
                     + self.rows(3.0 * d)
                     + starts(3)
             }
-            Part::Shared => {
+            Part::Shared { .. } => {
                 let adapted = [Projection::SharedGate, Projection::SharedUp, Projection::SharedDown];
                 // The norm, the router and the hidden product.
                 let rest = self.rows(3.0 * d + 3.0 * f) + starts(9);
                 self.shared_gate_up() + self.product(f, d) + self.adapters(&adapted) + rest
             }
-            Part::GateUp => self.routed_gate_up() + starts(1),
+            Part::GateUp { .. } => self.routed_gate_up() + starts(1),
             Part::Down => {
                 let adapted = self.adapters(&[Projection::ExpertsDown]);
                 self.experts_product(f, d) + adapted + self.rows(3.0 * f + 4.0 * d) + starts(5)
@@ -126,27 +126,27 @@ impl Times<'_> {
 
     fn backward(&self, part: Part) -> Work {
         let Widths { d, f, q, k } = self.widths();
-        let is_made_again = self.keep != Keep::Everything;
+        let kept = |layer_index| self.keep.of_layer(layer_index);
+        let again = |is_made_again: bool, work: Work| if is_made_again { work } else { Work::default() };
         match part {
             // Nothing below it is trained.
             Part::Embedding | Part::Head => Work::default(),
             Part::Attention { layer_index } => {
-                let again = if self.keep == Keep::InputOnly { self.attend(layer_index) } else { Work::default() };
                 let products = 2.0 * (self.product(d, q) + self.product(d, k));
                 let adapted = [Projection::Q, Projection::K, Projection::V, Projection::O];
                 let attention = self.attention(layer_index, 2.5, ATTENTION_BACKWARD);
                 let rest = self.rows(6.0 * d + 3.0 * (q + k)) + starts(15);
+                let again = again(kept(layer_index) == Keep::InputOnly, self.attend(layer_index));
                 again + products + attention + self.adapters_backward(&adapted) + rest
             }
-            Part::Shared => {
-                let again = if is_made_again { self.shared_gate_up() } else { Work::default() };
+            Part::Shared { layer_index } => {
+                let again = again(kept(layer_index) != Keep::Everything, self.shared_gate_up());
                 let adapted = [Projection::SharedGate, Projection::SharedUp, Projection::SharedDown];
                 let products = self.product(d, 2.0 * f) + self.product(f, d);
                 again + products + self.adapters_backward(&adapted) + self.rows(2.0 * d + 6.0 * f) + starts(9)
             }
-            // What it brought is still there.
-            Part::GateUp if !is_made_again => Work::default(),
-            Part::GateUp => self.routed_gate_up(),
+            // What is kept of it is still there.
+            Part::GateUp { layer_index } => again(kept(layer_index) != Keep::Everything, self.routed_gate_up()),
             Part::Down => {
                 let adapted = [Projection::ExpertsGateUp, Projection::ExpertsDown];
                 let products = self.experts_product(f, d) + self.experts_product(d, 2.0 * f);
@@ -275,8 +275,8 @@ fn parts(units: &UnitPlan, num_layers: usize) -> Vec<Part> {
     for layer_index in 0..num_layers {
         let layer = units.layer(layer_index);
         parts[layer.attention.0] = Part::Attention { layer_index };
-        parts[layer.shared.0] = Part::Shared;
-        parts[layer.gate_up.0] = Part::GateUp;
+        parts[layer.shared.0] = Part::Shared { layer_index };
+        parts[layer.gate_up.0] = Part::GateUp { layer_index };
         parts[layer.down.0] = Part::Down;
     }
     parts

@@ -9,7 +9,7 @@ use scout_core::Phase;
 use scout_device::{Account, Device, Tensor};
 use scout_model::head::Loss;
 use scout_model::pass::Dropout;
-use scout_model::{AttendedPairs, Batch, Block, Keep, LoraWeights, Model, NoTrace, Pass, Trace};
+use scout_model::{AttendedPairs, Batch, Block, Keeping, LoraWeights, Model, NoTrace, Pass, Trace};
 use scout_shard::{Ahead, Ring, Schedule, ShardPlan, ShardStore, Walk};
 
 use crate::adapter::AdapterState;
@@ -25,7 +25,7 @@ use crate::weight_set::WeightSet;
 /// How a step computes, apart from what it computes on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepSettings {
-    pub keep: Keep,
+    pub keep: Keeping,
     pub lora_dropout: f32,
     pub seed: u64,
     pub optimizer: OptimizerSettings,

@@ -4,7 +4,7 @@
 
 use scout_core::{ByteCount, UnitId};
 use scout_device::cuda::Choice;
-use scout_model::{Keep, UnitPlan};
+use scout_model::{Keep, Keeping, UnitPlan, lies_evenly};
 use scout_shard::{ShardPlan, ring_bytes};
 
 use crate::machine::{Hardware, Kind};
@@ -23,11 +23,15 @@ pub const LOOKAHEAD: usize = 2;
 const LOOKAHEADS: [usize; 5] = [WHOLE_LAYER, 3, 2, 1, 0];
 /// What the table shows of the ways, the fastest of them.
 const MOST_SHOWN: usize = 12;
+/// Between two ways of keeping so many steps are tried, each with some layers more that keep more.
+const STEPS_OF_KEEPING: usize = 8;
 
 /// What every rank keeps whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resident {
     pub num_layers: usize,
+    /// Of so many other layers what experts multiply last, a quarter of a layer: for memory that no whole layer fits into.
+    pub num_downs: usize,
     pub embedding: bool,
     pub head: bool,
 }
@@ -35,7 +39,7 @@ pub struct Resident {
 /// One way to hold a run, with what it costs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Way {
-    pub keep: Keep,
+    pub keep: Keeping,
     pub resident: Resident,
     /// Flat runs in which a rank computes its rows of an update; their sum is the same in any number.
     pub runs: usize,
@@ -66,16 +70,24 @@ impl StepTime {
 }
 
 impl Resident {
-    pub const NOTHING: Resident = Resident { num_layers: 0, embedding: false, head: false };
+    pub const NOTHING: Resident = Resident { num_layers: 0, num_downs: 0, embedding: false, head: false };
 
     pub fn everything(num_layers: usize) -> Resident {
-        Resident { num_layers, embedding: true, head: true }
+        Resident { num_layers, num_downs: 0, embedding: true, head: true }
     }
 
     /// Spread evenly over the depth, the first among them: between two sharded layers lies as much arithmetic as can be,
     /// and the first layer is there when a step begins.
     pub fn has_layer(&self, layer_index: usize, num_layers: usize) -> bool {
-        layer_index * self.num_layers % num_layers < self.num_layers
+        lies_evenly(layer_index, self.num_layers, num_layers)
+    }
+
+    /// Spread evenly over the layers that are not whole, and not the first of them, which a pass finds gathered when it begins.
+    pub fn has_down(&self, layer_index: usize, num_layers: usize) -> bool {
+        let nth = (0..layer_index).filter(|index| !self.has_layer(*index, num_layers)).count();
+        let is_left = !self.has_layer(layer_index, num_layers);
+        let num_left = num_layers - self.num_layers;
+        is_left && lies_evenly((nth + num_left / 2) % num_left, self.num_downs, num_left)
     }
 
     /// By unit.
@@ -83,11 +95,12 @@ impl Resident {
         let mut resident = vec![false; units.units().len()];
         resident[units.embedding().0] = self.embedding;
         resident[units.head().0] = self.head;
-        for layer_index in (0..num_layers).filter(|index| self.has_layer(*index, num_layers)) {
-            let layer = units.layer(layer_index);
-            for id in [layer.attention, layer.shared, layer.gate_up, layer.down] {
-                resident[id.0] = true;
+        for layer_index in 0..num_layers {
+            let (layer, is_whole) = (units.layer(layer_index), self.has_layer(layer_index, num_layers));
+            for id in [layer.attention, layer.shared, layer.gate_up] {
+                resident[id.0] = is_whole;
             }
+            resident[layer.down.0] = is_whole || self.has_down(layer_index, num_layers);
         }
         resident
     }
@@ -120,7 +133,7 @@ impl Run<'_> {
     pub fn ways_of_keeping(&self, resident: Resident, lookahead: usize) -> Vec<Way> {
         let held = self.held(resident, lookahead);
         let runs = self.rows.num_micro_batches;
-        WAYS.into_iter().map(|keep| self.way(Choices { keep, runs }, &held)).collect()
+        WAYS.into_iter().map(|keep| self.way(Choices { keep: keep.into(), runs }, &held)).collect()
     }
 
     /// Where nothing is gathered: micro-batches as they are dealt, or merged into fewer runs. The fastest come first.
@@ -138,7 +151,12 @@ impl Run<'_> {
         // otherwise follow from memory and links, and the order of sums from that.
         let is_fixed = self.pass.choice == Choice::First;
         let may_be = |choices: &Choices| !is_fixed || choices.runs == self.rows.num_micro_batches;
-        self.fastest_first(self.choices().filter(may_be).map(|choices| self.fastest(choices, &held)).collect())
+        let mixed = |choices: Choices| self.fastest_mixture(choices, &held);
+        let ways = self
+            .choices()
+            .filter(may_be)
+            .flat_map(|choices| std::iter::once(self.fastest(choices, &held)).chain(mixed(choices)));
+        self.fastest_first(ways.collect())
     }
 
     /// Those that do not fit come last. Of all that compute micro-batches as they are dealt, the best is always among them.
@@ -157,26 +175,47 @@ impl Run<'_> {
         ways
     }
 
+    /// Where some layers keep more than what all of them keep.
+    fn fastest_mixture(&self, choices: Choices, held: &[Vec<Held>]) -> Option<Way> {
+        let num_layers = self.pass.config.num_layers;
+        let nums_more = (1..STEPS_OF_KEEPING).map(|step| step * num_layers / STEPS_OF_KEEPING).filter(|more| *more > 0);
+        let mixed = |num_more| Choices { keep: Keeping::new(choices.keep.least, num_more, num_layers), ..choices };
+        let ways = nums_more.map(|num_more| self.fastest(mixed(num_more), held));
+        let seconds = |way: &Way| way.time.map_or(f64::INFINITY, |time| time.seconds);
+        let may_mix = choices.keep.least != Keep::Everything;
+        ways.filter(|way| may_mix && way.memory.fits()).min_by(|a, b| seconds(a).total_cmp(&seconds(b)))
+    }
+
     fn fastest(&self, choices: Choices, held: &[Vec<Held>]) -> Way {
         let fixed = self.memory(choices, ByteCount(0), ByteCount(0));
         let work = self.work(choices);
         let fits = |held: &&Held| MemoryPlan { shard: held.shard, gathered: held.gathered, ..fixed }.fits();
-        let fitting = held.iter().filter_map(|farthest_first| farthest_first.iter().find(fits));
-        let timed = fitting.map(|held| (self.step(choices, &held.shards, &work).seconds, held));
+        let fitting: Vec<&Held> = held.iter().filter_map(|farthest_first| farthest_first.iter().find(fits)).collect();
+        let is_best = |held: &&Held| !fitting.iter().any(|other| other.is_more_than(held));
+        let timed =
+            fitting.iter().copied().filter(is_best).map(|held| (self.step(choices, &held.shards, &work).seconds, held));
         let fastest = timed.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, held)| held);
         let smallest = || held.iter().flatten().min_by_key(|held| held.shard + held.gathered);
         let best = fastest.or_else(smallest).expect("there is a way to hold weights");
         self.way(choices, best)
     }
 
-    /// For everything that may be resident, gathers that run less and less far ahead. The farther the faster, so only the
-    /// first that fits is of interest.
+    /// For everything that may be resident and has room by itself, gathers that run less and less far ahead. The farther the
+    /// faster, so only the first that fits is of interest.
     fn ways_of_holding(&self, num_layers: Option<usize>) -> Vec<Vec<Held>> {
         let all = self.pass.config.num_layers;
-        let counts = num_layers.map_or(0..=all, |count| count..=count);
+        let (least, most) = num_layers.map_or((0, all), |written| (written, written));
+        let layers = (least..=most).flat_map(|num_layers| {
+            // More would be a whole layer. Where a number of layers is written, it is those and no more.
+            let most_downs = (most - num_layers).min(3);
+            (0..=most_downs).map(move |num_downs| Resident { num_layers, num_downs, ..Resident::NOTHING })
+        });
         let ends = [(false, false), (true, false), (false, true), (true, true)];
-        let resident =
-            counts.flat_map(|num_layers| ends.map(|(embedding, head)| Resident { num_layers, embedding, head }));
+        let resident = layers.flat_map(|layers| ends.map(|(embedding, head)| Resident { embedding, head, ..layers }));
+        let smallest = Resident { num_layers: least, ..Resident::NOTHING };
+        let room = self.budget.unwrap_or(ByteCount(u64::MAX));
+        let has_room = |held: &Resident| *held == smallest || self.shards(held, 0).kept_bytes() <= room;
+        let resident = resident.filter(has_room);
         resident.map(|resident| LOOKAHEADS.map(|lookahead| self.held(resident, lookahead)).into()).collect()
     }
 
@@ -201,7 +240,7 @@ impl Run<'_> {
         all.dedup_by_key(|runs| num_rows.div_ceil(*runs));
         all.retain(|runs| *runs != as_dealt);
         all.insert(0, as_dealt);
-        all.into_iter().flat_map(|runs| WAYS.map(|keep| Choices { keep, runs }))
+        all.into_iter().flat_map(|runs| WAYS.map(|keep| Choices { keep: keep.into(), runs }))
     }
 
     fn way(&self, choices: Choices, held: &Held) -> Way {
@@ -265,7 +304,7 @@ impl Run<'_> {
 /// What is computed, whatever is resident.
 #[derive(Debug, Clone, Copy)]
 struct Choices {
-    keep: Keep,
+    keep: Keeping,
     runs: usize,
 }
 
@@ -275,4 +314,16 @@ struct Held {
     shards: ShardPlan,
     shard: ByteCount,
     gathered: ByteCount,
+}
+
+impl Held {
+    /// Whether it holds all that the other does, reaches as far ahead, and one of them more.
+    fn is_more_than(&self, other: &Held) -> bool {
+        let of = |held: &Held| {
+            let Resident { num_layers, num_downs, embedding, head } = held.resident;
+            [num_layers, num_downs, usize::from(embedding), usize::from(head), held.shards.lookahead()]
+        };
+        let (own, others) = (of(self), of(other));
+        own != others && own.iter().zip(&others).all(|(own, other)| own >= other)
+    }
 }

@@ -6,7 +6,6 @@ use scout_core::{ByteCount, DType, ExitCode};
 use scout_data::Balance;
 use scout_device::cuda::Choice;
 use scout_device::cuda::dnn::{self, SumOrder};
-use scout_model::Keep;
 use scout_shard::{Placement, Schedule, ShardPlan};
 use scout_telemetry::grouped;
 use scout_train::TrainError;
@@ -211,7 +210,7 @@ fn keeping_table(plan: &RunPlan) -> Vec<String> {
         let Activations { kept, at_work } = way.memory.activations;
         let (kept, at_work, all) = (kept.to_string(), at_work.to_string(), way.memory.total().to_string());
         let verdict = verdict(plan, way);
-        format!("           {:<27} {kept:>12} {at_work:>12} {all:>12}{verdict}", keep_words(way.keep))
+        format!("           {:<27} {kept:>12} {at_work:>12} {all:>12}{verdict}", way.keep.to_string())
     }));
     lines
 }
@@ -219,7 +218,7 @@ fn keeping_table(plan: &RunPlan) -> Vec<String> {
 /// The fastest ways on GPUs, each with the residency and the reach of its gathers that suit it best.
 fn timed_table(plan: &RunPlan) -> Vec<String> {
     let mut lines = vec![format!(
-        "ways       {:<27} {:>4} {:>22} {:>5} {:>11} {:>9} {:>9} {:>8}",
+        "ways       {:<30} {:>4} {:>22} {:>5} {:>11} {:>9} {:>9} {:>8}",
         "of an update", "runs", "whole on every rank", "ahead", "memory", "step", "tok/s", "exposed"
     )];
     lines.extend(plan.ways.iter().map(|way| {
@@ -228,21 +227,22 @@ fn timed_table(plan: &RunPlan) -> Vec<String> {
             (seconds(time.seconds), speed, format!("{:.1} %", 100.0 * time.exposed_share()))
         });
         let (memory, verdict) = (way.memory.total().to_string(), verdict(plan, way));
-        let (keeps, whole) = (keep_words(way.keep), resident_words(&way.resident));
+        let (keeps, whole) = (way.keep.to_string(), resident_words(&way.resident));
         let (runs, lookahead) = (way.runs, way.lookahead);
         format!(
-            "           {keeps:<27} {runs:>4} {whole:>22} {lookahead:>5} {memory:>11} {step:>9} {speed:>9} {exposed:>8}{verdict}"
+            "           {keeps:<30} {runs:>4} {whole:>22} {lookahead:>5} {memory:>11} {step:>9} {speed:>9} {exposed:>8}{verdict}"
         )
     }));
     lines
 }
 
 fn resident_words(resident: &Resident) -> String {
-    let Resident { num_layers, embedding, head } = *resident;
-    let ends = [(embedding, "embedding"), (head, "head")];
-    let ends = ends.into_iter().filter_map(|(is_whole, name)| is_whole.then_some(name));
+    let Resident { num_layers, num_downs, embedding, head } = *resident;
     let layers = (num_layers > 0).then(|| format!("{num_layers}"));
-    let words: Vec<String> = layers.into_iter().chain(ends.map(str::to_string)).collect();
+    let downs = (num_downs > 0).then(|| format!("{num_downs} down"));
+    let ends = [(embedding, "embedding"), (head, "head")];
+    let ends = ends.into_iter().filter_map(|(is_whole, name)| is_whole.then_some(name.to_string()));
+    let words: Vec<String> = layers.into_iter().chain(downs).chain(ends).collect();
     if words.is_empty() { "nothing".to_string() } else { words.join(" + ") }
 }
 
@@ -261,14 +261,6 @@ fn seconds(seconds: f64) -> String {
 
 fn budget(budget: Option<ByteCount>) -> String {
     budget.map(|budget| format!(" of {budget}")).unwrap_or_default()
-}
-
-fn keep_words(keep: Keep) -> &'static str {
-    match keep {
-        Keep::Everything => "all kept",
-        Keep::AllButGateUp => "gate and up computed again",
-        Keep::InputOnly => "blocks computed again",
-    }
 }
 
 /// Bytes of each kind of unit. Layers that are held alike are alike, so the first of them stands for all.
@@ -383,8 +375,8 @@ fn as_json(plan: &RunPlan, balance: Option<Balance>) -> serde_json::Value {
     let way = |way: &Way| {
         let Way { memory, resident, .. } = way;
         json!({
-            "keeps": keep_words(way.keep), "runs": way.runs, "lookahead": way.lookahead,
-            "resident": {"layers": resident.num_layers, "embedding": resident.embedding, "head": resident.head},
+            "keeps": way.keep.to_string(), "runs": way.runs, "lookahead": way.lookahead,
+            "resident": {"layers": resident.num_layers, "downs": resident.num_downs, "embedding": resident.embedding, "head": resident.head},
             "kept": memory.activations.kept.0, "at_work": memory.activations.at_work.0,
             "total": memory.total().0, "fits": memory.fits(), "chosen": *way == plan.way,
             "step_seconds": way.time.map(|time| time.seconds),
@@ -410,7 +402,7 @@ fn as_json(plan: &RunPlan, balance: Option<Balance>) -> serde_json::Value {
             "budget": memory.budget.map(|budget| budget.0),
         },
         "ways": plan.ways.iter().map(way).collect::<Vec<_>>(),
-        "keeps": keep_words(plan.settings.keep),
+        "keeps": plan.settings.keep.to_string(),
         "runs": plan.runs,
         "steps": plan.steps.map(|steps| json!({
             "rows": steps.num_rows, "updates_per_epoch": steps.updates_per_epoch,

@@ -91,7 +91,7 @@ fn a_batch_without_tokens_passes_through_everything_and_leaves_no_gradient() {
         let batch = rig.batch(documents);
         for keep in [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly] {
             for dropout in [None, Some(Dropout { probability: 0.1, seed: 1, step: 1 })] {
-                let found = rig.whole(&Pass { keep, dropout, ..rig.pass(&batch) });
+                let found = rig.whole(&Pass { keep: keep.into(), dropout, ..rig.pass(&batch) });
                 assert_eq!((found.hidden.len(), found.dx.len(), found.token_loss.len()), (0, 0, 0));
                 assert_eq!(found.loss, 0.0);
                 assert_eq!(found.gradients.len(), rig.layout.num_elements());

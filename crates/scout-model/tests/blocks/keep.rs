@@ -3,7 +3,7 @@
 use scout_core::Projection;
 use scout_device::Tensor;
 use scout_model::pass::Dropout;
-use scout_model::{Keep, Pass};
+use scout_model::{Keep, Keeping, Pass};
 
 use crate::rig::{BlockOutcome, Rig, bits, bits_by_param, lora, small};
 
@@ -33,11 +33,28 @@ fn keeping_less_changes_no_bit_with_dropout_or_without() {
                 let expected = rig.block(index, &x, &dy, &pass);
                 for keep in LESS {
                     let what = format!("{keep:?}, block {index}, {} adapters", projections.len());
-                    assert_same_bits(&what, &rig.block(index, &x, &dy, &Pass { keep, ..pass_of(&pass) }), &expected);
+                    assert_same_bits(
+                        &what,
+                        &rig.block(index, &x, &dy, &Pass { keep: keep.into(), ..pass_of(&pass) }),
+                        &expected,
+                    );
                 }
             }
         }
     }
+}
+
+#[test]
+fn layers_that_keep_more_than_others_lie_evenly_among_them() {
+    for (num_layers, num_more) in [(2, 1), (6, 2), (48, 6), (48, 42)] {
+        let keeping = Keeping::new(Keep::AllButGateUp, num_more, num_layers);
+        let more: Vec<usize> = (0..num_layers).filter(|layer| keeping.of_layer(*layer) == Keep::Everything).collect();
+        assert_eq!((more.len(), keeping.num_least()), (num_more, num_layers - num_more));
+        let gaps = more.windows(2).map(|pair| pair[1] - pair[0]);
+        assert!(gaps.into_iter().all(|gap| gap.abs_diff(num_layers / num_more) <= 1), "{more:?}");
+        assert_eq!(Keeping::new(Keep::InputOnly, num_more, num_layers).of_layer(more[0]), Keep::AllButGateUp);
+    }
+    assert!((0..48).all(|layer| Keeping::from(Keep::InputOnly).of_layer(layer) == Keep::InputOnly));
 }
 
 #[test]
@@ -46,7 +63,8 @@ fn a_whole_pass_has_the_same_loss_and_gradients_whatever_is_kept() {
     let batch = rig.batch(&[(4, 11), (5, 3)]);
     let expected = rig.whole(&rig.pass(&batch));
     assert!(expected.loss > 0.0 && expected.gradients.iter().any(|&gradient| gradient != 0.0));
-    for keep in LESS {
+    let mixtures = LESS.map(|least| Keeping::new(least, 1, rig.model.blocks.len() / 2));
+    for keep in LESS.map(Keeping::from).into_iter().chain(mixtures) {
         let found = rig.whole(&Pass { keep, ..rig.pass(&batch) });
         assert_eq!(found.loss.to_bits(), expected.loss.to_bits(), "{keep:?}");
         assert_eq!(bits(&found.dx), bits(&expected.dx), "{keep:?}");
@@ -69,9 +87,9 @@ fn the_backward_pass_replays_the_routing_of_the_forward_pass_and_never_routes_ag
     assert_ne!(bits(&with_forced.dx), bits(&with_free.dx), "the two routings differ");
     for keep in [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly] {
         for routes in [None, Some(&forced), Some(&other)] {
-            let backward = Pass { keep, routes, ..rig.pass(&batch) };
+            let backward = Pass { keep: keep.into(), routes, ..rig.pass(&batch) };
             for (expected, routes) in [(&with_forced, Some(&forced)), (&with_free, None)] {
-                let forward = Pass { keep, routes, ..rig.pass(&batch) };
+                let forward = Pass { keep: keep.into(), routes, ..rig.pass(&batch) };
                 let found = rig.block_with_two_passes(index, &x, &dy, (&forward, &backward));
                 assert_same_bits(&format!("{keep:?}"), &found, expected);
             }

@@ -51,7 +51,7 @@ impl Recorded {
 impl Recipe {
     pub fn settings(&self) -> StepSettings {
         StepSettings {
-            keep: Keep::Everything,
+            keep: Keep::Everything.into(),
             lora_dropout: 0.0,
             seed: 0,
             optimizer: OptimizerSettings {

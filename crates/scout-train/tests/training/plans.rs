@@ -4,7 +4,7 @@ use scout_config::RunConfig;
 use scout_core::{ByteCount, ExitCode};
 use scout_data::{Dealing, SampleOrder, Shuffle, UpdateOrder};
 use scout_device::cuda::Choice;
-use scout_model::{Keep, NameStyle};
+use scout_model::{Keep, Keeping, NameStyle};
 use scout_train::machine::{ComputeType, Hardware, Kind, Room};
 use scout_train::memory::LargestBatch;
 use scout_train::plan::{DataCounts, ModelSource, RunPlan};
@@ -131,9 +131,9 @@ fn less_memory_keeps_less_and_too_little_is_refused() {
             resolve(&config, world_size, data)
         };
         let free = with_memory(None).unwrap();
-        assert_eq!(free.settings.keep, Keep::Everything);
-        let keeps: Vec<Keep> = free.ways.iter().map(|way| way.keep).collect();
-        assert_eq!(keeps, [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly]);
+        assert_eq!(free.settings.keep, Keep::Everything.into());
+        let keeps: Vec<Keeping> = free.ways.iter().map(|way| way.keep).collect();
+        assert_eq!(keeps, [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly].map(Keeping::from));
         let [most, some, least] = [0, 1, 2].map(|way| free.ways[way].memory.total());
         assert!(most > some && some > least, "{most} {some} {least}");
         for (memory, expected) in [
@@ -144,7 +144,7 @@ fn less_memory_keeps_less_and_too_little_is_refused() {
             (least, Keep::InputOnly),
         ] {
             let plan = with_memory(Some(memory)).unwrap();
-            assert_eq!(plan.settings.keep, expected, "{memory} on {world_size}");
+            assert_eq!(plan.settings.keep, expected.into(), "{memory} on {world_size}");
             assert!(plan.memory.total() <= memory);
             assert_eq!(plan.memory.budget, Some(memory));
         }
@@ -167,9 +167,9 @@ fn a_plan_in_little_memory_trains_to_the_same_bits() {
         let mut config = bench.config(&["max_steps=3"]);
         let free = prepare(&config, 1).unwrap();
         if let Some(keep) = keep {
-            let way = free.plan.ways.into_iter().find(|way| way.keep == keep).unwrap();
+            let way = free.plan.ways.into_iter().find(|way| way.keep == keep.into()).unwrap();
             config.device.device_memory = Some(way.memory.total());
-            assert_eq!(prepare(&config, 1).unwrap().plan.settings.keep, keep);
+            assert_eq!(prepare(&config, 1).unwrap().plan.settings.keep, keep.into());
         }
         crate::bench::train(&config, 3)
     };
@@ -191,7 +191,7 @@ fn a_gpu_is_planned_in_its_own_element_type_and_memory() {
     let data = Some(counts(40, 10, 5000));
     let on_host = resolve(&config(&[]), 1, data).unwrap().memory;
     let unknown = resolve(&config(&[]), gpu(1, ComputeType::Bf16, Room::Unknown), data).unwrap();
-    assert_eq!((unknown.settings.keep, unknown.memory.budget), (Keep::Everything, None));
+    assert_eq!((unknown.settings.keep, unknown.memory.budget), (Keep::Everything.into(), None));
     assert_eq!(2 * unknown.memory.shard.0, on_host.shard.0, "two bytes a weight");
     // Adapter, gradient, two moments, and the adapter rounded.
     assert_eq!(unknown.memory.trained.0, 18 * unknown.num_trained() as u64);
@@ -219,7 +219,7 @@ fn a_gpu_is_planned_in_its_own_element_type_and_memory() {
         config.device.device_memory = written;
         let plan = resolve(&config, gpu(1, ComputeType::Bf16, Room::ForAll(found)), data).unwrap();
         let keep = if expected == all { Keep::Everything } else { Keep::AllButGateUp };
-        assert_eq!((plan.memory.budget, plan.settings.keep), (Some(expected), keep), "{written:?} of {found}");
+        assert_eq!((plan.memory.budget, plan.settings.keep), (Some(expected), keep.into()), "{written:?} of {found}");
         assert_eq!(plan.more_than_free, more_than_free, "{written:?} of {found}");
     }
 }

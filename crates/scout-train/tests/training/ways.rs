@@ -1,8 +1,8 @@
 //! The planner's predictions against measured steps, and what it chooses for Scout on eight GPUs of different memory.
 
 use scout_config::RunConfig;
-use scout_core::{ByteCount, ExitCode};
-use scout_model::{Keep, ModelConfig, NameStyle};
+use scout_core::{ByteCount, ExitCode, UnitId};
+use scout_model::{Keep, Keeping, LayerUnits, ModelConfig, NameStyle};
 use scout_train::machine::{ComputeType, Hardware, Kind, Room};
 use scout_train::memory::LargestBatch;
 use scout_train::plan::{DataCounts, ModelSource, RunPlan};
@@ -64,7 +64,7 @@ fn measured_steps_are_predicted_within_fifteen_percent() {
         let trained = Largest::of_alike(batch, 1);
         let data = DataCounts { num_rows: rows, updates_per_epoch: 1, trained, scored: Largest::default() };
         let plan = RunPlan::resolve(&config(&[]), source, gpus(1), Some(data), None).unwrap();
-        let way = plan.ways.iter().find(|way| way.keep == keep).unwrap();
+        let way = plan.ways.iter().find(|way| way.keep == keep.into()).unwrap();
         let predicted = way.time.unwrap().seconds;
         let ratio = predicted / measured;
         assert!((0.85..=1.15).contains(&ratio), "{layers} layers, {rows} rows: {predicted} s, measured {measured} s");
@@ -96,7 +96,7 @@ fn measured_steps_of_several_gpus_are_predicted_within_fifteen_percent() {
         ];
         let config = config(&overrides.each_ref().map(String::as_str));
         let plan = RunPlan::resolve(&config, with_layers(scout(), layers), gpus(world_size), None, None).unwrap();
-        let like_it = |way: &&Way| (way.runs, way.keep) == (runs, keep);
+        let like_it = |way: &&Way| (way.runs, way.keep) == (runs, keep.into());
         let way = plan.ways.iter().find(like_it).unwrap_or_else(|| panic!("{runs} runs: {:?}", plan.ways));
         let predicted = way.time.unwrap().seconds;
         let ratio = predicted / measured;
@@ -153,7 +153,11 @@ fn scout_on_eight_gpus_fits_and_is_as_fast_as_its_arithmetic_allows() {
     }
     // A small batch needs less for itself, which layers take.
     assert!(with(1, 137, &[]).way.resident.num_layers > with(16, 137, &[]).way.resident.num_layers);
-    assert_eq!(with(16, 137, &[]).way.keep, Keep::Everything, "runs of fewer tokens cost less than computing again");
+    assert_eq!(
+        with(16, 137, &[]).way.keep,
+        Keep::Everything.into(),
+        "runs of fewer tokens cost less than computing again"
+    );
     assert!(with(16, 137, &[]).runs > 1);
     let error = on_eight(&["cutoff_len=2048", "per_device_train_batch_size=8", "device_memory=30GiB"]).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::DeviceUnavailable);
@@ -176,11 +180,13 @@ fn what_is_written_about_residency_is_obeyed() {
         assert_eq!(plan.way.resident.num_layers, count);
         assert!(plan.ways.iter().all(|way| way.resident.num_layers == count));
         assert!(seconds(&plan) >= seconds(&free));
-        let whole = (0..48).filter(|layer| {
-            let unit = plan.units.layer(*layer).gate_up;
-            plan.shards.unit(unit).shard_len == plan.shards.unit(unit).spec.num_elements()
-        });
-        assert_eq!(whole.count(), count);
+        for unit in [|layer: LayerUnits| layer.gate_up, |layer: LayerUnits| layer.down] {
+            let is_whole = |layer: &usize| {
+                let unit = plan.shards.unit(unit(plan.units.layer(*layer)));
+                unit.shard_len == unit.spec.num_elements()
+            };
+            assert_eq!((0..48).filter(is_whole).count(), count);
+        }
     }
     let error = on_eight(&["resident_layers=49"]).unwrap_err();
     assert!(matches!(error, TrainError::Config { key: "resident_layers", .. }), "{error}");
@@ -268,8 +274,8 @@ fn where_nothing_is_gathered_only_a_gpu_merges_and_only_to_be_faster() {
         (8.into(), &["device_memory=1000GiB"]),
     ] {
         let plan = plan(hardware, overrides);
-        let keeps: Vec<(usize, Keep)> = plan.ways.iter().map(|way| (way.runs, way.keep)).collect();
-        let expected = [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly].map(|keep| (4, keep));
+        let keeps: Vec<(usize, Keeping)> = plan.ways.iter().map(|way| (way.runs, way.keep)).collect();
+        let expected = [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly].map(|keep| (4, Keeping::from(keep)));
         assert_eq!((plan.runs, &keeps[..]), (4, &expected[..]), "{overrides:?}");
     }
 }
@@ -324,6 +330,40 @@ fn resident_layers_lie_evenly_among_the_others() {
             assert_eq!(whole.first(), (count > 0).then_some(&0));
         }
     }
+}
+
+#[test]
+fn beside_whole_layers_lie_downs_of_others_evenly_and_not_at_the_first() {
+    let plan = on_eight(&[]).unwrap();
+    for (num_layers, num_downs) in [(0, 1), (0, 3), (27, 1), (27, 2), (27, 3), (46, 2), (47, 1)] {
+        let resident = Resident { num_layers, num_downs, ..Resident::NOTHING };
+        let units = resident.units(&plan.units, 48);
+        let of = |unit: fn(LayerUnits) -> UnitId| -> Vec<usize> {
+            (0..48).filter(|layer| units[unit(plan.units.layer(*layer)).0]).collect()
+        };
+        let (whole, downs) = (of(|layer| layer.gate_up), of(|layer| layer.down));
+        assert_eq!((whole.len(), downs.len()), (num_layers, num_layers + num_downs));
+        assert_eq!((&whole, &whole), (&of(|layer| layer.attention), &of(|layer| layer.shared)));
+        assert!(whole.iter().all(|layer| downs.contains(layer)));
+        let others: Vec<usize> = (0..48).filter(|layer| !whole.contains(layer)).collect();
+        let nth: Vec<usize> = (0..others.len()).filter(|nth| downs.contains(&others[*nth])).collect();
+        let gaps = nth.windows(2).map(|pair| pair[1] - pair[0]);
+        assert!(gaps.into_iter().all(|gap| gap.abs_diff(others.len() / num_downs) <= 1), "{nth:?}");
+        assert!(nth[0] > 0 || nth.len() == others.len() || num_downs > 2, "{nth:?} of {}", others.len());
+    }
+}
+
+#[test]
+fn layers_that_keep_more_than_others_use_the_time_in_which_the_link_is_busy() {
+    // On the way back arithmetic takes longer than gathers, on the way there it waits for them.
+    let plan = with(1, 139, &[]);
+    let [all_again, none_again] = [Keep::AllButGateUp, Keep::Everything].map(|keep| {
+        let way = plan.ways.iter().find(|way| way.keep == keep.into()).unwrap();
+        way.time.unwrap().seconds
+    });
+    assert!(plan.way.keep.num_more > 0 && plan.way.keep.num_least() > 0, "{:?}", plan.way);
+    assert!(seconds(&plan) < 0.99 * all_again.min(none_again), "{} {all_again} {none_again}", seconds(&plan));
+    assert_eq!(plan.settings.keep, plan.way.keep);
 }
 
 #[test]

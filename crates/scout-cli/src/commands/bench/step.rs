@@ -216,7 +216,7 @@ fn about(bench: &StepBench, machine: &Machine) -> Vec<String> {
     let config = &bench.plan.source.config;
     let mut lines = vec![
         format!(
-            "{} layers of width {}, {} experts, {} parameters, {} trained, {:?}, {:?}",
+            "{} layers of width {}, {} experts, {} parameters, {} trained, {:?}, {}",
             config.num_layers,
             config.hidden_size,
             config.num_experts,
@@ -331,8 +331,8 @@ fn as_json(
 fn of_plan(plan: &RunPlan) -> Value {
     let resident = plan.way.resident;
     json!({
-        "resident_layers": resident.num_layers, "embedding_resident": resident.embedding,
-        "head_resident": resident.head, "keep": format!("{:?}", plan.settings.keep), "runs": plan.runs,
+        "resident_layers": resident.num_layers, "resident_downs": resident.num_downs, "embedding_resident": resident.embedding,
+        "head_resident": resident.head, "keep": plan.settings.keep.to_string(), "runs": plan.runs,
         "lookahead": plan.way.lookahead, "ring_bytes": plan.memory.gathered.0,
         "predicted_peak_bytes": plan.memory.total().0,
         "predicted_step_s": plan.way.time.map(|time| time.seconds),
