@@ -55,7 +55,7 @@ impl Ring {
 
     /// Queues the gather of the unit `name`, of which `part` is this rank's, to byte `start` of the ring.
     pub(crate) fn start(&self, name: &str, part: Part, start: usize) -> Result<Arriving> {
-        let gather = || self.opened.gather_at(start, part);
+        let gather = || self.opened.gather(part, start);
         let queued = self.device.communicate(self.opened.stream(), || name.to_string(), gather);
         queued.map_err(|cause| ShardError::Queue { cause: Box::new(cause) })
     }

@@ -8,7 +8,7 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use scout_device::Purpose;
-use scout_device::cuda::{Block, CudaDevice, DeviceBuffer, Event, Stream};
+use scout_device::cuda::{CudaDevice, DeviceBuffer, Event, Stream};
 
 use super::gather::{Gather, Part};
 use super::nccl::ByNccl;
@@ -63,20 +63,12 @@ impl OpenWay {
         self.gather.stream()
     }
 
-    /// Queues that a unit, of which `part` is this rank's, becomes whole somewhere in the ring. All ranks gather the same units in
-    /// the same order, and give their memory back in one order.
-    pub fn gather(&self, part: Part) -> Result<Arriving> {
-        self.gather_into(part, |bytes| self.memory.ring.take(Purpose::Gathered, bytes))
-    }
-
-    /// The same from byte `start` of the ring on, on all ranks, where nothing is that anybody holds.
-    pub fn gather_at(&self, start: usize, part: Part) -> Result<Arriving> {
-        self.gather_into(part, |bytes| self.memory.ring.take_at(Purpose::Gathered, start, bytes))
-    }
-
-    fn gather_into(&self, part: Part, take: impl FnOnce(usize) -> scout_device::Result<Block>) -> Result<Arriving> {
+    /// Queues that a unit, of which `part` is this rank's, becomes whole from byte `start` of the ring on, where nothing is that
+    /// this rank holds. All ranks gather the same units to the same places in the same order.
+    pub fn gather(&self, part: Part, start: usize) -> Result<Arriving> {
         let len = part.tensor.num_elements() * self.world_size;
-        let block = take((part.tensor.dtype().size() * len as u64).0 as usize)?;
+        let bytes = (part.tensor.dtype().size() * len as u64).0 as usize;
+        let block = self.memory.ring.take_at(Purpose::Gathered, start, bytes)?;
         let mut full = DeviceBuffer::new(&self.device, block, part.tensor.dtype(), [len])?;
         let arrived = self.gather.queue(part, &mut full)?;
         Ok(Arriving { full, arrived })

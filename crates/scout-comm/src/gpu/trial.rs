@@ -115,7 +115,7 @@ fn time_on_all(way: Way, ranks: Ranks, Sample { part, stays }: Sample) -> Result
 fn time(gather: &OpenWay, part: Part, Ranks { device, comm }: Ranks) -> Result<f64> {
     const WAY: &str = "what was tried";
     let once = || -> Result<()> {
-        let arrived = gather.gather(part)?.arrived;
+        let arrived = gather.gather(part, 0)?.arrived;
         Ok(arrived.iter().try_for_each(|event| gather.stream().wait_for(event))?)
     };
     let first = once().and_then(|()| Ok(gather.stream().finish(device.patience())?));

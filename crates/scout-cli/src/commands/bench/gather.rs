@@ -1,7 +1,7 @@
 //! `bench gather`: how fast units of the model's width become whole on every GPU, by each way that works here; alone, and
 //! under a product that never pauses, with what that costs the product.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -139,6 +139,15 @@ impl Sizes {
         Sizes { parts, stay: units.map(|id| shards.is_read_in_place(id)).to_vec(), world_size }
     }
 
+    /// Bytes of the ring that a unit takes whose parts are so long.
+    fn whole(&self, part: usize) -> usize {
+        bytes(part * self.world_size).next_multiple_of(Arena::GRAIN)
+    }
+
+    fn two_layers(&self) -> usize {
+        2 * self.parts.iter().map(|&part| self.whole(part)).sum::<usize>()
+    }
+
     /// What comes from others in one round.
     fn remote(&self) -> ByteCount {
         let own: usize = self.parts.iter().map(|&len| bytes(len)).sum();
@@ -158,6 +167,8 @@ struct Layer<'a> {
     opened: OpenWay,
     /// The whole units of the last layer with what readers wait for, held as long as a step holds them.
     held: RefCell<VecDeque<Arriving>>,
+    /// Byte of the ring that the next unit begins at: that of its likes of the layer before the last.
+    next_place: Cell<usize>,
 }
 
 impl<'a> Layer<'a> {
@@ -165,9 +176,7 @@ impl<'a> Layer<'a> {
     fn new(way: Way, ranks: Ranks<'a>, sizes: &'a Sizes) -> Result<Layer<'a>, TrainError> {
         let Ranks { device, .. } = ranks;
         let room: usize = sizes.parts.iter().map(|&len| bytes(len).next_multiple_of(Arena::GRAIN)).sum();
-        let whole = |&len: &usize| bytes(len * sizes.world_size).next_multiple_of(Arena::GRAIN);
-        let two_layers = 2 * sizes.parts.iter().map(whole).sum::<usize>();
-        let memory = way.memory(ranks, ByteCount(room as u64), ByteCount(two_layers as u64))?;
+        let memory = way.memory(ranks, ByteCount(room as u64), ByteCount(sizes.two_layers() as u64))?;
         let part = |&len: &usize| -> Result<Tensor, TrainError> {
             let block = memory.parts.take(Purpose::Shard, bytes(len))?;
             let mut part = DeviceBuffer::new(device, block, DType::BF16, [len])?;
@@ -178,7 +187,7 @@ impl<'a> Layer<'a> {
         // Others are about to fetch what was queued on the stream of arithmetic.
         device.finish()?;
         let opened = OpenWay::open(way, ranks, memory)?;
-        Ok(Layer { device, sizes, parts, opened, held: RefCell::default() })
+        Ok(Layer { device, sizes, parts, opened, held: RefCell::default(), next_place: Cell::new(0) })
     }
 
     /// Queues that every unit becomes whole once.
@@ -190,7 +199,9 @@ impl<'a> Layer<'a> {
             {
                 oldest.arrived.iter().try_for_each(|event| self.opened.stream().wait_for(event))?;
             }
-            held.push_back(self.opened.gather(Part { tensor, stays })?);
+            let place = self.next_place.get();
+            held.push_back(self.opened.gather(Part { tensor, stays }, place)?);
+            self.next_place.set((place + self.sizes.whole(tensor.num_elements())) % self.sizes.two_layers());
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::joined::{INIT_TIMEOUT, Identity, Waits};
 use crate::ranks::Seat;
 use crate::surroundings::{self, print};
 
-/// Words of a rank's part of each unit. Neighbours differ in length, so places in the ring are never used twice alike.
+/// Words of a rank's part of each unit.
 const PARTS: [usize; 7] = [1, 127, 128, 100_003, 1 << 18, 700_001, 3 << 19];
 const WORKING_MEMORY: ByteCount = ByteCount(64 << 20);
 /// Whole units that are held while others come in.
@@ -75,6 +75,11 @@ fn stays(round: usize) -> bool {
     round.is_multiple_of(2)
 }
 
+/// Bytes of the ring that any unit fits into.
+fn room(world_size: usize) -> usize {
+    (PARTS[PARTS.len() - 1] * world_size * size_of::<u32>()).next_multiple_of(Arena::GRAIN)
+}
+
 /// Word `index` of a rank's part of a unit.
 fn word(unit: usize, rank: usize, index: usize) -> u32 {
     (index as u32).wrapping_mul(0x9e37_79b9) ^ ((unit as u32) << 28 | (rank as u32) << 20)
@@ -96,7 +101,7 @@ impl<'a> Units<'a> {
         let mesh = comm.mesh();
         let bytes = |len: usize| (len * size_of::<u32>()).next_multiple_of(Arena::GRAIN) as u64;
         let all_parts = PARTS.into_iter().map(bytes).sum();
-        let ring = 2 * (HELD as u64 + 1) * bytes(PARTS[PARTS.len() - 1] * mesh.size());
+        let ring = ((HELD + 1) * room(mesh.size())) as u64;
         let memory = way.memory(ranks, ByteCount(all_parts), ByteCount(ring))?;
         let part = |(unit, len): (usize, usize)| -> Result<Tensor, TrainError> {
             let block = memory.parts.take(Purpose::Shard, len * size_of::<u32>())?;
@@ -121,7 +126,7 @@ impl<'a> Units<'a> {
             let unit = round * 3 % PARTS.len();
             // In every second round own parts stay where they are, as those of experts do.
             let part = Part { tensor: &self.parts[unit], stays: stays(round) };
-            coming.push_back((round, unit, self.opened.gather(part)?));
+            coming.push_back((round, unit, self.opened.gather(part, self.place(round, unit))?));
             if coming.len() > HELD {
                 wrong += coming.pop_front().map_or(Ok(0), |oldest| self.num_wrong(oldest))?;
             }
@@ -130,6 +135,14 @@ impl<'a> Units<'a> {
             wrong += self.num_wrong(left)?;
         }
         Ok(words::of_all_ranks(&*job.comm, wrong.to_le_bytes())?.into_iter().map(u64::from_le_bytes).sum())
+    }
+
+    /// The byte of the ring where a unit becomes whole in this round: in the room of the one that was looked at last, further
+    /// behind in each round, so that no two lie there alike.
+    fn place(&self, round: usize, unit: usize) -> usize {
+        let room = room(self.world_size);
+        let free = room - (PARTS[unit] * self.world_size * size_of::<u32>()).next_multiple_of(Arena::GRAIN);
+        round % (HELD + 1) * room + round * 997 % (free / Arena::GRAIN + 1) * Arena::GRAIN
     }
 
     /// Looks at a unit as arithmetic does: on its own stream, behind the events.
