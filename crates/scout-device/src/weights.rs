@@ -46,9 +46,10 @@ impl UnitWeights {
         Ok(UnitWeights { spec, flat, own: None, _lease: lease })
     }
 
-    /// The same but for the elements from `start` on, which are those of `flat`: whole matrices, for [`UnitWeights::matrices`].
-    pub fn with_own(self, start: usize, flat: Tensor) -> UnitWeights {
-        UnitWeights { own: Some(OwnPart { start, flat }), ..self }
+    /// Nothing but matrices of experts, for [`UnitWeights::matrices`]: some from element `start` on in `own`, and around them
+    /// `others`, first those behind, then those before.
+    pub fn around(spec: Arc<UnitSpec>, (start, own): (usize, Tensor), others: Tensor) -> UnitWeights {
+        UnitWeights { spec, flat: others, own: Some(OwnPart { start, flat: own }), _lease: None }
     }
 
     /// Parameter `index` in the order of the unit's list, in its own shape.
@@ -62,14 +63,19 @@ impl UnitWeights {
         let [param] = &self.spec.params[..] else {
             return Err(self.refusal(WHAT, "a unit of one parameter"));
         };
-        let all = self.flat.rows(0, param.num_elements())?.reshape(param.shape.clone())?;
-        let Some(OwnPart { start, flat }) = &self.own else { return Ok(Matrices::from(&all)) };
-        let (_, k, n) = all.dims3(WHAT)?;
+        let Some(OwnPart { start, flat }) = &self.own else {
+            let all = self.flat.rows(0, param.num_elements())?.reshape(param.shape.clone())?;
+            return Ok(Matrices::from(&all));
+        };
+        let [num_matrices, k, n] = *param.shape.dims() else {
+            return Err(self.refusal(WHAT, "a parameter of three dimensions"));
+        };
         let (first, num_own) = (start / (k * n), flat.num_elements() / (k * n));
-        if !start.is_multiple_of(k * n) {
-            return Err(self.refusal(WHAT, "own elements that begin with a matrix"));
+        if !start.is_multiple_of(k * n) || num_own > num_matrices {
+            return Err(self.refusal(WHAT, "own elements that are whole matrices of it"));
         }
-        Matrices::with_own(all, first, flat.reshape([num_own, k, n])?)
+        let others = self.flat.reshape([num_matrices - num_own, k, n])?;
+        Matrices::around(first, flat.reshape([num_own, k, n])?, others)
     }
 
     /// Neighbouring parameters seen as one tensor: gate and up as one matrix of twice the rows.
@@ -99,7 +105,8 @@ mod tests {
         let values = |first: f32, count: usize| (0..count).map(|i| first + i as f32).collect::<Vec<_>>();
         // Padding behind the last one.
         let flat = Tensor::from_f32(values(0.0, 9), [9]).unwrap();
-        let unit = UnitWeights::new(Arc::new(spec), flat, None).unwrap();
+        let spec = Arc::new(spec);
+        let unit = UnitWeights::new(spec.clone(), flat, None).unwrap();
         let firsts = |unit: &UnitWeights| {
             let matrices = unit.matrices().unwrap();
             [0, 1, 2, 3].map(|index| {
@@ -108,9 +115,12 @@ mod tests {
             })
         };
         assert_eq!((firsts(&unit), unit.param(0).is_ok()), ([0.0, 2.0, 4.0, 6.0], true));
-        let unit = unit.with_own(2, Tensor::from_f32(values(100.0, 4), [4]).unwrap());
-        assert_eq!((firsts(&unit), unit.param(0).is_ok()), ([0.0, 100.0, 102.0, 6.0], false));
-        let half_a_matrix_on = unit.with_own(1, Tensor::from_f32(values(100.0, 4), [4]).unwrap());
-        assert!(half_a_matrix_on.matrices().is_err());
+        let tensor = |first, count| Tensor::from_f32(values(first, count), [count]).unwrap();
+        let around = |start, own| UnitWeights::around(spec.clone(), (start, tensor(100.0, own)), tensor(0.0, 4));
+        let unit = around(2, 4);
+        assert_eq!((firsts(&unit), unit.param(0).is_ok()), ([2.0, 100.0, 102.0, 0.0], false));
+        for (start, own) in [(1, 4), (2, 2), (2, 10), (6, 4)] {
+            assert!(around(start, own).matrices().is_err(), "{own} from {start} on");
+        }
     }
 }

@@ -32,6 +32,13 @@ pub fn ring_bytes(plan: &ShardPlan, passes: &[&Schedule]) -> ByteCount {
     ByteCount(bytes as u64)
 }
 
+/// The plan where gathers bring whole units, as far ahead as they find room in so many bytes, or none ahead.
+pub fn with_whole_units(plan: &ShardPlan, room: ByteCount, passes: &[&Schedule]) -> ShardPlan {
+    let fits = |plan: &ShardPlan| ring_bytes(plan, passes) <= room;
+    let farthest = (1..=plan.lookahead()).rev().map(|lookahead| plan.bringing_whole_units(lookahead)).find(fits);
+    farthest.unwrap_or_else(|| plan.bringing_whole_units(0))
+}
+
 impl RingLayout {
     /// Of the unit at this place of this pass or of the next one.
     pub fn start(&self, at: usize) -> usize {
@@ -228,6 +235,26 @@ mod tests {
             (0..10, 4..5, true),
         ] {
             assert_eq!(meet(&one, &other, 10), expected, "{one:?} {other:?}");
+        }
+    }
+
+    #[test]
+    fn whole_units_are_gathered_less_far_ahead_in_a_ring_that_was_planned_without_own_experts() {
+        let unit = |index| {
+            let params = vec![ParamSpec::new("p", [4, 8, 16])];
+            Arc::new(UnitSpec { id: UnitId(index), name: format!("u{index}"), params })
+        };
+        let units: Vec<_> = (0..6).map(unit).collect();
+        let passes = [&schedule(&[&[0], &[1], &[2], &[3], &[4], &[5]])];
+        for (lookahead, expected) in [(4, 1), (3, 1), (2, 0), (1, 0), (0, 0)] {
+            let plan = ShardPlan::new(&units, 2, &none_resident, lookahead).reading_in_place();
+            walk(&plan, passes[0]);
+            let room = ring_bytes(&plan, &passes);
+            assert_eq!(room.0, 1024 * (lookahead as u64 + 1), "halves of {lookahead} ahead and one in use");
+            let whole = with_whole_units(&plan, room, &passes);
+            assert_eq!(whole.lookahead(), expected, "{lookahead} ahead");
+            assert!(ring_bytes(&whole, &passes) <= room || expected == 0);
+            assert!(!whole.is_read_in_place(UnitId(0)));
         }
     }
 

@@ -12,7 +12,7 @@ pub mod store;
 pub mod walk;
 
 pub use error::{Result, ShardError};
-pub use layout::ring_bytes;
+pub use layout::{ring_bytes, with_whole_units};
 pub use plan::{Placement, Schedule, ShardPlan, UnitShard, all_resident, none_resident};
 pub use ring::Ring;
 pub use store::{ReadRange, ShardStore};

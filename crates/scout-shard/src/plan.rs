@@ -35,6 +35,8 @@ pub struct ShardPlan {
     dtype: DType,
     /// Sharded units that are gathered ahead of the block in use.
     lookahead: usize,
+    /// Whether a rank's own experts stay where they are kept while others come in around them.
+    reads_in_place: bool,
 }
 
 /// For [`ShardPlan::new`]: every rank keeps a whole copy of every unit, and nothing is gathered.
@@ -70,12 +72,22 @@ impl ShardPlan {
                 UnitShard { spec: spec.clone(), placement, shard_len }
             })
             .collect();
-        ShardPlan { units, world_size, dtype: DType::F32, lookahead }
+        ShardPlan { units, world_size, dtype: DType::F32, lookahead, reads_in_place: false }
     }
 
     /// The same plan for weights that are kept in another element type than f32.
     pub fn stored_as(self, dtype: DType) -> ShardPlan {
         ShardPlan { dtype, ..self }
+    }
+
+    /// The same plan where gathers bring others' parts alone.
+    pub fn reading_in_place(self) -> ShardPlan {
+        ShardPlan { reads_in_place: true, ..self }
+    }
+
+    /// The same plan where gathers bring whole units, so many ahead.
+    pub fn bringing_whole_units(&self, lookahead: usize) -> ShardPlan {
+        ShardPlan { reads_in_place: false, lookahead, ..self.clone() }
     }
 
     pub fn dtype(&self) -> DType {
@@ -152,16 +164,25 @@ impl ShardPlan {
         ShardPlan { lookahead: 0, ..self.clone() }
     }
 
-    /// Whether kernels on a GPU read a rank's own part of a unit where it is kept: it is nothing but whole matrices of experts.
+    /// Whether a rank's own part of a unit is read where it is kept: it is nothing but whole matrices of experts.
     pub fn is_read_in_place(&self, id: UnitId) -> bool {
         let unit = self.unit(id);
+        if !self.reads_in_place {
+            return false;
+        }
         let [param] = &unit.spec.params[..] else { return false };
         let [_, k, n] = *param.shape.dims() else { return false };
         unit.placement == Placement::Sharded && unit.shard_len > 0 && unit.shard_len.is_multiple_of(k * n)
     }
 
+    /// Elements that a unit takes beside what is kept, when it is there.
     pub fn gathered_len(&self, id: UnitId) -> usize {
-        self.unit(id).shard_len * self.world_size
+        self.unit(id).shard_len * (self.world_size - usize::from(self.is_read_in_place(id)))
+    }
+
+    /// Elements of a unit that come from other ranks.
+    pub fn remote_len(&self, id: UnitId) -> usize {
+        self.unit(id).shard_len * (self.world_size - 1)
     }
 
     /// Bytes of weights that each rank keeps for good.
@@ -319,9 +340,18 @@ mod tests {
             .map(unit)
             .collect();
         for (world_size, expected) in [(1, false), (2, true), (3, false), (4, true), (8, false)] {
-            let plan = ShardPlan::new(&units, world_size, &|unit| unit.0 == 4, 2);
-            let found: Vec<bool> = units.iter().map(|unit| plan.is_read_in_place(unit.id)).collect();
-            assert_eq!(found, [expected, false, false, false, false], "{world_size} ranks");
+            let whole = ShardPlan::new(&units, world_size, &|unit| unit.0 == 4, 2);
+            let plan = whole.clone().reading_in_place();
+            let found =
+                |plan: &ShardPlan| units.iter().map(|unit| plan.is_read_in_place(unit.id)).collect::<Vec<bool>>();
+            assert_eq!(found(&plan), [expected, false, false, false, false], "{world_size} ranks");
+            assert_eq!(found(&whole), [false; 5]);
+            let (first, second) = (UnitId(0), UnitId(1));
+            let own = if expected { 24 / world_size } else { 0 };
+            assert_eq!(plan.gathered_len(first), whole.gathered_len(first) - own, "{world_size} ranks");
+            assert_eq!(plan.gathered_len(second), whole.gathered_len(second));
+            assert_eq!(plan.remote_len(first), whole.gathered_len(first) - plan.unit(first).shard_len);
+            assert_eq!(plan.bringing_whole_units(2), whole);
         }
     }
 

@@ -129,12 +129,13 @@ impl<'a> Walk<'a> {
         if let Some(heir) = self.heir() {
             *heir = Started::Whole { tensor: tensor.clone(), lease: lease.clone() };
         }
-        let whole = UnitWeights::new(self.plan.unit(unit).spec.clone(), tensor, lease)?;
+        let spec = self.plan.unit(unit).spec.clone();
         Ok(match self.store.unit(unit) {
             Kept::PartOnGpu(own) if self.plan.is_read_in_place(unit) => {
-                whole.with_own(self.plan.kept(unit, self.job.mesh().rank()).start, own.clone())
+                let start = self.plan.kept(unit, self.job.mesh().rank()).start;
+                UnitWeights::around(spec, (start, own.clone()), tensor)
             }
-            _ => whole,
+            _ => UnitWeights::new(spec, tensor, lease)?,
         })
     }
 

@@ -7,7 +7,7 @@ use scout_comm::Job;
 use scout_comm::gpu::{self, Chosen, GatherMemory, OpenWay, Ranks, Sample, Way, Wish};
 use scout_device::cuda::{Arena, CudaDevice};
 use scout_device::{Purpose, Tensor};
-use scout_shard::{Placement, Ring, ShardPlan, ShardStore, ring_bytes};
+use scout_shard::{Placement, Ring, ShardPlan, ShardStore, ring_bytes, with_whole_units};
 
 use crate::error::Result;
 use crate::gpu_weights;
@@ -15,6 +15,8 @@ use crate::trainer::Schedules;
 
 /// Room for the weights of a rank.
 pub struct GpuRoom<'a> {
+    /// How weights are walked in the way that was chosen.
+    pub plan: ShardPlan,
     device: &'a Arc<CudaDevice>,
     schedules: &'a Schedules,
     job: &'a Job,
@@ -40,18 +42,34 @@ impl<'a> GpuRoom<'a> {
     ) -> Result<GpuRoom<'a>> {
         let bytes = gpu_weights::bytes(plan);
         let sharded = plan.units().iter().filter(|unit| unit.placement == Placement::Sharded);
-        let (memory, said) = match sharded.max_by_key(|unit| unit.shard_len) {
-            None => (Memory::Whole(device.arena("weights", Purpose::Shard, bytes, device.compute())?), Vec::new()),
+        let (plan, memory, said) = match sharded.max_by_key(|unit| unit.shard_len) {
+            None => {
+                let arena = device.arena("weights", Purpose::Shard, bytes, device.compute())?;
+                (plan.clone(), Memory::Whole(arena), Vec::new())
+            }
             Some(largest) => {
                 let ranks = Ranks { device, comm: &*job.comm };
                 let part = plan.dtype().size() * largest.shard_len as u64;
                 let sample = Sample { part, stays: plan.is_read_in_place(largest.spec.id) };
-                let Chosen { way, said } = gpu::choose(wish, ranks, sample, exposed)?;
-                let ring = ring_bytes(plan, &[&schedules.train, &schedules.evaluate]);
-                (Memory::Gathered(way, way.memory(ranks, bytes, ring)?), said)
+                let Chosen { way, mut said } = gpu::choose(wish, ranks, sample, exposed)?;
+                let passes = [&schedules.train, &schedules.evaluate];
+                let room = ring_bytes(plan, &passes);
+                let plan = match way.brings_others_alone() {
+                    true => plan.clone(),
+                    false => with_whole_units(plan, room, &passes),
+                };
+                let ring = ring_bytes(&plan, &passes);
+                if ring != room {
+                    said.push(format!(
+                        "which brings whole units, {} ahead, in {ring}; planned were {room}",
+                        plan.lookahead()
+                    ));
+                }
+                let memory = way.memory(ranks, bytes, ring)?;
+                (plan, Memory::Gathered(way, memory), said)
             }
         };
-        Ok(GpuRoom { device, schedules, job, memory, said })
+        Ok(GpuRoom { plan, device, schedules, job, memory, said })
     }
 
     /// Where what this rank keeps is to lie.
@@ -62,18 +80,19 @@ impl<'a> GpuRoom<'a> {
         }
     }
 
-    /// Weights that can be walked, once `kept` holds what this rank keeps of each unit, in that arena. Every rank calls it.
-    pub fn store(self, plan: &ShardPlan, kept: Vec<Tensor>) -> Result<ShardStore> {
-        let GpuRoom { device, schedules, job, memory, .. } = self;
+    /// Weights, and the plan to walk them by, once `kept` holds what this rank keeps of each unit, in that arena. Every rank calls it.
+    pub fn store(self, kept: Vec<Tensor>) -> Result<(ShardPlan, ShardStore)> {
+        let GpuRoom { plan, device, schedules, job, memory, .. } = self;
         let ring = match memory {
             Memory::Whole(_) => None,
             Memory::Gathered(way, memory) => {
                 // What was made is queued, and others are about to fetch it.
                 device.finish()?;
                 let opened = OpenWay::open(way, Ranks { device, comm: &*job.comm }, memory)?;
-                Some(Ring::new(device, opened, plan, &[&schedules.train, &schedules.evaluate]))
+                Some(Ring::new(device, opened, &plan, &[&schedules.train, &schedules.evaluate]))
             }
         };
-        Ok(ShardStore::on_gpu(plan, kept, ring))
+        let store = ShardStore::on_gpu(&plan, kept, ring);
+        Ok((plan, store))
     }
 }

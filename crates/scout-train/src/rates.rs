@@ -62,6 +62,8 @@ pub struct Link {
     pub slowdown: f64,
     /// And what is bound by memory.
     pub memory_slowdown: f64,
+    /// As of the way.
+    pub brings_others_alone: bool,
 }
 
 impl Link {
@@ -77,6 +79,7 @@ impl Link {
             alone: measured.alone,
             slowdown: measured.slowdown(),
             memory_slowdown: MEMORY_SLOWDOWN,
+            brings_others_alone: way.brings_others_alone(),
         }
     }
     /// How long it takes while the link is busy.

@@ -12,7 +12,7 @@ use scout_config::{Gather, RunConfig};
 use scout_core::{ByteCount, Phase, UnitSpec};
 use scout_device::{Account, Device};
 use scout_model::{LoraLayout, Model};
-use scout_shard::ShardStore;
+use scout_shard::{ShardPlan, ShardStore};
 use scout_telemetry::{EvalResults, Progress, StepRecord, TrainResults};
 
 use crate::adapter::{AdapterState, initial_values};
@@ -97,8 +97,8 @@ fn run_on_this_rank(
     job.whereabouts.enter(Phase::Load);
     let parts = Parts::of(config, prepared);
     let account = parts.account();
-    let store = read_and_prepare(parts, &prepared.data, job, &account, progress)?;
-    let trainer = seat.insert(assemble(parts, job, account, store)?);
+    let walked = read_and_prepare(parts, &prepared.data, job, &account, progress)?;
+    let trainer = seat.insert(assemble(parts, job, account, walked)?);
     let steps = prepared.plan.steps.expect("a prepared run knows its steps");
     let mut session = Session::begin(config, prepared, steps, trainer)?;
     progress.begin(0, steps.total_steps as u64);
@@ -138,7 +138,7 @@ fn read_and_prepare(
     job: &Job,
     account: &Account,
     progress: &mut Progress,
-) -> Result<ShardStore> {
+) -> Result<(ShardPlan, ShardStore)> {
     let Parts { config, plan, machine, .. } = parts;
     let (read, made) = std::thread::scope(|scope| {
         let sizes = || Sizes::of_run(config, plan, data, job.mesh().rank().0);
@@ -149,7 +149,7 @@ fn read_and_prepare(
         (read, making.join().expect("a panic is on its way out already"))
     });
     progress.finish_reading();
-    let Weights { store, reading, said } = read?;
+    let Weights { walked, reading, said } = read?;
     if let Some(reading) = reading {
         progress.say(&reading.on_all_ranks(&*job.comm)?)?;
     }
@@ -161,7 +161,7 @@ fn read_and_prepare(
         let sizes = format!("{num_shapes} sizes of batches, which need at most {scratch} of scratch memory");
         progress.say(&format!("made attention's plans in {seconds:.1} s: for {sizes}"))?;
     }
-    Ok(store)
+    Ok(walked)
 }
 
 /// Reads this rank's weights and puts the trainer together.
@@ -178,8 +178,8 @@ pub fn build_random(config: &RunConfig, plan: &RunPlan, machine: &Machine, job: 
 
 fn build_parts(parts: Parts, job: &Job) -> Result<Trainer> {
     let account = parts.account();
-    let Weights { store, .. } = read_weights(parts, job, &account, &mut Readers::default())?;
-    assemble(parts, job, account, store)
+    let Weights { walked, .. } = read_weights(parts, job, &account, &mut Readers::default())?;
+    assemble(parts, job, account, walked)
 }
 
 /// The most that was in use: of the GPU's memory, or of the host's where it computes.
@@ -190,10 +190,10 @@ fn memory_peak(device: &Device) -> Option<ByteCount> {
     }
 }
 
-/// What this rank keeps; what was read for it, which is nothing where weights are random; and how it will be gathered, for
-/// people.
+/// What this rank keeps, with the plan to walk it by; what was read for it, which is nothing where weights are random; and how
+/// it will be gathered, for people.
 struct Weights {
-    store: ShardStore,
+    walked: (ShardPlan, ShardStore),
     reading: Option<Reading>,
     said: Vec<String>,
 }
@@ -205,9 +205,10 @@ fn read_weights(parts: Parts, job: &Job, account: &Account, readers: &mut Reader
         _ => None,
     };
     let (mut begun, mut took, seed) = (Instant::now(), None, config.train.seed);
-    let (store, said) = match (&machine.device, &files) {
-        (Device::Cpu, Some(files)) => (load::weights_by(files, &plan.shards, rank, account, readers)?, Vec::new()),
-        (Device::Cpu, None) => (random_weights(plan, seed, rank, account)?, Vec::new()),
+    let on_host = |store| ((plan.shards.clone(), store), Vec::new());
+    let (walked, said) = match (&machine.device, &files) {
+        (Device::Cpu, Some(files)) => on_host(load::weights_by(files, &plan.shards, rank, account, readers)?),
+        (Device::Cpu, None) => on_host(random_weights(plan, seed, rank, account)?),
         (Device::Cuda(gpu), files) => {
             let walked = (&plan.shards, &plan.schedules);
             let exposed = plan.way.time.map_or(0.0, |time| time.exposed_share());
@@ -219,12 +220,12 @@ fn read_weights(parts: Parts, job: &Job, account: &Account, readers: &mut Reader
                 None => gpu_weights::random(&plan.shards, rank, seed, (gpu, room.arena()))?,
             };
             took = Some(begun.elapsed()); // mapping what others have read waits for them
-            (room.store(&plan.shards, kept)?, said)
+            (room.store(kept)?, said)
         }
     };
     let took = took.unwrap_or(begun.elapsed());
     let reading = files.map(|files| Reading { bytes: files.bytes_read(), took });
-    Ok(Weights { store, reading, said })
+    Ok(Weights { walked, reading, said })
 }
 
 fn wish(config: &RunConfig) -> Wish {
@@ -235,7 +236,7 @@ fn wish(config: &RunConfig) -> Wish {
     }
 }
 
-fn assemble(parts: Parts, job: &Job, account: Account, store: ShardStore) -> Result<Trainer> {
+fn assemble(parts: Parts, job: &Job, account: Account, (shards, store): (ShardPlan, ShardStore)) -> Result<Trainer> {
     let Parts { config, plan, machine, start } = parts;
     let mesh = job.mesh();
     let model_config = &plan.source.config;
@@ -247,11 +248,11 @@ fn assemble(parts: Parts, job: &Job, account: Account, store: ShardStore) -> Res
             AdapterState::new(layout, values, mesh, &account)?
         }
     };
-    let weights = TrainedWeights::new(plan.weights.clone(), &plan.shards, &account)?;
+    let weights = TrainedWeights::new(plan.weights.clone(), &shards, &account)?;
     let adapter = adapter.to_machine(machine)?;
     let device = machine.device.clone();
     let model = Model::new(model_config, &plan.units)?.to_device(&device)?;
-    let (shards, schedules, job, settings) = (plan.shards.clone(), plan.schedules.clone(), job.clone(), plan.settings);
+    let (schedules, job, settings) = (plan.schedules.clone(), job.clone(), plan.settings);
     let ahead = Mutex::default();
     Ok(Trainer { model, plan: shards, store, adapter, weights, job, device, account, schedules, settings, ahead })
 }

@@ -91,8 +91,7 @@ impl Timeline<'_> {
     }
 
     fn gather(&mut self, id: UnitId) -> f64 {
-        let remote = self.shards.gathered_len(id) - self.shards.unit(id).shard_len;
-        let bytes = (self.shards.dtype().size() * remote as u64).as_f64();
+        let bytes = (self.shards.dtype().size() * self.shards.remote_len(id) as u64).as_f64();
         self.link_free = self.link_free.max(self.link_now()) + bytes / self.link.under_products;
         self.link_free
     }
@@ -118,7 +117,8 @@ mod tests {
     use super::*;
 
     /// A byte takes a second; half of each unit's four bytes comes from the other rank.
-    const LINK: Link = Link { under_products: 1.0, alone: 1.0, slowdown: 0.0, memory_slowdown: 0.0 };
+    const LINK: Link =
+        Link { under_products: 1.0, alone: 1.0, slowdown: 0.0, memory_slowdown: 0.0, brings_others_alone: false };
 
     fn arithmetic(seconds: f64) -> Work {
         Work { arithmetic: seconds, memory: 0.0 }

@@ -125,8 +125,12 @@ pub struct Run<'a> {
 impl Run<'_> {
     pub fn shards(&self, resident: &Resident, lookahead: usize) -> ShardPlan {
         let whole = resident.units(self.units, self.pass.config.num_layers);
-        ShardPlan::new(self.units.units(), self.hardware.world_size, &|id: UnitId| whole[id.0], lookahead)
-            .stored_as(self.hardware.compute.dtype())
+        let plan = ShardPlan::new(self.units.units(), self.hardware.world_size, &|id: UnitId| whole[id.0], lookahead)
+            .stored_as(self.hardware.compute.dtype());
+        match self.hardware.kind {
+            Kind::Gpu if self.link.brings_others_alone => plan.reading_in_place(),
+            Kind::Gpu | Kind::Host => plan,
+        }
     }
 
     /// From the way that keeps the most, everything else being given; micro-batches are computed as they are dealt.

@@ -61,7 +61,8 @@ impl Gather for Pull {
         begun.raise_to_all(0, round, stream)?;
         begun.wait_for_all(0, round, stream)?;
         for rank in mapped::rotation(self.mesh) {
-            full.pull(rank * len..(rank + 1) * len, self.parts.of(rank), offset, stream)?;
+            let place = part.place(rank, self.mesh.rank().0, self.mesh.size());
+            full.pull(place * len..(place + 1) * len, self.parts.of(rank), offset, stream)?;
         }
         Ok(own_part_is_there.into_iter().chain([stream.record()?]).collect())
     }

@@ -66,12 +66,13 @@ impl Gather for Push {
     fn queue(&self, part: Part, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
         let Push { said, stream, outward, .. } = self;
         let round = self.round.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let own_place = full.view().offset_in(&self.own)? + part.tensor.bytes() * self.mesh.rank().0 as u64;
+        let start = full.view().offset_in(&self.own)?;
+        let place = |to| part.place(self.mesh.rank().0, to, self.mesh.size()) as u64;
         let own_part_is_there = self.own_part.copy(part, full, stream)?;
         said.raise_to_all(MAY_BE_WRITTEN, round, stream)?;
         said.wait_for_all(MAY_BE_WRITTEN, round, outward)?;
         for rank in mapped::rotation(self.mesh) {
-            self.rings.of(rank).push(own_place, part.tensor, outward)?;
+            self.rings.of(rank).push(start + part.tensor.bytes() * place(rank), part.tensor, outward)?;
             said.raise(IS_THERE, rank, round, outward)?;
         }
         said.wait_for_all(IS_THERE, round, stream)?;

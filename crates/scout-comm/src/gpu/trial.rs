@@ -98,6 +98,7 @@ fn time_on_all(way: Way, ranks: Ranks, Sample { part, stays }: Sample) -> Result
     })();
     let own = exchange::must_agree(comm, own)?;
     let opened = OpenWay::open(way, ranks, memory)?;
+    let stays = stays && way.brings_others_alone();
     let seconds = match time(&opened, Part { tensor: &own, stays }, ranks) {
         Err(error @ CommError::NoWay { .. }) => {
             // Other ways need this stream and this memory: where they do not become free, there is no other way.

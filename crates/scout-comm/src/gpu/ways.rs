@@ -53,6 +53,11 @@ impl fmt::Display for Way {
 }
 
 impl Way {
+    /// Whether own parts can stay where they are. NCCL knows only units of which every part is there.
+    pub fn brings_others_alone(self) -> bool {
+        matches!(self, Way::Push | Way::Pull)
+    }
+
     /// Asks the driver for both arenas, of so many bytes. Every rank calls it with the same numbers; all fail where one
     /// does, with its reason.
     pub fn memory(self, ranks: Ranks, parts: ByteCount, ring: ByteCount) -> Result<GatherMemory> {

@@ -34,7 +34,7 @@ pub(crate) fn one_by_one(
     transposed: bool,
 ) -> Result<Tensor> {
     let (num_rows, inner) = (a.dims()[0], a.dims()[1]);
-    let (rows_of_b, columns_of_b) = (b.all().dims()[1], b.all().dims()[2]);
+    let (rows_of_b, columns_of_b) = (b.others().dims()[1], b.others().dims()[2]);
     let out_width = if transposed { rows_of_b } else { columns_of_b };
     let mut y = device.buffer(a.dtype(), [num_rows, out_width])?;
     if inner == 0 {

@@ -17,10 +17,11 @@ struct alignas(64) TensorMap {
     u64 words[16];
 };
 
-// Where the matrices of all experts lie: those of `num_own` experts from `first_own` on in `own`, one behind the other.
+// Where the matrices of all experts lie: those of `num_own` experts from `first_own` on in `own`, one behind the other, and in
+// `others` those behind them, then those before them.
 struct Matrices {
-    const TensorMap &all, &own;
-    u32 first_own, num_own;
+    const TensorMap &others, &own;
+    u32 first_own, num_own, num_experts;
 };
 
 // Rows `at[e]..at[e + 1]` are those of expert `e`. As many as the host passes.
@@ -237,8 +238,9 @@ __device__ __forceinline__ void copy_half(
     constexpr u32 HALF = F::COLUMNS / 2;
     const u32 place = item.expert - matrices.first_own;
     const bool is_own = place < matrices.num_own;
-    const TensorMap& from = is_own ? matrices.own : matrices.all;
-    const u32 expert = is_own ? place : item.expert;
+    const TensorMap& from = is_own ? matrices.own : matrices.others;
+    const u32 behind = place - matrices.num_own;
+    const u32 expert = is_own ? place : behind < matrices.num_experts ? behind : behind + matrices.num_experts;
     const u32 column = item.first_column + half * HALF;
     to += half * (F::BYTES_OF_MATRIX / 2);
     if constexpr (F::BY_COLUMNS) {
@@ -498,7 +500,7 @@ __device__ __forceinline__ void multiply_groups(
 
 #define PAIRED __attribute__((cluster_dims(2, 1, 1)))
 #define BODY(COLUMNS, STAGES, BY_COLUMNS)                                \
-    const Matrices where_they_lie = {matrices, own, first_own, num_own}; \
+    const Matrices where_they_lie = {others, own, first_own, num_own, num_experts}; \
     multiply_groups<Form<COLUMNS, STAGES, BY_COLUMNS>>(rows, where_they_lie, offsets, y, num_experts, width, inner)
 
 #else
@@ -511,11 +513,10 @@ __device__ __forceinline__ void multiply_groups(
 
 #define IN_PLACE const __attribute__((grid_constant))
 
-// `y` has `width` columns, and `inner` is summed over. `nn` takes matrices as they are, `nt` transposed. What lies in
-// `matrices` in the place of own ones is not read.
+// `y` has `width` columns, and `inner` is summed over. `nn` takes matrices as they are, `nt` transposed.
 #define GROUPED_MATMUL(NAME, COLUMNS, STAGES, BY_COLUMNS)                                                     \
     extern "C" __global__ void PAIRED __launch_bounds__(384, 1)                                               \
-        grouped_matmul_##NAME(IN_PLACE TensorMap rows, IN_PLACE TensorMap matrices, IN_PLACE TensorMap own,   \
+        grouped_matmul_##NAME(IN_PLACE TensorMap rows, IN_PLACE TensorMap others, IN_PLACE TensorMap own,     \
                               u32 first_own, u32 num_own, IN_PLACE Offsets offsets, bf16* y, u32 num_experts, \
                               u32 width, u32 inner) {                                                         \
         BODY(COLUMNS, STAGES, BY_COLUMNS);                                                                    \

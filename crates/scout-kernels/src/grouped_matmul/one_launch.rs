@@ -99,7 +99,7 @@ pub(crate) fn is_faster(device: &CudaDevice, a: &Tensor, b: &Matrices, offsets: 
 pub(crate) fn can(device: &CudaDevice, a: &Tensor, b: &Matrices, offsets: &[u32]) -> bool {
     device.properties().architecture == 90
         && offsets.len() <= MOST_EXPERTS + 1
-        && b.all().dims()[1..].iter().all(|&extent| extent >= LEAST_EXTENT && extent.is_multiple_of(8))
+        && b.others().dims()[1..].iter().all(|&extent| extent >= LEAST_EXTENT && extent.is_multiple_of(8))
         && std::iter::once(a).chain(b.tensors()).all(TensorMap::fits)
         && a.dtype() == DType::BF16
 }
@@ -121,7 +121,7 @@ pub(crate) fn by_expert(
 ) -> Result<Tensor> {
     const WHAT: &str = "grouped matmul";
     let (num_rows, inner) = (a.dims()[0], a.dims()[1]);
-    let width = if transposed { b.all().dims()[1] } else { b.all().dims()[2] };
+    let width = if transposed { b.others().dims()[1] } else { b.others().dims()[2] };
     let num_clusters = (device.properties().num_multiprocessors / BLOCKS_OF_CLUSTER).max(1) as usize;
     let tile = Tile::choose(offsets, width, num_clusters);
     let kernel = device.kernel(&sources::GROUPED_MATMUL, tile.name(transposed))?;
@@ -129,7 +129,7 @@ pub(crate) fn by_expert(
     let rows = TensorMap::new(device, a, &[LINE, LINE])?;
     let map = |tensor| TensorMap::new(device, tensor, &[1, lines, LINE]);
     let (which_are_own, own) = b.own();
-    let (matrices, own) = (map(b.all())?, map(own)?);
+    let (others, own) = (map(b.others())?, map(own)?);
     let mut of_experts = [0; MOST_EXPERTS + 1];
     of_experts[..offsets.len()].copy_from_slice(offsets);
     let busy = count(WHAT, busy_clusters(tile.num_pairs(offsets, width), num_clusters))?;
@@ -137,7 +137,7 @@ pub(crate) fn by_expert(
     let mut y = device.buffer(a.dtype(), [num_rows, width])?;
     let mut arguments = [
         Argument::Map(&rows),
-        Argument::Map(&matrices),
+        Argument::Map(&others),
         Argument::Map(&own),
         Argument::U32(count(WHAT, which_are_own.start)?),
         Argument::U32(count(WHAT, which_are_own.len())?),
@@ -156,8 +156,8 @@ pub(crate) fn by_expert(
 
 /// What a profile shows: the products that a loop over the experts would compute.
 fn products(a: &Tensor, b: &Matrices, offsets: &[u32], transposed: bool) -> (String, Vec<Product>) {
-    let (inner, leading) = (a.dims()[1], b.all().dims()[2]);
-    let width = if transposed { b.all().dims()[1] } else { leading };
+    let (inner, leading) = (a.dims()[1], b.others().dims()[2]);
+    let width = if transposed { b.others().dims()[1] } else { leading };
     let of_expert = |m: usize| {
         let a = FactorForm { transposed: false, leading: inner };
         let b = FactorForm { transposed, leading };

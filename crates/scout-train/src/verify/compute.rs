@@ -66,13 +66,14 @@ impl Bench {
         let plan = shards(&units, mesh.size(), machine.compute);
         let model = Model::new(&config, &units)?.to_device(&machine.device)?;
         let schedules = Schedules::of(&model);
-        let (account, store) = match &machine.device {
+        let (account, plan, store) = match &machine.device {
             Device::Cpu => {
                 let account = Account::new(None);
                 let store = load::weights(&files, &plan, mesh.rank(), &account)?;
-                (account, store)
+                (account, plan, store)
             }
             Device::Cuda(gpu) => {
+                let plan = plan.reading_in_place();
                 let room = GpuRoom::new((&plan, &schedules), gpu, (wish, 0.0), job)?;
                 let mut readers = Readers::default();
                 let kept = gpu_weights::read(&files, &plan, mesh.rank(), (gpu, room.arena()), &mut readers);
@@ -81,7 +82,8 @@ impl Bench {
                     problem,
                     code: ExitCode::BadData,
                 })?;
-                (gpu.account().clone(), room.store(&plan, kept)?)
+                let (plan, store) = room.store(kept)?;
+                (gpu.account().clone(), plan, store)
             }
         };
         let read = [files.bytes_read(), load::stored_bytes(&files, &plan, mesh.rank())?];

@@ -132,7 +132,7 @@ struct Sizes {
 impl Sizes {
     fn of_a_layer(source: &ModelSource, world_size: usize) -> Sizes {
         let units = UnitPlan::new(&source.config, source.style);
-        let shards = ShardPlan::new(units.units(), world_size, &none_resident, 0);
+        let shards = ShardPlan::new(units.units(), world_size, &none_resident, 0).reading_in_place();
         let layer = units.layer(0);
         let units = [layer.attention, layer.shared, layer.gate_up, layer.down];
         let parts = units.map(|id| shards.unit(id).shard_len).to_vec();
@@ -200,6 +200,7 @@ impl<'a> Layer<'a> {
                 oldest.arrived.iter().try_for_each(|event| self.opened.stream().wait_for(event))?;
             }
             let place = self.next_place.get();
+            let stays = stays && self.opened.way().brings_others_alone();
             held.push_back(self.opened.gather(Part { tensor, stays }, place)?);
             self.next_place.set((place + self.sizes.whole(tensor.num_elements())) % self.sizes.two_layers());
         }

@@ -70,9 +70,10 @@ fn check(arguments: &Gather, (seat, job): (&Seat, &Job)) -> anyhow::Result<ExitC
     Ok(if num_wrong > 0 || num_checked == 0 { ExitCode::CheckFailed } else { ExitCode::Success })
 }
 
-/// Whether own parts stay where they are. Each unit's do in some rounds, since there is an odd number of units.
-fn stays(round: usize) -> bool {
-    round.is_multiple_of(2)
+/// Whether own parts stay where they are, as those of experts do. Each unit's do in some rounds, since there is an odd number of
+/// units.
+fn stays(way: Way, round: usize) -> bool {
+    way.brings_others_alone() && round.is_multiple_of(2)
 }
 
 /// Bytes of the ring that any unit fits into.
@@ -124,8 +125,7 @@ impl<'a> Units<'a> {
             // written over.
             thread::sleep(Duration::from_micros(u64::from(word(0, job.mesh().rank().0, round) % 2000)));
             let unit = round * 3 % PARTS.len();
-            // In every second round own parts stay where they are, as those of experts do.
-            let part = Part { tensor: &self.parts[unit], stays: stays(round) };
+            let part = Part { tensor: &self.parts[unit], stays: stays(self.opened.way(), round) };
             coming.push_back((round, unit, self.opened.gather(part, self.place(round, unit))?));
             if coming.len() > HELD {
                 wrong += coming.pop_front().map_or(Ok(0), |oldest| self.num_wrong(oldest))?;
@@ -153,12 +153,17 @@ impl<'a> Units<'a> {
         arrived.iter().try_for_each(|event| self.device.compute().wait_for(event))?;
         let whole = full.into_tensor().to_host()?;
         let found = whole.u32s()?;
-        let given = (0..self.world_size).filter(|&rank| rank != self.rank || !stays(round));
-        let wrong = given.map(|rank| {
-            let part = &found[rank * PARTS[unit]..][..PARTS[unit]];
+        // Without the own part the next rank's comes first.
+        let (first, count) = match stays(self.opened.way(), round) {
+            true => (self.rank + 1, self.world_size - 1),
+            false => (0, self.world_size),
+        };
+        let wrong = found.chunks(PARTS[unit]).enumerate().map(|(place, part)| {
+            let rank = (first + place) % self.world_size;
             part.iter().enumerate().filter(|&(index, &found)| found != word(unit, rank, index)).count() as u64
         });
-        Ok(wrong.sum())
+        let lacks = (count * PARTS[unit]).abs_diff(found.len()) as u64;
+        Ok(lacks + wrong.sum::<u64>())
     }
 
     /// Every rank calls it.
