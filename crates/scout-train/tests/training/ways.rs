@@ -74,19 +74,23 @@ fn measured_steps_are_predicted_within_fifteen_percent() {
 #[test]
 fn measured_steps_of_several_gpus_are_predicted_within_fifteen_percent() {
     let mut side_by_side = Vec::new();
+    // Of so many of 48 layers gate and up are computed again.
+    let again = |num_layers: usize| Keeping::new(Keep::AllButGateUp, 48 - num_layers, 48);
     // H200, rows of 2,048 tokens: GPUs, layers, rows, memory, layers that each keeps whole, runs, what is kept, seconds.
     for (world_size, layers, rows, gib, resident, runs, keep, measured) in [
-        (2, 12, 8, 139, "0", 1, Keep::Everything, 0.5838),
-        (2, 24, 16, 80, "0", 6, Keep::Everything, 2.3238),
-        (2, 48, 4, 139, "2", 2, Keep::Everything, 1.1566),
+        (2, 12, 8, 139, "0", 1, Keep::Everything.into(), 0.5838),
+        (2, 24, 16, 80, "0", 6, Keep::Everything.into(), 2.3238),
+        (2, 48, 4, 139, "2", 2, Keep::Everything.into(), 1.1566),
         // Side by side: what is computed again costs more than the two layers that it makes room for.
-        (2, 48, 1, 139, "10", 1, Keep::AllButGateUp, 0.4702),
-        (2, 48, 1, 139, "12", 1, Keep::InputOnly, 0.4833),
-        (4, 12, 8, 139, "0", 1, Keep::Everything, 0.5948),
-        (4, 48, 16, 139, "4", 3, Keep::Everything, 4.1842),
-        (4, 48, 16, 80, "0", 4, Keep::AllButGateUp, 5.3178),
-        (4, 48, 4, 139, "11", 1, Keep::Everything, 1.0600),
-        (4, 48, 1, 139, "23", 1, Keep::AllButGateUp, 0.4669),
+        (2, 48, 1, 139, "10", 1, Keep::AllButGateUp.into(), 0.4702),
+        (2, 48, 1, 139, "12", 1, Keep::InputOnly.into(), 0.4833),
+        (2, 48, 1, 139, "11", 1, again(30), 0.4467),
+        (2, 48, 16, 139, "0", 6, again(6), 4.6343),
+        (4, 12, 8, 139, "0", 1, Keep::Everything.into(), 0.5948),
+        (4, 48, 16, 139, "4", 3, Keep::Everything.into(), 4.1842),
+        (4, 48, 16, 80, "0", 4, Keep::AllButGateUp.into(), 5.3178),
+        (4, 48, 4, 139, "11", 1, Keep::Everything.into(), 1.0600),
+        (4, 48, 1, 139, "23", 1, Keep::AllButGateUp.into(), 0.4669),
     ] {
         let overrides = [
             "cutoff_len=2048".to_string(),
@@ -96,7 +100,7 @@ fn measured_steps_of_several_gpus_are_predicted_within_fifteen_percent() {
         ];
         let config = config(&overrides.each_ref().map(String::as_str));
         let plan = RunPlan::resolve(&config, with_layers(scout(), layers), gpus(world_size), None, None).unwrap();
-        let like_it = |way: &&Way| (way.runs, way.keep) == (runs, keep.into());
+        let like_it = |way: &&Way| (way.runs, way.keep) == (runs, keep);
         let way = plan.ways.iter().find(like_it).unwrap_or_else(|| panic!("{runs} runs: {:?}", plan.ways));
         let predicted = way.time.unwrap().seconds;
         let ratio = predicted / measured;
@@ -104,7 +108,7 @@ fn measured_steps_of_several_gpus_are_predicted_within_fifteen_percent() {
             (0.85..=1.15).contains(&ratio),
             "{world_size} GPUs, {layers} layers, {rows} rows: {predicted} s, measured {measured} s, {way:?}"
         );
-        if (world_size, layers, rows) == (2, 48, 1) {
+        if (world_size, layers, rows) == (2, 48, 1) && keep.num_more == 0 {
             side_by_side.push(predicted);
         }
     }
