@@ -20,13 +20,14 @@ pub trait UnitSource {
 #[derive(Debug)]
 pub struct UnitWeights {
     spec: Arc<UnitSpec>,
+    /// All of them, or without own ones those behind, then those before them.
     flat: Tensor,
     own: Option<OwnPart>,
     // Held, never read: the bytes leave the account when the last reader of the unit is gone.
     _lease: Option<Arc<Lease>>,
 }
 
-/// Elements that are read where this rank keeps them. What lies in their place in the whole unit has no meaning.
+/// Elements that are read where this rank keeps them.
 #[derive(Debug)]
 struct OwnPart {
     start: usize,

@@ -38,28 +38,27 @@ pub struct Keeping {
 }
 
 impl Keeping {
-    pub fn new(least: Keep, num_more: usize, num_layers: usize) -> Keeping {
+    /// Some of `num_layers` keep more.
+    pub fn mixed(least: Keep, num_more: usize, num_layers: usize) -> Keeping {
+        assert!(0 < num_more && num_more < num_layers, "{num_more} of {num_layers} are all or none");
         Keeping { least, num_more, num_layers }
     }
 
     pub fn of_layer(self, layer_index: usize) -> Keep {
-        if lies_evenly(layer_index, self.num_more, self.num_layers) { self.least.next_more() } else { self.least }
-    }
-
-    /// How many layers keep no more than the least.
-    pub fn num_least(self) -> usize {
-        self.num_layers - self.num_more
+        let keeps_more = self.num_more > 0 && lies_evenly(layer_index, self.num_more, self.num_layers);
+        if keeps_more { self.least.next_more() } else { self.least }
     }
 }
 
 impl fmt::Display for Keeping {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let num_least = self.num_layers - self.num_more;
         match (self.least, self.num_more) {
             (Keep::Everything, _) => write!(f, "all kept"),
             (Keep::AllButGateUp, 0) => write!(f, "gate and up computed again"),
-            (Keep::AllButGateUp, _) => write!(f, "gate and up of {} again", self.num_least()),
+            (Keep::AllButGateUp, _) => write!(f, "gate and up of {num_least} again"),
             (Keep::InputOnly, 0) => write!(f, "blocks computed again"),
-            (Keep::InputOnly, more) => write!(f, "blocks of {}, gate and up of {more}", self.num_least()),
+            (Keep::InputOnly, more) => write!(f, "blocks of {num_least}, gate and up of {more} again"),
         }
     }
 }
@@ -67,7 +66,7 @@ impl fmt::Display for Keeping {
 /// Of layers that all keep the same.
 impl From<Keep> for Keeping {
     fn from(keep: Keep) -> Keeping {
-        Keeping::new(keep, 0, 1)
+        Keeping { least: keep, num_more: 0, num_layers: 0 }
     }
 }
 

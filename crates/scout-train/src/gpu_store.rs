@@ -7,9 +7,9 @@ use scout_comm::Job;
 use scout_comm::gpu::{self, Chosen, GatherMemory, OpenWay, Ranks, Sample, Way, Wish};
 use scout_device::cuda::{Arena, CudaDevice};
 use scout_device::{Purpose, Tensor};
-use scout_shard::{Placement, Ring, ShardPlan, ShardStore, ring_bytes, with_whole_units};
+use scout_shard::{Placement, Ring, Schedule, ShardPlan, ShardStore, ring_bytes, with_whole_units};
 
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::gpu_weights;
 use crate::trainer::Schedules;
 
@@ -53,20 +53,15 @@ impl<'a> GpuRoom<'a> {
                 let sample = Sample { part, stays: plan.is_read_in_place(largest.spec.id) };
                 let Chosen { way, mut said } = gpu::choose(wish, ranks, sample, exposed)?;
                 let passes = [&schedules.train, &schedules.evaluate];
-                let room = ring_bytes(plan, &passes);
-                let plan = match way.brings_others_alone() {
-                    true => plan.clone(),
-                    false => with_whole_units(plan, room, &passes),
-                };
-                let ring = ring_bytes(&plan, &passes);
-                if ring != room {
+                let walked = plan_by(way, plan, &passes)?;
+                let (ahead, planned) = (walked.lookahead(), plan.lookahead());
+                if ahead != planned {
                     said.push(format!(
-                        "which brings whole units, {} ahead, in {ring}; planned were {room}",
-                        plan.lookahead()
+                        "{way} bring whole units, {ahead} ahead in place of {planned}: `gather: nccl` plans memory for that"
                     ));
                 }
-                let memory = way.memory(ranks, bytes, ring)?;
-                (plan, Memory::Gathered(way, memory), said)
+                let memory = way.memory(ranks, bytes, ring_bytes(&walked, &passes))?;
+                (walked, Memory::Gathered(way, memory), said)
             }
         };
         Ok(GpuRoom { plan, device, schedules, job, memory, said })
@@ -80,7 +75,8 @@ impl<'a> GpuRoom<'a> {
         }
     }
 
-    /// Weights, and the plan to walk them by, once `kept` holds what this rank keeps of each unit, in that arena. Every rank calls it.
+    /// Weights, and the plan to walk them by, once `kept` holds what this rank keeps of each unit, in that arena. Every rank calls
+    /// it.
     pub fn store(self, kept: Vec<Tensor>) -> Result<(ShardPlan, ShardStore)> {
         let GpuRoom { plan, device, schedules, job, memory, .. } = self;
         let ring = match memory {
@@ -95,4 +91,20 @@ impl<'a> GpuRoom<'a> {
         let store = ShardStore::on_gpu(&plan, kept, ring);
         Ok((plan, store))
     }
+}
+
+/// The plan where `way` gathers, in the memory that `plan` says. The same on all ranks.
+fn plan_by(way: Way, plan: &ShardPlan, passes: &[&Schedule]) -> Result<ShardPlan> {
+    if way.brings_others_alone() {
+        return Ok(plan.clone());
+    }
+    let room = ring_bytes(plan, passes);
+    with_whole_units(plan, room, passes).ok_or_else(|| {
+        let needed = ring_bytes(&plan.bringing_whole_units(0), passes);
+        let problem = format!(
+            "{way} bring whole units, which need {needed} of memory where {room} were planned for copy engines, and these \
+             cannot be used here; `gather: nccl` plans for whole units"
+        );
+        TrainError::Config { key: "gather", problem }
+    })
 }

@@ -82,6 +82,7 @@ impl Link {
             brings_others_alone: way.brings_others_alone(),
         }
     }
+
     /// How long it takes while the link is busy.
     pub fn slowed(self, work: Work) -> f64 {
         work.arithmetic * (1.0 + self.slowdown) + work.memory * (1.0 + self.memory_slowdown)

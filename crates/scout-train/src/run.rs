@@ -166,20 +166,25 @@ fn read_and_prepare(
 
 /// Reads this rank's weights and puts the trainer together.
 pub fn build(config: &RunConfig, prepared: &Prepared, job: &Job) -> Result<Trainer> {
-    build_parts(Parts::of(config, prepared), job)
+    Ok(build_parts(Parts::of(config, prepared), job)?.0)
 }
 
-/// The same for a plan without data, with random weights: what a benchmark runs on.
-pub fn build_random(config: &RunConfig, plan: &RunPlan, machine: &Machine, job: &Job) -> Result<Trainer> {
+/// The same for a plan without data, with random weights: what a benchmark runs on. Beside it what there is to say to people.
+pub fn build_random(
+    config: &RunConfig,
+    plan: &RunPlan,
+    machine: &Machine,
+    job: &Job,
+) -> Result<(Trainer, Vec<String>)> {
     let mut config = config.clone();
     config.model.random_weights = true;
     build_parts(Parts { config: &config, plan, machine, start: None }, job)
 }
 
-fn build_parts(parts: Parts, job: &Job) -> Result<Trainer> {
+fn build_parts(parts: Parts, job: &Job) -> Result<(Trainer, Vec<String>)> {
     let account = parts.account();
-    let Weights { walked, .. } = read_weights(parts, job, &account, &mut Readers::default())?;
-    assemble(parts, job, account, walked)
+    let Weights { walked, said, .. } = read_weights(parts, job, &account, &mut Readers::default())?;
+    Ok((assemble(parts, job, account, walked)?, said))
 }
 
 /// The most that was in use: of the GPU's memory, or of the host's where it computes.

@@ -45,6 +45,8 @@ pub struct Workload {
 /// One rank of a benchmark.
 pub struct StepBench {
     pub plan: RunPlan,
+    /// What was found out about ways of gathering, for people.
+    pub said: Vec<String>,
     trainer: Trainer,
     /// What this rank computes in each update of an epoch; steps take them in turns.
     updates: Vec<Vec<Batch>>,
@@ -127,8 +129,8 @@ impl StepBench {
         let updates = workload.batches(model, job.mesh().rank().0, routing)?;
         let sizes = || Sizes::of_batches(updates.iter().flatten(), model.attention_chunk_size);
         attention_plans::prepare(machine, model, sizes)?;
-        let trainer = run::build_random(&workload.config, &plan, machine, job)?;
-        Ok(StepBench { plan, trainer, updates, next_step: 0 })
+        let (trainer, said) = run::build_random(&workload.config, &plan, machine, job)?;
+        Ok(StepBench { plan, said, trainer, updates, next_step: 0 })
     }
 
     /// What this rank computes in each update of an epoch.
@@ -167,6 +169,11 @@ impl StepBench {
     /// Who moves units between GPUs, where some are sharded.
     pub fn way(&self) -> Option<Way> {
         self.trainer.store.ring().map(Ring::way)
+    }
+
+    /// Sharded units that are gathered ahead of the block in use.
+    pub fn lookahead(&self) -> usize {
+        self.trainer.plan.lookahead()
     }
 
     /// Every rank calls it when it has done its steps.

@@ -34,7 +34,7 @@ impl Work {
         self.arithmetic + self.memory
     }
 
-    /// Where the host takes longer to queue it, that is how long it takes.
+    /// Where the host takes longer to queue it, that is how long it takes: what the GPU stands still counts as arithmetic.
     fn queued_in(self, seconds: f64) -> Work {
         Work { arithmetic: self.arithmetic.max(seconds - self.memory), ..self }
     }
@@ -56,7 +56,7 @@ impl Mul<Work> for f64 {
     }
 }
 
-/// So many kernels begin and end.
+/// So many kernels begin and end: as many as a trace of a step shows where all projections are adapted.
 fn starts(num_kernels: usize) -> Work {
     Work::memory(START * num_kernels as f64)
 }
@@ -135,7 +135,7 @@ impl Times<'_> {
                 let products = 2.0 * (self.product(d, q) + self.product(d, k));
                 let adapted = [Projection::Q, Projection::K, Projection::V, Projection::O];
                 let attention = self.attention(layer_index, 2.5, ATTENTION_BACKWARD);
-                let rest = self.rows(6.0 * d + 3.0 * (q + k)) + starts(15);
+                let rest = self.rows(6.0 * d + 3.0 * (q + k)) + starts(13);
                 let again = again(kept(layer_index) == Keep::InputOnly, self.attend(layer_index));
                 again + products + attention + self.adapters_backward(&adapted) + rest
             }
@@ -160,7 +160,7 @@ impl Times<'_> {
         let Widths { d, q, k, .. } = self.widths();
         let products = self.product(d, q) + 2.0 * self.product(d, k);
         let adapted = self.adapters(&[Projection::Q, Projection::K, Projection::V]);
-        let rest = self.rows(2.0 * d + 2.0 * (q + k)) + starts(11);
+        let rest = self.rows(2.0 * d + 2.0 * (q + k)) + starts(12);
         products + adapted + self.attention(layer_index, 1.0, ATTENTION_FORWARD) + rest
     }
 

@@ -30,7 +30,7 @@ const STEPS_OF_KEEPING: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resident {
     pub num_layers: usize,
-    /// Of so many other layers what experts multiply last, a quarter of a layer: for memory that no whole layer fits into.
+    /// Of so many other layers what experts multiply last, three tenths of a layer: for memory that no whole layer fits into.
     pub num_downs: usize,
     pub embedding: bool,
     pub head: bool,
@@ -82,7 +82,8 @@ impl Resident {
         lies_evenly(layer_index, self.num_layers, num_layers)
     }
 
-    /// Spread evenly over the layers that are not whole, and not the first of them, which a pass finds gathered when it begins.
+    /// Spread evenly over the layers that are not whole; where it can be not the first of them, which a pass finds gathered
+    /// when it begins.
     pub fn has_down(&self, layer_index: usize, num_layers: usize) -> bool {
         let nth = (0..layer_index).filter(|index| !self.has_layer(*index, num_layers)).count();
         let is_left = !self.has_layer(layer_index, num_layers);
@@ -147,8 +148,8 @@ impl Run<'_> {
         self.fastest_first(self.choices().filter(merges).map(|choices| self.way(choices, &held)).collect())
     }
 
-    /// For each way of keeping and each number of runs the fastest way that fits, or the smallest where none does. The
-    /// fastest come first. Where `num_layers` is given so many are resident.
+    /// For each way of keeping and each number of runs the fastest way that fits, or the smallest where none does; and the
+    /// fastest where some layers keep more. The fastest come first. Where `num_layers` is given so many are resident.
     pub fn ways_on_several_gpus(&self, num_layers: Option<usize>) -> Vec<Way> {
         let held = self.ways_of_holding(num_layers);
         // Where runs of the program must agree bit by bit, an update is computed as it is dealt: in how many flat runs would
@@ -181,13 +182,18 @@ impl Run<'_> {
 
     /// Where some layers keep more than what all of them keep.
     fn fastest_mixture(&self, choices: Choices, held: &[Vec<Held>]) -> Option<Way> {
+        if choices.keep.least == Keep::Everything {
+            return None;
+        }
         let num_layers = self.pass.config.num_layers;
-        let nums_more = (1..STEPS_OF_KEEPING).map(|step| step * num_layers / STEPS_OF_KEEPING).filter(|more| *more > 0);
-        let mixed = |num_more| Choices { keep: Keeping::new(choices.keep.least, num_more, num_layers), ..choices };
-        let ways = nums_more.map(|num_more| self.fastest(mixed(num_more), held));
+        let mut nums_more: Vec<usize> =
+            (1..STEPS_OF_KEEPING).map(|step| step * num_layers / STEPS_OF_KEEPING).collect();
+        nums_more.dedup();
+        nums_more.retain(|more| *more > 0);
+        let mixed = |num_more| Choices { keep: Keeping::mixed(choices.keep.least, num_more, num_layers), ..choices };
+        let ways = nums_more.into_iter().map(|num_more| self.fastest(mixed(num_more), held));
         let seconds = |way: &Way| way.time.map_or(f64::INFINITY, |time| time.seconds);
-        let may_mix = choices.keep.least != Keep::Everything;
-        ways.filter(|way| may_mix && way.memory.fits()).min_by(|a, b| seconds(a).total_cmp(&seconds(b)))
+        ways.filter(|way| way.memory.fits()).min_by(|a, b| seconds(a).total_cmp(&seconds(b)))
     }
 
     fn fastest(&self, choices: Choices, held: &[Vec<Held>]) -> Way {

@@ -218,7 +218,7 @@ fn keeping_table(plan: &RunPlan) -> Vec<String> {
 /// The fastest ways on GPUs, each with the residency and the reach of its gathers that suit it best.
 fn timed_table(plan: &RunPlan) -> Vec<String> {
     let mut lines = vec![format!(
-        "ways       {:<30} {:>4} {:>22} {:>5} {:>11} {:>9} {:>9} {:>8}",
+        "ways       {:<36} {:>4} {:>30} {:>5} {:>11} {:>9} {:>9} {:>8}",
         "of an update", "runs", "whole on every rank", "ahead", "memory", "step", "tok/s", "exposed"
     )];
     lines.extend(plan.ways.iter().map(|way| {
@@ -229,9 +229,8 @@ fn timed_table(plan: &RunPlan) -> Vec<String> {
         let (memory, verdict) = (way.memory.total().to_string(), verdict(plan, way));
         let (keeps, whole) = (way.keep.to_string(), resident_words(&way.resident));
         let (runs, lookahead) = (way.runs, way.lookahead);
-        format!(
-            "           {keeps:<30} {runs:>4} {whole:>22} {lookahead:>5} {memory:>11} {step:>9} {speed:>9} {exposed:>8}{verdict}"
-        )
+        let held = format!("{keeps:<36} {runs:>4} {whole:>30} {lookahead:>5} {memory:>11}");
+        format!("           {held} {step:>9} {speed:>9} {exposed:>8}{verdict}")
     }));
     lines
 }
@@ -266,11 +265,13 @@ fn budget(budget: Option<ByteCount>) -> String {
 /// Bytes of each kind of unit. Layers that are held alike are alike, so the first of them stands for all.
 fn unit_table(plan: &RunPlan) -> Vec<String> {
     let num_layers = plan.source.config.num_layers;
-    let is_whole =
-        |layer: &usize| plan.shards.unit(plan.units.layer(*layer).attention).placement == Placement::Resident;
+    let are_whole = |layer: &usize| {
+        let layer = plan.units.layer(*layer);
+        [layer.attention, layer.down].map(|id| plan.shards.unit(id).placement == Placement::Resident)
+    };
     let mut ids = vec![(plan.units.embedding(), 1)];
-    for whole in [true, false] {
-        let alike: Vec<usize> = (0..num_layers).filter(|layer| is_whole(layer) == whole).collect();
+    for held in [[true, true], [false, true], [false, false]] {
+        let alike: Vec<usize> = (0..num_layers).filter(|layer| are_whole(layer) == held).collect();
         let Some(&first) = alike.first() else { continue };
         let layer = plan.units.layer(first);
         ids.extend([layer.attention, layer.shared, layer.gate_up, layer.down].map(|id| (id, alike.len())));
@@ -376,7 +377,10 @@ fn as_json(plan: &RunPlan, balance: Option<Balance>) -> serde_json::Value {
         let Way { memory, resident, .. } = way;
         json!({
             "keeps": way.keep.to_string(), "runs": way.runs, "lookahead": way.lookahead,
-            "resident": {"layers": resident.num_layers, "downs": resident.num_downs, "embedding": resident.embedding, "head": resident.head},
+            "resident": {
+                "layers": resident.num_layers, "downs": resident.num_downs,
+                "embedding": resident.embedding, "head": resident.head,
+            },
             "kept": memory.activations.kept.0, "at_work": memory.activations.at_work.0,
             "total": memory.total().0, "fits": memory.fits(), "chosen": *way == plan.way,
             "step_seconds": way.time.map(|time| time.seconds),

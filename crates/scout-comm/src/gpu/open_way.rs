@@ -66,6 +66,7 @@ impl OpenWay {
     /// Queues that a unit, of which `part` is this rank's, becomes whole from byte `start` of the ring on, where nothing is that
     /// this rank holds. All ranks gather the same units to the same places in the same order.
     pub fn gather(&self, part: Part, start: usize) -> Result<Arriving> {
+        assert!(!part.stays || self.way.brings_others_alone(), "{} bring whole units", self.way);
         let len = part.tensor.num_elements() * part.num_brought(self.world_size);
         let bytes = (part.tensor.dtype().size() * len as u64).0 as usize;
         let block = self.memory.ring.take_at(Purpose::Gathered, start, bytes)?;

@@ -5,8 +5,8 @@
 //! Writing needs permission, which reading does not. When the memory of a unit is free, its rank says so to all others. Each
 //! begins to write when all have said so: in a rotation that all begin together nobody is written to by two at a time. Begun
 //! by each when it can, the same writes got 234 GB/s, and to all others at once 178. Then it says that its part is there; the
-//! stream of the gathers goes on when all have. The place of a unit in the ring is the same on all ranks: all take and give
-//! blocks in the order of one schedule.
+//! stream of the gathers goes on when all have. The place of a unit in the ring is the same on all ranks: each finds it
+//! beforehand from the same plan.
 //!
 //! The driver does not know who waits for whom here. Nobody waits for ever even if all streams of a rank were one queue: a
 //! round says that its memory is free before it waits for anything, and writes to others before it waits for what they write.

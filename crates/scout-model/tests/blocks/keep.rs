@@ -47,12 +47,12 @@ fn keeping_less_changes_no_bit_with_dropout_or_without() {
 #[test]
 fn layers_that_keep_more_than_others_lie_evenly_among_them() {
     for (num_layers, num_more) in [(2, 1), (6, 2), (48, 6), (48, 42)] {
-        let keeping = Keeping::new(Keep::AllButGateUp, num_more, num_layers);
+        let keeping = Keeping::mixed(Keep::AllButGateUp, num_more, num_layers);
         let more: Vec<usize> = (0..num_layers).filter(|layer| keeping.of_layer(*layer) == Keep::Everything).collect();
-        assert_eq!((more.len(), keeping.num_least()), (num_more, num_layers - num_more));
+        assert_eq!(more.len(), num_more);
         let gaps = more.windows(2).map(|pair| pair[1] - pair[0]);
         assert!(gaps.into_iter().all(|gap| gap.abs_diff(num_layers / num_more) <= 1), "{more:?}");
-        assert_eq!(Keeping::new(Keep::InputOnly, num_more, num_layers).of_layer(more[0]), Keep::AllButGateUp);
+        assert_eq!(Keeping::mixed(Keep::InputOnly, num_more, num_layers).of_layer(more[0]), Keep::AllButGateUp);
     }
     assert!((0..48).all(|layer| Keeping::from(Keep::InputOnly).of_layer(layer) == Keep::InputOnly));
 }
@@ -63,7 +63,7 @@ fn a_whole_pass_has_the_same_loss_and_gradients_whatever_is_kept() {
     let batch = rig.batch(&[(4, 11), (5, 3)]);
     let expected = rig.whole(&rig.pass(&batch));
     assert!(expected.loss > 0.0 && expected.gradients.iter().any(|&gradient| gradient != 0.0));
-    let mixtures = LESS.map(|least| Keeping::new(least, 1, rig.model.blocks.len() / 2));
+    let mixtures = LESS.map(|least| Keeping::mixed(least, 1, rig.model.blocks.len() / 2));
     for keep in LESS.map(Keeping::from).into_iter().chain(mixtures) {
         let found = rig.whole(&Pass { keep, ..rig.pass(&batch) });
         assert_eq!(found.loss.to_bits(), expected.loss.to_bits(), "{keep:?}");

@@ -73,7 +73,7 @@ impl Bench {
                 (account, plan, store)
             }
             Device::Cuda(gpu) => {
-                let plan = plan.reading_in_place();
+                let plan = if wish == Wish::Nccl { plan } else { plan.reading_in_place() };
                 let room = GpuRoom::new((&plan, &schedules), gpu, (wish, 0.0), job)?;
                 let mut readers = Readers::default();
                 let kept = gpu_weights::read(&files, &plan, mesh.rank(), (gpu, room.arena()), &mut readers);

@@ -47,7 +47,7 @@ fn tokens_per_second(plan: &RunPlan) -> f64 {
 }
 
 #[test]
-fn measured_steps_are_predicted_within_fifteen_percent() {
+fn measured_steps_are_predicted_within_seven_percent() {
     // One H200, everything resident: layers, rows, tokens in all, longest row, what is kept, seconds.
     for (layers, rows, tokens, longest, keep, measured) in [
         (4, 8, 16_384, 2048, Keep::Everything, 0.2617),
@@ -67,23 +67,24 @@ fn measured_steps_are_predicted_within_fifteen_percent() {
         let way = plan.ways.iter().find(|way| way.keep == keep.into()).unwrap();
         let predicted = way.time.unwrap().seconds;
         let ratio = predicted / measured;
-        assert!((0.85..=1.15).contains(&ratio), "{layers} layers, {rows} rows: {predicted} s, measured {measured} s");
+        assert!((0.93..=1.07).contains(&ratio), "{layers} layers, {rows} rows: {predicted} s, measured {measured} s");
     }
 }
 
 #[test]
-fn measured_steps_of_several_gpus_are_predicted_within_fifteen_percent() {
+fn measured_steps_of_several_gpus_are_predicted_within_seven_percent() {
     let mut side_by_side = Vec::new();
     // Of so many of 48 layers gate and up are computed again.
-    let again = |num_layers: usize| Keeping::new(Keep::AllButGateUp, 48 - num_layers, 48);
+    let again = |num_layers: usize| Keeping::mixed(Keep::AllButGateUp, 48 - num_layers, 48);
     // H200, rows of 2,048 tokens: GPUs, layers, rows, memory, layers that each keeps whole, runs, what is kept, seconds.
     for (world_size, layers, rows, gib, resident, runs, keep, measured) in [
         (2, 12, 8, 139, "0", 1, Keep::Everything.into(), 0.5838),
         (2, 24, 16, 80, "0", 6, Keep::Everything.into(), 2.3238),
         (2, 48, 4, 139, "2", 2, Keep::Everything.into(), 1.1566),
-        // Side by side: what is computed again costs more than the two layers that it makes room for.
-        (2, 48, 1, 139, "10", 1, Keep::AllButGateUp.into(), 0.4702),
-        (2, 48, 1, 139, "12", 1, Keep::InputOnly.into(), 0.4833),
+        // Side by side: what is computed again costs more than the two layers that it makes room for. Both with the ring larger
+        // than it is now: in less memory the plan holds the same (10 layers with both ends).
+        (2, 48, 1, 136, "10", 1, Keep::AllButGateUp.into(), 0.4702),
+        (2, 48, 1, 137, "12", 1, Keep::InputOnly.into(), 0.4833),
         (2, 48, 1, 139, "11", 1, again(30), 0.4467),
         (2, 48, 16, 139, "0", 6, again(6), 4.6343),
         (4, 12, 8, 139, "0", 1, Keep::Everything.into(), 0.5948),
@@ -105,7 +106,7 @@ fn measured_steps_of_several_gpus_are_predicted_within_fifteen_percent() {
         let predicted = way.time.unwrap().seconds;
         let ratio = predicted / measured;
         assert!(
-            (0.85..=1.15).contains(&ratio),
+            (0.93..=1.07).contains(&ratio),
             "{world_size} GPUs, {layers} layers, {rows} rows: {predicted} s, measured {measured} s, {way:?}"
         );
         if (world_size, layers, rows) == (2, 48, 1) && keep.num_more == 0 {
@@ -365,7 +366,7 @@ fn layers_that_keep_more_than_others_use_the_time_in_which_the_link_is_busy() {
         let way = plan.ways.iter().find(|way| way.keep == keep.into()).unwrap();
         way.time.unwrap().seconds
     });
-    assert!(plan.way.keep.num_more > 0 && plan.way.keep.num_least() > 0, "{:?}", plan.way);
+    assert!(plan.way.keep.num_more > 0, "{:?}", plan.way);
     assert!(seconds(&plan) < 0.99 * all_again.min(none_again), "{} {all_again} {none_again}", seconds(&plan));
     assert_eq!(plan.settings.keep, plan.way.keep);
 }

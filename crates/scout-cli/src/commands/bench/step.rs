@@ -230,7 +230,7 @@ fn about(bench: &StepBench, machine: &Machine) -> Vec<String> {
     if let Device::Cuda(gpu) = &machine.device {
         lines.insert(0, format!("{gpu:?}"));
     }
-    lines.extend(bench.way().map(|way| format!("units are gathered by {way}")));
+    lines.extend(bench.said.iter().cloned());
     lines
 }
 
@@ -319,7 +319,7 @@ fn as_json(
         "ranks": ranks.as_json(), "exposed_comm": ranks.exposed_share(),
         "nvml_utilization": ranks.mean("nvml_utilization"), "sm_active": ranks.mean("sm_active"),
         "sm_clock_megahertz": ranks.mean("sm_clock_megahertz"), "power_watts": ranks.mean("power_watts"),
-        "shares": profile.map(Profile::as_json), "plan": of_plan(plan),
+        "shares": profile.map(Profile::as_json), "plan": of_plan(bench),
     });
     if let (Value::Object(all), Value::Object(of_ranks)) = (&mut all, of_ranks) {
         all.extend(of_ranks);
@@ -328,12 +328,14 @@ fn as_json(
 }
 
 /// How weights were held, and what was predicted of it.
-fn of_plan(plan: &RunPlan) -> Value {
+fn of_plan(bench: &StepBench) -> Value {
+    let plan = &bench.plan;
     let resident = plan.way.resident;
     json!({
-        "resident_layers": resident.num_layers, "resident_downs": resident.num_downs, "embedding_resident": resident.embedding,
-        "head_resident": resident.head, "keep": plan.settings.keep.to_string(), "runs": plan.runs,
-        "lookahead": plan.way.lookahead, "ring_bytes": plan.memory.gathered.0,
+        "resident_layers": resident.num_layers, "resident_downs": resident.num_downs,
+        "embedding_resident": resident.embedding, "head_resident": resident.head,
+        "keep": plan.settings.keep.to_string(), "runs": plan.runs,
+        "lookahead": bench.lookahead(), "ring_bytes": plan.memory.gathered.0,
         "predicted_peak_bytes": plan.memory.total().0,
         "predicted_step_s": plan.way.time.map(|time| time.seconds),
         "predicted_exposed_comm": plan.way.time.map(|time| time.exposed_share()),

@@ -137,8 +137,8 @@ impl<'a> Units<'a> {
         Ok(words::of_all_ranks(&*job.comm, wrong.to_le_bytes())?.into_iter().map(u64::from_le_bytes).sum())
     }
 
-    /// The byte of the ring where a unit becomes whole in this round: in the room of the one that was looked at last, further
-    /// behind in each round, so that no two lie there alike.
+    /// The byte of the ring where a unit becomes whole in this round: in the room of the one that was looked at last, most of
+    /// them not where one lay before.
     fn place(&self, round: usize, unit: usize) -> usize {
         let room = room(self.world_size);
         let free = room - (PARTS[unit] * self.world_size * size_of::<u32>()).next_multiple_of(Arena::GRAIN);
