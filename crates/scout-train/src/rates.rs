@@ -5,7 +5,6 @@ use scout_comm::gpu::Way;
 use scout_config::Gather;
 
 use crate::machine::ComputeType;
-use crate::times::Work;
 
 /// Bytes a second of kernels that are bound by memory.
 pub const MEMORY: f64 = 3.9e12;
@@ -81,10 +80,5 @@ impl Link {
             memory_slowdown: MEMORY_SLOWDOWN,
             brings_others_alone: way.brings_others_alone(),
         }
-    }
-
-    /// How long it takes while the link is busy.
-    pub fn slowed(self, work: Work) -> f64 {
-        work.arithmetic * (1.0 + self.slowdown) + work.memory * (1.0 + self.memory_slowdown)
     }
 }

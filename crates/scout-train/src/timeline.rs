@@ -98,7 +98,9 @@ impl Timeline<'_> {
 
     /// Goes slower as long as the link is busy.
     fn compute(&mut self, work: Work) {
-        let (seconds, slowed) = (work.seconds(), self.link.slowed(work));
+        let Link { slowdown, memory_slowdown, .. } = self.link;
+        let slowed = work.arithmetic * (1.0 + slowdown) + work.memory * (1.0 + memory_slowdown);
+        let seconds = work.seconds();
         let busy = (self.link_free - self.link_now()).max(0.0);
         self.now += match slowed <= busy {
             true => slowed,
