@@ -102,9 +102,41 @@ fn plan_by(way: Way, plan: &ShardPlan, passes: &[&Schedule]) -> Result<ShardPlan
     with_whole_units(plan, room, passes).ok_or_else(|| {
         let needed = ring_bytes(&plan.bringing_whole_units(0), passes);
         let problem = format!(
-            "{way} bring whole units, which need {needed} of memory where {room} were planned for copy engines, and these \
-             cannot be used here; `gather: nccl` plans for whole units"
+            "a trial chose {way}, which bring whole units and need {needed} of memory, where {room} were planned for copy \
+             engines; with `gather: nccl` that is planned for"
         );
         TrainError::Config { key: "gather", problem }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use scout_core::{ParamSpec, UnitId, UnitSpec};
+    use scout_shard::none_resident;
+
+    use super::*;
+
+    #[test]
+    fn whole_units_are_gathered_where_they_find_room_or_refused_with_what_they_need() {
+        let unit = |index| {
+            let params = vec![ParamSpec::new("p", [4, 256, 256])];
+            Arc::new(UnitSpec { id: UnitId(index), name: format!("u{index}"), params })
+        };
+        let units: Vec<_> = (0..4).map(unit).collect();
+        let mut pass = Schedule::default();
+        (0..4).for_each(|index| pass.push(&[UnitId(index)]));
+        let plan = |lookahead| ShardPlan::new(&units, 2, &none_resident, lookahead).reading_in_place();
+        for way in [Way::Push, Way::Pull] {
+            assert_eq!(plan_by(way, &plan(3), &[&pass]).unwrap(), plan(3));
+        }
+        for way in [Way::NcclByCopy, Way::Nccl] {
+            let walked = plan_by(way, &plan(3), &[&pass]).unwrap();
+            assert_eq!((walked.lookahead(), walked.is_read_in_place(UnitId(0))), (1, false));
+            // Planned for NCCL, it stays as it is.
+            assert_eq!(plan_by(way, &walked, &[&pass]).unwrap(), walked);
+            let error = plan_by(way, &plan(0), &[&pass]).unwrap_err();
+            let TrainError::Config { key: "gather", problem } = error else { panic!("{error}") };
+            assert!(problem.contains("1.00 MiB") && problem.contains("512.00 KiB"), "{problem}");
+        }
+    }
 }
