@@ -16,7 +16,7 @@ use crate::trainer::Schedules;
 /// Room for the weights of a rank.
 pub struct GpuRoom<'a> {
     /// How weights are walked in the way that was chosen.
-    pub plan: ShardPlan,
+    plan: ShardPlan,
     device: &'a Arc<CudaDevice>,
     schedules: &'a Schedules,
     job: &'a Job,

@@ -82,26 +82,22 @@ impl Resident {
         lies_evenly(layer_index, self.num_layers, num_layers)
     }
 
-    /// Spread evenly over the layers that are not whole; where it can be not the first of them, which a pass finds gathered
-    /// when it begins.
-    pub fn has_down(&self, layer_index: usize, num_layers: usize) -> bool {
-        let nth = (0..layer_index).filter(|index| !self.has_layer(*index, num_layers)).count();
-        let is_left = !self.has_layer(layer_index, num_layers);
-        let num_left = num_layers - self.num_layers;
-        is_left && lies_evenly((nth + num_left / 2) % num_left, self.num_downs, num_left)
-    }
-
     /// By unit.
     pub fn units(&self, units: &UnitPlan, num_layers: usize) -> Vec<bool> {
         let mut resident = vec![false; units.units().len()];
         resident[units.embedding().0] = self.embedding;
         resident[units.head().0] = self.head;
-        for layer_index in 0..num_layers {
-            let (layer, is_whole) = (units.layer(layer_index), self.has_layer(layer_index, num_layers));
-            for id in [layer.attention, layer.shared, layer.gate_up] {
-                resident[id.0] = is_whole;
+        let layers = |are_whole| (0..num_layers).filter(move |index| self.has_layer(*index, num_layers) == are_whole);
+        for layer in layers(true).map(|index| units.layer(index)) {
+            for id in [layer.attention, layer.shared, layer.gate_up, layer.down] {
+                resident[id.0] = true;
             }
-            resident[layer.down.0] = is_whole || self.has_down(layer_index, num_layers);
+        }
+        let others: Vec<usize> = layers(false).collect();
+        for (nth, &index) in others.iter().enumerate() {
+            // Evenly over them; where it can be not the first, which a pass finds gathered when it begins.
+            let turned = (nth + others.len() / 2) % others.len();
+            resident[units.layer(index).down.0] = lies_evenly(turned, self.num_downs, others.len());
         }
         resident
     }
@@ -327,7 +323,7 @@ struct Held {
 }
 
 impl Held {
-    /// Whether it holds all that the other does, reaches as far ahead, and one of them more.
+    /// Whether it holds as many of all as the other, reaches as far ahead, and has more of one of these.
     fn is_more_than(&self, other: &Held) -> bool {
         let of = |held: &Held| {
             let Resident { num_layers, num_downs, embedding, head } = held.resident;

@@ -76,9 +76,14 @@ fn stays(way: Way, round: usize) -> bool {
     way.brings_others_alone() && round.is_multiple_of(2)
 }
 
+/// Bytes of an arena that so many words take.
+fn bytes(num_words: usize) -> usize {
+    (num_words * size_of::<u32>()).next_multiple_of(Arena::GRAIN)
+}
+
 /// Bytes of the ring that any unit fits into.
 fn room(world_size: usize) -> usize {
-    (PARTS[PARTS.len() - 1] * world_size * size_of::<u32>()).next_multiple_of(Arena::GRAIN)
+    bytes(PARTS[PARTS.len() - 1] * world_size)
 }
 
 /// Word `index` of a rank's part of a unit.
@@ -100,10 +105,9 @@ impl<'a> Units<'a> {
     fn new(way: Way, ranks: Ranks<'a>) -> Result<Units<'a>, TrainError> {
         let Ranks { device, comm } = ranks;
         let mesh = comm.mesh();
-        let bytes = |len: usize| (len * size_of::<u32>()).next_multiple_of(Arena::GRAIN) as u64;
-        let all_parts = PARTS.into_iter().map(bytes).sum();
-        let ring = ((HELD + 1) * room(mesh.size())) as u64;
-        let memory = way.memory(ranks, ByteCount(all_parts), ByteCount(ring))?;
+        let all_parts: usize = PARTS.into_iter().map(bytes).sum();
+        let ring = (HELD + 1) * room(mesh.size());
+        let memory = way.memory(ranks, ByteCount(all_parts as u64), ByteCount(ring as u64))?;
         let part = |(unit, len): (usize, usize)| -> Result<Tensor, TrainError> {
             let block = memory.parts.take(Purpose::Shard, len * size_of::<u32>())?;
             let mut part = DeviceBuffer::new(device, block, DType::U32, [len])?;
@@ -141,7 +145,7 @@ impl<'a> Units<'a> {
     /// them not where one lay before.
     fn place(&self, round: usize, unit: usize) -> usize {
         let room = room(self.world_size);
-        let free = room - (PARTS[unit] * self.world_size * size_of::<u32>()).next_multiple_of(Arena::GRAIN);
+        let free = room - bytes(PARTS[unit] * self.world_size);
         round % (HELD + 1) * room + round * 997 % (free / Arena::GRAIN + 1) * Arena::GRAIN
     }
 
