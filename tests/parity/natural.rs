@@ -8,7 +8,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use scout_core::ExitCode;
-use scout_train::verify::{Row, Status, verify, verify_on_threads};
+use scout_train::verify::{Holding, Row, Status, verify, verify_on_threads};
 use tempfile::TempDir;
 
 use crate::recorded::{failing, tiny_scout};
@@ -140,7 +140,7 @@ fn errors_as_bf16_makes_them_pass_and_a_row_says_whose_rounding_they_are() {
     for part in ["1.5e-3 recorded", "5.0e-3 recorded", "4.3e-2 recorded", "elsewhere 0.0e0 computed"] {
         assert!(said.contains(part), "{part}: {said}");
     }
-    let on_two = verify_on_threads(folder.path(), 2).unwrap().all_rows();
+    let on_two = verify_on_threads(folder.path(), 2, Holding::default()).unwrap().all_rows();
     assert_eq!(failing(&on_two), Vec::<&str>::new());
     assert_eq!(on_two.len(), rows.len());
 }

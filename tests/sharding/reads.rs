@@ -6,14 +6,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use scout_checkpoint::{ModelFolder, TensorFile};
-use scout_comm::gpu::Wish;
 use scout_core::{ByteCount, DType, Rank};
 use scout_device::Account;
 use scout_model::{ModelConfig, NameStyle, UnitPlan};
 use scout_shard::{ShardPlan, none_resident};
 use scout_tests::fixtures;
 use scout_train::load;
-use scout_train::verify::{Status, on_threads, verify_on_rank};
+use scout_train::verify::{Holding, Status, on_threads, verify_on_rank};
 
 use crate::backends::Backend;
 use crate::rig::{Recipe, Toy};
@@ -150,7 +149,7 @@ fn recorded_numbers_are_verified_by_ranks_that_could_not_read_more_than_their_sh
     let folders: Vec<_> = (0..3).map(|rank| only_for(Rank(rank), &plan, &folder)).collect();
     let deadline = std::time::Duration::from_secs(100);
     let verdict = on_threads(3, deadline, |job| {
-        verify_on_rank(folders[job.mesh().rank().0].path(), job, (&3.into(), Wish::Auto))
+        verify_on_rank(folders[job.mesh().rank().0].path(), job, (&3.into(), Holding::default()))
     })
     .unwrap();
     let rows = verdict.all_rows();

@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 
 use scout_core::ByteCount;
 use scout_tests::fixtures;
-use scout_train::verify::{Row, Status, Verdict, verify_on_threads};
+use scout_train::verify::{Holding, Row, Status, Verdict, verify_on_threads};
+use scout_train::ways::Experts;
 
 const WORLDS: [usize; 5] = [1, 2, 3, 4, 8];
 
@@ -17,7 +18,10 @@ static TEXT: LazyLock<Vec<(usize, Verdict)>> = LazyLock::new(|| verdicts("tiny-s
 
 fn verdicts(folder: &str) -> Vec<(usize, Verdict)> {
     let folder = fixtures().join(folder);
-    WORLDS.iter().map(|&world_size| (world_size, verify_on_threads(&folder, world_size).unwrap())).collect()
+    WORLDS
+        .iter()
+        .map(|&world_size| (world_size, verify_on_threads(&folder, world_size, Holding::default()).unwrap()))
+        .collect()
 }
 
 #[test]
@@ -42,6 +46,20 @@ fn every_number_of_ranks_passes_the_same_rows() {
             }
         }
     }
+}
+
+#[test]
+fn rows_that_go_to_experts_of_other_ranks_pass_the_same_rows() {
+    let (folder, holding) = (fixtures().join("tiny-scout"), Holding { experts: Experts::Stay, ..Holding::default() });
+    for (world_size, gathered) in TEXT.iter().filter(|(world_size, _)| [1, 2, 4].contains(world_size)) {
+        let verdict = verify_on_threads(&folder, *world_size, holding).unwrap();
+        assert_eq!(names(&verdict.all_rows()), names(&gathered.all_rows()), "{world_size} ranks");
+        let most = |of: &Verdict| of.ranks.iter().map(|rank| rank.gathered).max().unwrap();
+        assert!(*world_size == 1 || most(&verdict) < most(gathered), "experts are not gathered");
+    }
+    let refused = verify_on_threads(&folder, 3, holding).unwrap().all_rows();
+    let why = refused.iter().find(|row| row.status == Status::Fail).unwrap();
+    assert!(why.detail.contains("which ranks cannot share"), "{why:?}");
 }
 
 #[test]

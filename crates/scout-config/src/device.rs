@@ -46,6 +46,8 @@ words! {
         Zero3 = "zero3",
         /// Each rank holds a whole copy.
         Resident = "resident",
+        /// Each rank holds its share of the experts, to which rows of all ranks go; the rest as with `zero3`.
+        ExpertResident = "expert-resident",
     }
 }
 
@@ -59,7 +61,7 @@ words! {
     }
 }
 
-/// How many layers every rank keeps whole under `zero3`.
+/// How many layers every rank keeps whole under `zero3`; under `expert-resident` without their experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResidentLayers {
     /// As many as memory allows.

@@ -149,7 +149,8 @@ fn what_is_not_built_is_refused_with_the_reason() {
     check("finetuning_type: oft", "2:18: finetuning_type: found \"oft\", expected lora, full or freeze");
     check(
         "weights: zero3-nf4",
-        "2:10: weights: found \"zero3-nf4\", expected auto, zero3 or resident: zero3-nf4 is not built yet",
+        "2:10: weights: found \"zero3-nf4\", expected auto, zero3, resident or expert-resident: \
+         zero3-nf4 is not built yet",
     );
     check("quantization_bit: 4", "2:19: quantization_bit: found 4, expected null: 4-bit is not built yet");
     check(

@@ -8,6 +8,7 @@ pub mod device;
 pub mod error;
 pub mod host;
 pub mod matrices;
+pub mod row_exchange;
 pub mod tensor;
 pub mod weights;
 
@@ -16,5 +17,6 @@ pub use buffer::Buffer;
 pub use device::Device;
 pub use error::{DeviceError, Result};
 pub use matrices::Matrices;
+pub use row_exchange::{Counts, Dealt, Piece, RowExchange};
 pub use tensor::Tensor;
 pub use weights::{UnitSource, UnitWeights};

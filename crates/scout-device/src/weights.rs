@@ -16,22 +16,24 @@ pub trait UnitSource {
     fn take(&mut self, unit: UnitId) -> Result<UnitWeights>;
 }
 
-/// The weights of one unit, whole. Dropping it ends its use: the memory may be written again.
+/// The weights of one unit, as a block needs them. Dropping it ends its use: the memory may be written again.
 #[derive(Debug)]
 pub struct UnitWeights {
     spec: Arc<UnitSpec>,
-    /// All of them, or without own ones those behind, then those before them.
-    flat: Tensor,
-    own: Option<OwnPart>,
+    held: Held,
     // Held, never read: the bytes leave the account when the last reader of the unit is gone.
     _lease: Option<Arc<Lease>>,
 }
 
-/// Elements that are read where this rank keeps them.
 #[derive(Debug)]
-struct OwnPart {
-    start: usize,
-    flat: Tensor,
+enum Held {
+    /// All of them, one behind the other.
+    Together(Tensor),
+    /// Own elements from `start` on are read where this rank keeps them; of the others come first those behind, then those
+    /// before them.
+    Around { start: usize, own: Tensor, others: Tensor },
+    /// Those of own experts, to which rows come from all ranks.
+    OwnExperts(Tensor),
 }
 
 impl UnitWeights {
@@ -44,13 +46,18 @@ impl UnitWeights {
                 expected: format!("one dimension of at least {} elements", spec.num_elements()),
             });
         }
-        Ok(UnitWeights { spec, flat, own: None, _lease: lease })
+        Ok(UnitWeights { spec, held: Held::Together(flat), _lease: lease })
     }
 
     /// Nothing but matrices of experts, for [`UnitWeights::matrices`]: some from element `start` on in `own`, and around them
     /// `others`, first those behind, then those before.
     pub fn around(spec: Arc<UnitSpec>, (start, own): (usize, Tensor), others: Tensor) -> UnitWeights {
-        UnitWeights { spec, flat: others, own: Some(OwnPart { start, flat: own }), _lease: None }
+        UnitWeights { spec, held: Held::Around { start, own, others }, _lease: None }
+    }
+
+    /// Of a unit of nothing but matrices of experts those that this rank keeps, for [`UnitWeights::matrices`].
+    pub fn of_own_experts(spec: Arc<UnitSpec>, own: Tensor) -> UnitWeights {
+        UnitWeights { spec, held: Held::OwnExperts(own), _lease: None }
     }
 
     /// Parameter `index` in the order of the unit's list, in its own shape.
@@ -58,39 +65,49 @@ impl UnitWeights {
         self.span(index..index + 1, self.spec.params[index].shape.clone())
     }
 
-    /// The matrices of experts, which are all that the unit has.
+    /// The matrices of experts, which are all that the unit has: of all of them, or of own ones.
     pub fn matrices(&self) -> Result<Matrices> {
         const WHAT: &str = "matrices of experts";
         let [param] = &self.spec.params[..] else {
             return Err(self.refusal(WHAT, "a unit of one parameter"));
         };
-        let Some(OwnPart { start, flat }) = &self.own else {
-            let all = self.flat.rows(0, param.num_elements())?.reshape(param.shape.clone())?;
-            return Ok(Matrices::from(&all));
-        };
+        if let Held::Together(flat) = &self.held {
+            return Ok(Matrices::from(&flat.rows(0, param.num_elements())?.reshape(param.shape.clone())?));
+        }
         let [num_matrices, k, n] = *param.shape.dims() else {
             return Err(self.refusal(WHAT, "a parameter of three dimensions"));
         };
-        let (first, num_own) = (start / (k * n), flat.num_elements() / (k * n));
-        if !start.is_multiple_of(k * n) || num_own > num_matrices {
-            return Err(self.refusal(WHAT, "own elements that are whole matrices of it"));
+        let whole = |flat: &Tensor| match flat.num_elements() / (k * n) {
+            count if count <= num_matrices && flat.num_elements() == count * k * n => Ok(count),
+            _ => Err(self.refusal(WHAT, "own elements that are whole matrices of it")),
+        };
+        match &self.held {
+            Held::Together(_) => unreachable!("taken above"),
+            Held::OwnExperts(own) => Ok(Matrices::from(&own.reshape([whole(own)?, k, n])?)),
+            Held::Around { start, .. } if !start.is_multiple_of(k * n) => {
+                Err(self.refusal(WHAT, "own elements that are whole matrices of it"))
+            }
+            Held::Around { start, own, others } => {
+                let num_own = whole(own)?;
+                let others = others.reshape([num_matrices - num_own, k, n])?;
+                Matrices::around(start / (k * n), own.reshape([num_own, k, n])?, others)
+            }
         }
-        let others = self.flat.reshape([num_matrices - num_own, k, n])?;
-        Matrices::around(first, flat.reshape([num_own, k, n])?, others)
     }
 
     /// Neighbouring parameters seen as one tensor: gate and up as one matrix of twice the rows.
     pub fn span(&self, params: Range<usize>, shape: Shape) -> Result<Tensor> {
-        if self.own.is_some() {
+        let Held::Together(flat) = &self.held else {
             return Err(self.refusal("parameters of a unit", "all of it at one place"));
-        }
+        };
         let before: usize = self.spec.params[..params.start].iter().map(|p| p.num_elements()).sum();
         let count: usize = self.spec.params[params].iter().map(|p| p.num_elements()).sum();
-        self.flat.rows(before, count)?.reshape(shape)
+        flat.rows(before, count)?.reshape(shape)
     }
 
     fn refusal(&self, what: &'static str, expected: &str) -> DeviceError {
-        DeviceError::Shape { what, found: self.flat.shape().clone(), expected: expected.to_string() }
+        let (Held::Together(found) | Held::Around { own: found, .. } | Held::OwnExperts(found)) = &self.held;
+        DeviceError::Shape { what, found: found.shape().clone(), expected: expected.to_string() }
     }
 }
 
@@ -123,5 +140,9 @@ mod tests {
         for (start, own) in [(1, 4), (2, 2), (2, 10), (6, 4)] {
             assert!(around(start, own).matrices().is_err(), "{own} from {start} on");
         }
+        let own = UnitWeights::of_own_experts(spec.clone(), tensor(100.0, 4));
+        let matrices = own.matrices().unwrap();
+        assert_eq!((matrices.dims3("own").unwrap(), matrices.find(1).1, own.param(0).is_ok()), ((2, 1, 2), 1, false));
+        assert!(UnitWeights::of_own_experts(spec, tensor(100.0, 3)).matrices().is_err());
     }
 }

@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::gradients::Gradients;
 use crate::lora::Input;
 use crate::pass::{Keep, Pass, Trace};
+use crate::routed_rows::{self, Place, SetOut};
 use crate::units::{LayerUnits, shared_params as param};
 
 #[derive(Debug)]
@@ -33,12 +34,20 @@ pub struct ExpertsBlock {
 pub struct SavedExperts {
     x_TD: Tensor,
     routing: Routing,
+    place: Place,
     inverse_rms_T: Tensor,
     /// Absent when the plan makes them again.
     shared: Option<Wide<Narrow>>,
     routed: Option<Wide<NarrowSorted>>,
     narrow_shared_down: Narrow,
     narrow_routed_down: NarrowSorted,
+}
+
+/// Rows that the way back through the routed experts waits for.
+struct RoutedSetOut<'a> {
+    /// Where gate and up are made again, or trained.
+    u_sorted_TD: Option<SetOut<'a>>,
+    dy_sorted_TD: SetOut<'a>,
 }
 
 /// Gate and up halves of an expert, side by side, and the narrow products of the adapters that made them.
@@ -63,6 +72,8 @@ impl ExpertsBlock {
             Some(routes) => router::forced(&logits_TE, &routes[self.layer_index])?,
             None => router::choose(&logits_TE)?,
         };
+        let u_sorted_TD = || router::gather_scaled(&normed.y, &routing);
+        let under_way = routed_rows::set_out(&routing, pass, u_sorted_TD)?;
         let shared = self.shared_gate_up(&unit, &normed.y, pass)?;
         let hidden_TF = swiglu::forward(&shared.gate_up)?;
         let down = Stack::of(pass, self.layer_index, Input::SharedHidden);
@@ -71,16 +82,18 @@ impl ExpertsBlock {
         let shared_TD = matmul::add_nt(part, &hidden_TF, &unit.param(param::DOWN)?)?;
         drop(unit);
 
-        let u_sorted_TD = router::gather_scaled(&normed.y, &routing)?;
+        let (u_sorted_TD, place) = under_way.arrive_and_stay(&routing)?;
         let unit = weights.take(self.units.gate_up)?;
-        let routed = self.routed_gate_up(&unit, &u_sorted_TD, &routing, pass)?;
+        let offsets = place.offsets(&routing)?;
+        let routed = self.routed_gate_up(&unit, &u_sorted_TD, (&routing, &place), pass)?;
         drop(unit);
         let hidden_sorted_TF = swiglu::forward(&routed.gate_up)?;
         let unit = weights.take(self.units.down)?;
-        let through_TD = grouped_matmul::nn(&hidden_sorted_TF, unit.matrices()?, routing.offsets()?)?;
+        let through_TD = grouped_matmul::nn(&hidden_sorted_TF, unit.matrices()?, offsets)?;
         drop(unit);
-        let down = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsDown);
-        let (routed_sorted_TD, narrow_routed_down) = down.forward(through_TD, &hidden_sorted_TF, routing.offsets()?)?;
+        let down = ExpertsAdapter::of(pass, (self.layer_index, &place), Projection::ExpertsDown);
+        let (through_TD, narrow_routed_down) = down.forward(through_TD, &hidden_sorted_TF, offsets)?;
+        let routed_sorted_TD = place.bring_back(through_TD, pass)?;
         let y_TD = router::combine(&routed_sorted_TD, &routing, &shared_TD, Some(&x_TD))?;
 
         if trace.is_on() {
@@ -101,6 +114,7 @@ impl ExpertsBlock {
         let saved = SavedExperts {
             x_TD,
             routing,
+            place,
             inverse_rms_T: normed.inverse_rms,
             shared: keeps_wide.then_some(shared),
             routed: keeps_wide.then_some(routed),
@@ -122,8 +136,10 @@ impl ExpertsBlock {
         let shared_unit = weights.take(self.units.shared)?;
         let norm_D = shared_unit.param(param::NORM)?;
         let normed_TD = rms_norm::forward(&saved.x_TD, &norm_D, self.rms_norm_eps)?.y;
+        let wants_input = saved.routed.is_none() || self.trains_gate_up(pass, gradients);
+        let under_way = self.routed_set_out(&dy_TD, wants_input.then_some(&normed_TD), &saved, pass)?;
         let dshared_TD = self.shared_backward(&shared_unit, &dy_TD, &normed_TD, &saved, pass, gradients)?;
-        let du_sorted_TD = self.routed_backward(weights, &dy_TD, &normed_TD, &saved, pass, gradients)?;
+        let du_sorted_TD = self.routed_backward(weights, under_way, &saved, pass, gradients)?;
         let router_ED = shared_unit.param(param::ROUTER)?;
         let RouterGradient { dx: dnormed_TD, dlogit_T } =
             router::backward(&du_sorted_TD, &normed_TD, &saved.routing, &router_ED, &dshared_TD)?;
@@ -181,33 +197,46 @@ impl ExpertsBlock {
         Ok(matmul::add_nn(both.dx(&dnarrow)?, &dgate_up, &self.shared_gate_up_weight(unit)?)?)
     }
 
+    /// What the way back through the routed experts starts from: `normed_TD` where their input is wanted again, then gradients.
+    fn routed_set_out<'a>(
+        &self,
+        dy_TD: &'a Tensor,
+        normed_TD: Option<&'a Tensor>,
+        saved: &'a SavedExperts,
+        pass: &Pass<'a>,
+    ) -> Result<RoutedSetOut<'a>> {
+        let SavedExperts { routing, place, .. } = saved;
+        let u_sorted_TD = |normed_TD| place.set_out_again(pass, move || router::gather_scaled(normed_TD, routing));
+        Ok(RoutedSetOut {
+            u_sorted_TD: normed_TD.map(u_sorted_TD).transpose()?,
+            dy_sorted_TD: place.set_out_again(pass, || router::gather(dy_TD, routing))?,
+        })
+    }
+
     fn routed_backward(
         &self,
         weights: &mut dyn UnitSource,
-        dy_TD: &Tensor,
-        normed_TD: &Tensor,
+        under_way: RoutedSetOut,
         saved: &SavedExperts,
         pass: &Pass,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let routing = &saved.routing;
-        let offsets = routing.offsets()?;
+        let offsets = saved.place.offsets(routing)?;
         let gate_up_unit = weights.take(self.units.gate_up)?;
-        // Gathered anew for each use: by far the most runs want it once or not at all.
-        let u_sorted_TD = || router::gather_scaled(normed_TD, routing);
-        let made_again;
-        let wide = match &saved.routed {
-            Some(wide) => wide,
-            None => {
-                made_again = self.routed_gate_up(&gate_up_unit, &u_sorted_TD()?, routing, pass)?;
-                &made_again
-            }
+        let RoutedSetOut { u_sorted_TD, dy_sorted_TD } = under_way;
+        u_sorted_TD.iter().try_for_each(SetOut::take)?;
+        let u_sorted_TD = || u_sorted_TD.as_ref().expect("they set out where somebody asks for them").arrive();
+        let made_again = match &saved.routed {
+            Some(_) => None,
+            None => Some(self.routed_gate_up(&gate_up_unit, &u_sorted_TD()?, (routing, &saved.place), pass)?),
         };
-        let dy_sorted_TD = router::gather(dy_TD, routing)?;
+        let wide = saved.routed.as_ref().or(made_again.as_ref()).expect("what is not kept is made again");
+        let dy_sorted_TD = dy_sorted_TD.arrive()?;
         let down_unit = weights.take(self.units.down)?;
         let through_TF = grouped_matmul::nt(&dy_sorted_TD, down_unit.matrices()?, offsets)?;
         drop(down_unit);
-        let down = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsDown);
+        let down = ExpertsAdapter::of(pass, (self.layer_index, &saved.place), Projection::ExpertsDown);
         let step = ExpertsBackward { dy: &dy_sorted_TD, narrow: &saved.narrow_routed_down, offsets, du: through_TF };
         let (dhidden_TF, dnarrow) = down.backward(step, gradients.lora)?;
         let is_trained = !down.is_none() || gradients.weights.wants(self.units.down, 0);
@@ -220,13 +249,18 @@ impl ExpertsBlock {
         gradients.add(self.units.gate_up, 0, || grouped_matmul::tn(&u_sorted_TD()?, &dgate_up, offsets))?;
         let through_TD = grouped_matmul::nt(&dgate_up, gate_up_unit.matrices()?, offsets)?;
         drop(gate_up_unit);
-        let both = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsGateUp);
+        let both = ExpertsAdapter::of(pass, (self.layer_index, &saved.place), Projection::ExpertsGateUp);
         let step = ExpertsBackward { dy: &dgate_up, narrow: &wide.narrow, offsets, du: through_TD };
         let (du_sorted_TD, dnarrow) = both.backward(step, gradients.lora)?;
         if !both.is_none() {
             both.add_gradient_of_b(&dnarrow, &u_sorted_TD()?, offsets, gradients.lora)?;
         }
-        Ok(du_sorted_TD)
+        Ok(saved.place.bring_back(du_sorted_TD, pass)?)
+    }
+
+    fn trains_gate_up(&self, pass: &Pass, gradients: &Gradients) -> bool {
+        let is_adapted = pass.lora.layout.find(self.layer_index, Projection::ExpertsGateUp).is_some();
+        is_adapted || gradients.weights.wants(self.units.gate_up, 0)
     }
 
     fn shared_gate_up(&self, unit: &UnitWeights, normed_TD: &Tensor, pass: &Pass) -> Result<Wide<Narrow>> {
@@ -241,12 +275,13 @@ impl ExpertsBlock {
         &self,
         unit: &UnitWeights,
         u_sorted_TD: &Tensor,
-        routing: &Routing,
+        (routing, place): (&Routing, &Place),
         pass: &Pass,
     ) -> Result<Wide<NarrowSorted>> {
-        let gate_up = grouped_matmul::nn(u_sorted_TD, unit.matrices()?, routing.offsets()?)?;
-        let adapter = ExpertsAdapter::of(pass, self.layer_index, Projection::ExpertsGateUp);
-        let (gate_up, narrow) = adapter.forward(gate_up, u_sorted_TD, routing.offsets()?)?;
+        let offsets = place.offsets(routing)?;
+        let gate_up = grouped_matmul::nn(u_sorted_TD, unit.matrices()?, offsets)?;
+        let adapter = ExpertsAdapter::of(pass, (self.layer_index, place), Projection::ExpertsGateUp);
+        let (gate_up, narrow) = adapter.forward(gate_up, u_sorted_TD, offsets)?;
         Ok(Wide { gate_up, narrow })
     }
 

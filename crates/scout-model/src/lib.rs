@@ -16,6 +16,7 @@ pub mod lora;
 pub mod model;
 pub mod pass;
 pub mod rope;
+mod routed_rows;
 pub mod units;
 pub mod vision;
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use scout_device::Tensor;
+use scout_device::{RowExchange, Tensor};
 
 use crate::batch::{Batch, Routes};
 use crate::lora::LoraWeights;
@@ -90,6 +90,8 @@ pub struct Pass<'a> {
     pub dropout: Option<Dropout>,
     pub keep: Keeping,
     pub routes: Option<&'a Routes>,
+    /// Where other ranks keep some of the experts: how rows get there. Then units of experts are this rank's own.
+    pub exchange: Option<&'a dyn RowExchange>,
 }
 
 /// Sees intermediate tensors by name; training sees none of them.

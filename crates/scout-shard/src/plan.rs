@@ -12,6 +12,8 @@ use scout_core::{ByteCount, DType, Rank, UnitId, UnitSpec};
 pub enum Placement {
     Resident,
     Sharded,
+    /// Each rank keeps whole experts, which are never gathered: rows come to them.
+    OwnExperts,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +22,15 @@ pub struct UnitShard {
     pub placement: Placement,
     /// Elements each rank keeps. Sharded units are padded at the end so that all ranks keep the same number.
     pub shard_len: usize,
+}
+
+impl UnitShard {
+    /// Whether each rank's part is nothing but whole matrices of experts.
+    fn is_whole_matrices(&self) -> bool {
+        let [param] = &self.spec.params[..] else { return false };
+        let [_, k, n] = *param.shape.dims() else { return false };
+        self.shard_len > 0 && self.shard_len.is_multiple_of(k * n)
+    }
 }
 
 /// Which part of every unit each rank keeps.
@@ -67,7 +78,7 @@ impl ShardPlan {
                 };
                 let shard_len = match placement {
                     Placement::Resident => spec.num_elements(),
-                    Placement::Sharded => spec.num_elements().div_ceil(world_size),
+                    Placement::Sharded | Placement::OwnExperts => spec.num_elements().div_ceil(world_size),
                 };
                 UnitShard { spec: spec.clone(), placement, shard_len }
             })
@@ -83,6 +94,16 @@ impl ShardPlan {
     /// The same plan where gathers bring others' parts alone.
     pub fn reading_in_place(self) -> ShardPlan {
         ShardPlan { reads_in_place: true, ..self }
+    }
+
+    /// The same plan where experts that would be gathered stay with their ranks, as far as each keeps whole ones.
+    pub fn leaving_experts(self) -> ShardPlan {
+        let stays = |unit: &UnitShard| unit.placement == Placement::Sharded && unit.is_whole_matrices();
+        let left = |unit: UnitShard| match stays(&unit) {
+            true => UnitShard { placement: Placement::OwnExperts, ..unit },
+            false => unit,
+        };
+        ShardPlan { units: self.units.into_iter().map(left).collect(), ..self }
     }
 
     /// The same plan where gathers bring whole units, so many ahead.
@@ -135,7 +156,7 @@ impl ShardPlan {
         let num_elements = unit.spec.num_elements();
         match unit.placement {
             Placement::Resident => 0..num_elements,
-            Placement::Sharded => {
+            Placement::Sharded | Placement::OwnExperts => {
                 let cut = |elements: usize| elements.min(num_elements);
                 cut(rank.0 * unit.shard_len)..cut((rank.0 + 1) * unit.shard_len)
             }
@@ -167,12 +188,7 @@ impl ShardPlan {
     /// Whether a rank's own part of a unit is read where it is kept: it is nothing but whole matrices of experts.
     pub fn is_read_in_place(&self, id: UnitId) -> bool {
         let unit = self.unit(id);
-        if !self.reads_in_place {
-            return false;
-        }
-        let [param] = &unit.spec.params[..] else { return false };
-        let [_, k, n] = *param.shape.dims() else { return false };
-        unit.placement == Placement::Sharded && unit.shard_len > 0 && unit.shard_len.is_multiple_of(k * n)
+        self.reads_in_place && unit.placement == Placement::Sharded && unit.is_whole_matrices()
     }
 
     /// Elements that a unit takes beside what is kept, when it is there.
@@ -352,7 +368,27 @@ mod tests {
             assert_eq!(plan.gathered_len(second), whole.gathered_len(second));
             assert_eq!(plan.remote_len(first), whole.gathered_len(first) - plan.unit(first).shard_len);
             assert_eq!(plan.bringing_whole_units(2), whole);
+            let left = plan.leaving_experts();
+            let placements: Vec<Placement> = left.units().iter().map(|unit| unit.placement).collect();
+            let of = |is_left: bool| if is_left { Placement::OwnExperts } else { whole.unit(second).placement };
+            assert_eq!(placements[..4], [of(expected), of(false), of(false), of(false)], "{world_size} ranks");
+            assert_eq!((placements[4], left.is_read_in_place(first)), (Placement::Resident, false));
+            assert!((0..world_size).map(Rank).all(|rank| left.kept(first, rank) == whole.kept(first, rank)));
         }
+    }
+
+    #[test]
+    fn experts_that_stay_with_their_ranks_are_never_gathered() {
+        let unit = |index, dims: &[usize]| {
+            let params = vec![ParamSpec::new("p", dims)];
+            Arc::new(UnitSpec { id: UnitId(index), name: format!("u{index}"), params })
+        };
+        let units = [unit(0, &[10]), unit(1, &[4, 2, 3]), unit(2, &[10])];
+        let plan = ShardPlan::new(&units, 2, &none_resident, 1).leaving_experts();
+        let schedule = schedule(&[&[0], &[1], &[2]]);
+        assert_eq!([0, 1, 2].map(|at| plan.is_gathered(&schedule, at, 0)), [true, false, true]);
+        assert_eq!((plan.ahead_of(&schedule, 0..1), plan.gathered_peak(&schedule)), (3, ByteCount(4 * 20)));
+        assert_eq!(plan.kept_bytes(), ByteCount(4 * (5 + 12 + 5)));
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! Where units become whole on a GPU: one arena, whose blocks are written by gathers and read by kernels in turns. How large
 //! it must be, and where in it each unit lies, is known beforehand (`layout`).
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use scout_comm::Communicator;
-use scout_comm::gpu::{Arriving, OpenWay, Part, Way};
+use scout_comm::gpu::{Arriving, OpenWay, Part, Waits, Way};
 use scout_device::Tensor;
-use scout_device::cuda::{CudaDevice, Event};
+use scout_device::cuda::CudaDevice;
 
 use crate::error::{Result, ShardError};
 use crate::layout::RingLayout;
@@ -20,15 +19,7 @@ pub struct Ring {
     device: Arc<CudaDevice>,
     opened: OpenWay,
     layouts: Vec<(Schedule, RingLayout)>,
-    waits: Mutex<Waits>,
-}
-
-/// How long arithmetic stood still for units.
-#[derive(Default)]
-struct Waits {
-    /// Where it came to a unit and where it could go on, since the last question.
-    open: VecDeque<(Event, Event)>,
-    before: Duration,
+    waits: Waits,
 }
 
 impl Ring {
@@ -36,7 +27,7 @@ impl Ring {
     pub fn new(device: &Arc<CudaDevice>, opened: OpenWay, plan: &ShardPlan, passes: &[&Schedule]) -> Ring {
         let layout = |&schedule: &&Schedule| (schedule.clone(), RingLayout::of(plan, schedule));
         let layouts = passes.iter().map(layout).collect();
-        Ring { device: device.clone(), opened, layouts, waits: Mutex::default() }
+        Ring { device: device.clone(), opened, layouts, waits: Waits::of(device) }
     }
 
     pub fn way(&self) -> Way {
@@ -63,30 +54,13 @@ impl Ring {
     /// Lets arithmetic wait for a unit; the host goes on.
     pub(crate) fn finish(&self, arriving: Arriving) -> Result<Tensor> {
         let compute = self.device.compute();
-        let before = compute.record_time()?;
         let wait = || arriving.arrived.iter().try_for_each(|event| compute.wait_for(event));
-        self.device.communicate(compute, || "waiting for units".to_string(), wait)?;
-        let after = compute.record_time()?;
-        let mut waits = self.waits.lock().expect("no holder of this lock panics");
-        waits.open.push_back((before, after));
-        // Few stay open: those that the GPU has not come to yet.
-        while let Some((before, after)) = waits.open.front()
-            && after.is_past()?
-        {
-            let waited = after.since(before)?;
-            waits.before += waited;
-            waits.open.pop_front();
-        }
+        self.waits.wait("waiting for units", wait)?;
         Ok(arriving.full.into_tensor())
     }
 
     /// How long arithmetic has stood still for units. Stops the host until it is done with all that were handed out.
     pub fn waited(&self) -> Result<Duration> {
-        let mut waits = self.waits.lock().expect("no holder of this lock panics");
-        for (before, after) in std::mem::take(&mut waits.open) {
-            after.wait(self.device.patience())?;
-            waits.before += after.since(&before)?;
-        }
-        Ok(waits.before)
+        Ok(self.waits.waited()?)
     }
 }

@@ -26,6 +26,7 @@ pub(crate) enum Kept {
     Whole(Tensor),
     Part(Buffer),
     PartOnGpu(Tensor),
+    OwnExperts(Tensor),
 }
 
 impl ShardStore {
@@ -45,6 +46,7 @@ impl ShardStore {
             kept.push(match unit.placement {
                 Placement::Resident => Kept::Whole(Buffer::from_f32(values).into_tensor()?),
                 Placement::Sharded => Kept::Part(Buffer::from_f32(values)),
+                Placement::OwnExperts => Kept::OwnExperts(Buffer::from_f32(values).into_tensor()?),
             });
         }
         Ok(ShardStore { kept, ring: None, _lease: Some(lease) })
@@ -56,6 +58,7 @@ impl ShardStore {
         let of_unit = |(unit, kept): (&UnitShard, Tensor)| match unit.placement {
             Placement::Resident => Kept::Whole(kept),
             Placement::Sharded => Kept::PartOnGpu(kept),
+            Placement::OwnExperts => Kept::OwnExperts(kept),
         };
         ShardStore { kept: plan.units().iter().zip(kept).map(of_unit).collect(), ring, _lease: None }
     }
@@ -92,10 +95,10 @@ impl ShardStore {
                 *tensor = whole(plan, id, Buffer::from_f32(part), comm)?;
                 Ok(())
             }
-            Kept::PartOnGpu(_) => Err(device(DeviceError::Place {
+            Kept::PartOnGpu(_) | Kept::OwnExperts(_) => Err(device(DeviceError::Place {
                 what: "part of a trained unit",
-                found: "a GPU".to_string(),
-                expected: "the host".to_string(),
+                found: "a GPU, or experts to which rows come".to_string(),
+                expected: "the host, in parts or whole".to_string(),
             })),
         }
     }

@@ -93,7 +93,9 @@ impl<'a> Walk<'a> {
     fn start(&self, at: usize, block_start: usize) -> Result<Started> {
         let unit = self.schedule.unit(at);
         match self.store.unit(unit) {
-            Kept::Whole(tensor) => Ok(Started::Whole { tensor: tensor.clone(), lease: None }),
+            Kept::Whole(tensor) | Kept::OwnExperts(tensor) => {
+                Ok(Started::Whole { tensor: tensor.clone(), lease: None })
+            }
             _ if !self.plan.is_gathered(self.schedule, at, block_start) => Ok(Started::Before),
             Kept::Part(shard) => {
                 let gathered_len = self.plan.gathered_len(unit);
@@ -135,6 +137,7 @@ impl<'a> Walk<'a> {
                 let start = self.plan.kept(unit, self.job.mesh().rank()).start;
                 UnitWeights::around(spec, (start, own.clone()), tensor)
             }
+            Kept::OwnExperts(own) => UnitWeights::of_own_experts(spec, own.clone()),
             _ => UnitWeights::new(spec, tensor, lease)?,
         })
     }

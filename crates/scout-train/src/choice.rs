@@ -3,12 +3,14 @@
 use scout_config::{self as written, RunConfig};
 use scout_core::ByteCount;
 use scout_device::cuda::Choice;
+use scout_model::ModelConfig;
 
 use crate::error::{Least, Result, TrainError};
 use crate::machine::{Hardware, Kind};
 use crate::memory::{LargestBatch, Pass};
 use crate::runs::{Largest, Rows};
-use crate::ways::{LOOKAHEAD, Resident, Run, WHOLE_LAYER, Way};
+use crate::ways::{Experts, LOOKAHEAD, MayBe, Resident, Run, WHOLE_LAYER, Way};
+use crate::weight_set::WeightSet;
 
 /// A remedy is looked for down to a sixteenth of the batch, or up to sixteen times the ranks.
 const MOST_HALVINGS: u32 = 4;
@@ -29,6 +31,35 @@ pub fn choose(config: &RunConfig, run: &Run) -> Result<(Way, Vec<Way>)> {
         Some(way) => Ok((*way, ways)),
         None => Err(does_not_fit(config, run, residency)),
     }
+}
+
+/// Where tokens and experts may come together. By itself a run lets rows travel only where nothing else than speed changes.
+pub fn experts(config: &RunConfig, hardware: &Hardware, (model, trained): (&ModelConfig, &WeightSet)) -> Result<MayBe> {
+    let (world_size, num_experts) = (hardware.world_size, model.num_experts);
+    let problem = if world_size > 1 && !num_experts.is_multiple_of(world_size) {
+        Some(format!("{num_experts} experts, which {world_size} ranks cannot share equally"))
+    } else if !trained.is_empty() {
+        Some("weights that are trained".to_string())
+    } else if hardware.kind == Kind::Gpu && !hardware.sees_peers {
+        Some("GPUs that cannot be shown each other's memory".to_string())
+    } else {
+        None
+    };
+    match (config.device.weights, problem) {
+        (written::Weights::ExpertResident, Some(problem)) => {
+            let problem = format!("is `expert-resident`, with {problem}; with `zero3` or `auto` experts are gathered");
+            Err(TrainError::Config { key: "weights", problem })
+        }
+        (written::Weights::ExpertResident, None) if world_size > 1 => Ok(MayBe::Only(Experts::Stay)),
+        (written::Weights::Auto, None) if is_free_to_choose(config, hardware) => Ok(MayBe::Either),
+        _ => Ok(MayBe::Only(Experts::Come)),
+    }
+}
+
+/// Where runs must agree bit by bit, memory that was found may not decide who computes what.
+fn is_free_to_choose(config: &RunConfig, hardware: &Hardware) -> bool {
+    let is_on_gpus = hardware.kind == Kind::Gpu && hardware.world_size > 1;
+    is_on_gpus && !config.device.deterministic && config.device.gather != written::Gather::Nccl
 }
 
 fn residency(config: &RunConfig, all: usize) -> Result<Residency> {

@@ -175,7 +175,7 @@ fn runs<'a>(files: &'a ModelFolder, plan: &ShardPlan, mesh: Mesh) -> Result<Vec<
     let mut runs: Vec<(&Path, Range<u64>)> = Vec::new();
     for unit in plan.units() {
         let read = match unit.placement {
-            Placement::Sharded => plan.kept(unit.spec.id, mesh.rank()),
+            Placement::Sharded | Placement::OwnExperts => plan.kept(unit.spec.id, mesh.rank()),
             Placement::Resident => share(unit.spec.num_elements(), mesh),
         };
         for (param, range) in load::pieces(&unit.spec, read) {

@@ -76,6 +76,8 @@ pub struct Hardware {
     pub kind: Kind,
     pub compute: ComputeType,
     pub room: Room,
+    /// Whether GPUs of other ranks can be shown each other's memory. Taken for granted of those that are not here.
+    pub sees_peers: bool,
 }
 
 /// The memory of one device.
@@ -99,6 +101,6 @@ impl Hardware {
 /// That many ranks on the host.
 impl From<usize> for Hardware {
     fn from(world_size: usize) -> Hardware {
-        Hardware { world_size, kind: Kind::Host, compute: ComputeType::F32, room: Room::Unknown }
+        Hardware { world_size, kind: Kind::Host, compute: ComputeType::F32, room: Room::Unknown, sees_peers: true }
     }
 }

@@ -106,6 +106,9 @@ pub struct Pass<'a> {
     pub kind: Kind,
     pub compute: ComputeType,
     pub choice: Choice,
+    /// Ranks whose rows the experts of this one compute: itself, or all where experts stay with their ranks. Then all of them
+    /// may send all that they have.
+    pub num_sources: usize,
 }
 
 /// Bytes of one token in tensors of these widths: the model's, all query heads, all key heads, an expert's.
@@ -157,7 +160,8 @@ impl Pass<'_> {
         if self.kind == Kind::Host {
             return ByteCount(0);
         }
-        let largest = ByteCount(2 * self.widths().f * self.batch.num_tokens as u64).max(self.logits());
+        let widest = self.arriving(2 * self.widths().f);
+        let largest = ByteCount(widest * self.batch.num_tokens as u64).max(self.logits());
         let of_products = self.choice.scratch(largest);
         // The library's own stays where it is while attention and adapters work.
         let beside_others = Choice::First.scratch(ByteCount(0)) + self.of_attention_by_cudnn().max(self.of_adapters());
@@ -221,14 +225,20 @@ impl Pass<'_> {
 
     /// The input, which expert with which score and at which place, the norm, and products of the down adapters.
     fn kept_of_experts(&self) -> u64 {
-        let narrow = self.narrow(&[Projection::SharedDown, Projection::ExpertsDown]);
+        let narrow = self.narrow(&[Projection::SharedDown]) + self.arriving(self.narrow(&[Projection::ExpertsDown]));
         self.widths().d + 5 * NUMBER + narrow
     }
 
     /// Gate and up of the shared and of the routed expert.
     fn kept_of_wide(&self) -> u64 {
-        let narrow = self.narrow(&[Projection::SharedGate, Projection::SharedUp, Projection::ExpertsGateUp]);
-        4 * self.widths().f + narrow
+        let Widths { f, .. } = self.widths();
+        let shared = 2 * f + self.narrow(&[Projection::SharedGate, Projection::SharedUp]);
+        shared + self.arriving(2 * f + self.narrow(&[Projection::ExpertsGateUp]))
+    }
+
+    /// Bytes for each token of this rank of what there is for each row that arrives.
+    fn arriving(&self, bytes: u64) -> u64 {
+        bytes * self.num_sources as u64
     }
 
     fn narrow(&self, projections: &[Projection]) -> u64 {
@@ -243,16 +253,20 @@ impl Pass<'_> {
         let is_kept = keep == Keep::Everything && self.kept_layers > 0;
         let wide = if is_kept { 0 } else { self.kept_of_wide() };
         let logits = NUMBER * self.config.num_experts as u64;
-        // The normed input, both hidden products, the scaled rows, both results and their sum.
-        let at_end = 5 * d + 2 * f;
+        // The normed input, both hidden products, the scaled rows, both results and their sum. Rows that arrive and results that
+        // come back have a place of their own.
+        let at_end = 4 * d + f + self.arriving(d + f);
         // The first of them, and what the adapter adds to gate and up.
-        let at_gate_up = if self.adapts(Projection::ExpertsGateUp) { 3 * d + 3 * f } else { 0 };
+        let at_gate_up = if self.adapts(Projection::ExpertsGateUp) { 3 * d + f + self.arriving(2 * f) } else { 0 };
         wide + logits + at_end.max(at_gate_up)
     }
 
     fn experts_backward(&self, keep: Keep) -> u64 {
         let Widths { d, f, .. } = self.widths();
-        let made_again = if keep == Keep::Everything { 0 } else { 2 * f };
+        let [shared_again, routed_again] = match keep {
+            Keep::Everything => [0; 2],
+            Keep::AllButGateUp | Keep::InputOnly => [2 * f, self.arriving(2 * f)],
+        };
         // Made again where somebody is trained on it: an adapter, or the weights of a run without adapters.
         let trains_weights = self.lora.projections.is_empty();
         let hidden_again = |projection| if trains_weights || self.adapts(projection) { f } else { 0 };
@@ -263,11 +277,12 @@ impl Pass<'_> {
         // The shared gradient, gathered rows, the same two gradients; then as above, where an adapter adds to the
         // gradient of the input, and reads the scaled rows after that.
         let beside_input = if self.adapts(Projection::ExpertsGateUp) { d } else { 0 };
-        let at_routed = 2 * d + f + 2 * f + hidden_again(Projection::ExpertsDown).max(d + beside_input);
+        let of_rows = f + 2 * f + hidden_again(Projection::ExpertsDown).max(d + beside_input);
+        let at_routed = 2 * d + self.arriving(of_rows);
         // Both gradients, the router's, the norm's.
         let at_end = 4 * d;
         let (gradient, normed) = (d, d);
-        gradient + normed + (made_again + at_shared.max(at_routed)).max(at_end)
+        gradient + normed + (shared_again + at_shared).max(routed_again + at_routed).max(at_end)
     }
 
     /// Beside what attention kept, when it kept something.
@@ -342,7 +357,17 @@ mod tests {
     fn pass<'a>(config: &'a ModelConfig, lora: &'a LoraSettings, num_rows: usize, longest_row: usize) -> Pass<'a> {
         let batch = LargestBatch { num_rows, num_tokens: num_rows * longest_row, longest_row };
         let (kind, compute, choice) = (Kind::Gpu, ComputeType::Bf16, Choice::Timed);
-        Pass { config, lora, drops: false, kept_layers: config.num_layers, batch, kind, compute, choice }
+        Pass {
+            config,
+            lora,
+            drops: false,
+            kept_layers: config.num_layers,
+            batch,
+            kind,
+            compute,
+            choice,
+            num_sources: 1,
+        }
     }
 
     fn near(found: ByteCount, gib: f64, tolerance: f64) {

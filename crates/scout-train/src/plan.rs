@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use scout_checkpoint::{AdapterLayout, CheckpointError, LoadedAdapter, ModelFolder, read_model_json};
+use scout_comm::gpu::RowsSize;
 use scout_config::{self as written, RunConfig};
 use scout_core::{ByteCount, ParamSpec, Projection, UnitId};
 use scout_device::cuda::Choice;
@@ -123,11 +124,11 @@ impl RunPlan {
         let hardware: Hardware = hardware.into();
         let work = Work::of(config, &source, start)?;
         check_hardware(&hardware, &work.weights)?;
-        let run = work.on(hardware, config, &source.config, data);
+        let run = work.on(hardware, config, &source.config, data)?;
         let (way, ways) = choice::choose(config, &run)?;
         let is_more = |written: &ByteCount| run.budget.is_some_and(|budget| *written > budget);
         let more_than_free = config.device.device_memory.filter(is_more);
-        let shards = run.shards(&way.resident, way.lookahead);
+        let shards = run.shards(&way.resident, way.experts, way.lookahead);
         let choice = run.pass.choice;
         let steps = data.map(|data| steps(config, data));
         let settings = step_settings(config, way.keep, steps, work.dropout);
@@ -155,6 +156,16 @@ impl RunPlan {
 
     pub fn world_size(&self) -> usize {
         self.hardware.world_size
+    }
+
+    /// How large exchanges of rows are at most.
+    pub fn rows_size(&self) -> RowsSize {
+        RowsSize {
+            num_experts: self.source.config.num_experts,
+            most_rows: self.way.most_rows,
+            width: self.source.config.hidden_size,
+            dtype: self.hardware.compute.dtype(),
+        }
     }
 
     pub fn num_trained(&self) -> usize {
@@ -235,7 +246,7 @@ impl Work {
         config: &RunConfig,
         model: &'a ModelConfig,
         data: Option<DataCounts>,
-    ) -> Run<'a> {
+    ) -> Result<Run<'a>> {
         let rows = rows(config, data);
         let pass = memory::Pass {
             config: model,
@@ -246,19 +257,22 @@ impl Work {
             kind: hardware.kind,
             compute: hardware.compute,
             choice: if config.device.deterministic { Choice::First } else { Choice::Timed },
+            num_sources: 1,
         };
         let layout = LoraLayout::new(model, &self.lora);
-        Run {
+        let experts = choice::experts(config, &hardware, (model, &self.weights))?;
+        Ok(Run {
             units: &self.units,
             schedules: &self.schedules,
             hardware,
             pass,
             rows,
             link: Link::of(config.device.gather, hardware.world_size),
+            experts,
             num_adapter_elements: layout.num_elements(),
             trained: AdapterState::bytes(&layout, &hardware) + self.weight_bytes(config, &hardware),
             budget: choice::budget(config.device.device_memory, hardware.memory()),
-        }
+        })
     }
 
     /// Of trained weights, with all that goes with them.

@@ -18,7 +18,7 @@ use scout_telemetry::{EvalResults, Progress, StepRecord, TrainResults};
 use crate::adapter::{AdapterState, initial_values};
 use crate::attention_plans::{Made, Sizes};
 use crate::error::{Result, TrainError};
-use crate::gpu_store::GpuRoom;
+use crate::gpu_store::{self, GpuRoom};
 use crate::load::Reading;
 use crate::machine::Machine;
 use crate::plan::{RunPlan, StepsPlan};
@@ -256,10 +256,11 @@ fn assemble(parts: Parts, job: &Job, account: Account, (shards, store): (ShardPl
     let weights = TrainedWeights::new(plan.weights.clone(), &shards, &account)?;
     let adapter = adapter.to_machine(machine)?;
     let device = machine.device.clone();
+    let rows = gpu_store::routed_rows(&shards, plan.rows_size(), &device, job)?;
     let model = Model::new(model_config, &plan.units)?.to_device(&device)?;
     let (schedules, job, settings) = (plan.schedules.clone(), job.clone(), plan.settings);
     let ahead = Mutex::default();
-    Ok(Trainer { model, plan: shards, store, adapter, weights, job, device, account, schedules, settings, ahead })
+    Ok(Trainer { model, plan: shards, store, rows, adapter, weights, job, device, account, schedules, settings, ahead })
 }
 
 fn random_weights(plan: &RunPlan, seed: u64, rank: scout_core::Rank, account: &Account) -> Result<ShardStore> {

@@ -106,6 +106,8 @@ impl Timeline<'_> {
             true => slowed,
             false => busy + seconds - busy * seconds / slowed,
         };
+        self.now += work.waiting;
+        self.waited += work.waiting;
     }
 }
 
@@ -123,7 +125,7 @@ mod tests {
         Link { under_products: 1.0, alone: 1.0, slowdown: 0.0, memory_slowdown: 0.0, brings_others_alone: false };
 
     fn arithmetic(seconds: f64) -> Work {
-        Work { arithmetic: seconds, memory: 0.0 }
+        Work { arithmetic: seconds, ..Work::default() }
     }
 
     fn units(count: usize) -> Vec<Arc<UnitSpec>> {
@@ -168,7 +170,7 @@ mod tests {
         for (arithmetic, memory, expected) in
             [(10.0, 0.0, 10.8), (0.0, 10.0, 4.0 + 10.0 - 4.0 / 1.5), (4.0, 6.0, 4.0 + 10.0 * 10.0 / 14.0)]
         {
-            let work = [Work { arithmetic, memory }, Work { arithmetic: 1.0, memory: 0.0 }];
+            let work = [Work { arithmetic, memory, waiting: 0.0 }, self::arithmetic(1.0)];
             let Walked { total, waited } = walks(&shards, &schedule, &work, link, 1);
             assert!((total - 1.0 - expected).abs() < 1e-9 && waited == 0.0, "{total} {waited}");
         }

@@ -11,7 +11,7 @@ use scout_model::{Keep, Keeping, LoraSettings, ModelConfig, UnitPlan};
 use scout_shard::Schedule;
 
 use crate::machine::ComputeType;
-use crate::rates::{self, ATTENTION_BACKWARD, ATTENTION_FORWARD, MEMORY, QUEUEING, START, WASTED_ROWS};
+use crate::rates::{self, ATTENTION_BACKWARD, ATTENTION_FORWARD, MEETING, MEMORY, QUEUEING, ROWS, START, WASTED_ROWS};
 
 /// Seconds, by what bounds them: a gather on its way takes another share of each.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -19,17 +19,24 @@ pub struct Work {
     pub arithmetic: f64,
     /// Bytes that are read and written, and starts of kernels.
     pub memory: f64,
+    /// In which arithmetic waits for rows of other ranks.
+    pub waiting: f64,
 }
 
 impl Work {
     fn arithmetic(seconds: f64) -> Work {
-        Work { arithmetic: seconds, memory: 0.0 }
+        Work { arithmetic: seconds, ..Work::default() }
+    }
+
+    fn waiting(seconds: f64) -> Work {
+        Work { waiting: seconds, ..Work::default() }
     }
 
     fn memory(seconds: f64) -> Work {
-        Work { arithmetic: 0.0, memory: seconds }
+        Work { memory: seconds, ..Work::default() }
     }
 
+    /// In which something computes.
     pub fn seconds(self) -> f64 {
         self.arithmetic + self.memory
     }
@@ -44,7 +51,11 @@ impl Add for Work {
     type Output = Work;
 
     fn add(self, other: Work) -> Work {
-        Work { arithmetic: self.arithmetic + other.arithmetic, memory: self.memory + other.memory }
+        Work {
+            arithmetic: self.arithmetic + other.arithmetic,
+            memory: self.memory + other.memory,
+            waiting: self.waiting + other.waiting,
+        }
     }
 }
 
@@ -52,7 +63,7 @@ impl Mul<Work> for f64 {
     type Output = Work;
 
     fn mul(self, work: Work) -> Work {
-        Work { arithmetic: self * work.arithmetic, memory: self * work.memory }
+        Work { arithmetic: self * work.arithmetic, memory: self * work.memory, waiting: self * work.waiting }
     }
 }
 
@@ -68,6 +79,8 @@ pub struct Times<'a> {
     pub lora: &'a LoraSettings,
     pub compute: ComputeType,
     pub keep: Keeping,
+    /// As of a pass in memory.
+    pub num_sources: usize,
     pub num_tokens: f64,
     /// On average.
     pub row_length: f64,
@@ -119,7 +132,7 @@ impl Times<'_> {
             Part::GateUp { .. } => self.routed_gate_up() + starts(1),
             Part::Down => {
                 let adapted = self.adapters(&[Projection::ExpertsDown]);
-                self.experts_product(f, d) + adapted + self.rows(3.0 * f + 4.0 * d) + starts(5)
+                self.experts_product(f, d) + adapted + self.rows(3.0 * f + 4.0 * d) + starts(5) + self.results()
             }
         }
     }
@@ -150,9 +163,16 @@ impl Times<'_> {
             Part::Down => {
                 let adapted = [Projection::ExpertsGateUp, Projection::ExpertsDown];
                 let products = self.experts_product(f, d) + self.experts_product(d, 2.0 * f);
-                products + self.adapters_backward(&adapted) + self.rows(10.0 * d + 5.0 * f) + starts(9)
+                products + self.adapters_backward(&adapted) + self.rows(10.0 * d + 5.0 * f) + starts(9) + self.results()
             }
         }
+    }
+
+    /// Nothing hides the way back of results. Rows travel while the shared expert computes.
+    fn results(&self) -> Work {
+        let num_sources = self.num_sources as f64;
+        let bytes = self.num_tokens * self.widths().d * self.element_size() * (num_sources - 1.0) / num_sources;
+        if self.num_sources == 1 { Work::default() } else { Work::waiting(bytes / ROWS + MEETING) }
     }
 
     /// Up to the output projection.
@@ -198,9 +218,9 @@ impl Times<'_> {
         self.by_the_slower(self.num_tokens, from * to, 1.0)
     }
 
-    /// Each token through the matrix of its expert.
+    /// Each token through the matrix of its expert, or as many of all ranks through those of this one.
     fn experts_product(&self, from: f64, to: f64) -> Work {
-        let num_experts = self.config.num_experts as f64;
+        let num_experts = self.config.num_experts as f64 / self.num_sources as f64;
         self.by_the_slower(self.num_tokens + WASTED_ROWS * num_experts, from * to, num_experts)
     }
 

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use scout_comm::Job;
+use scout_comm::{Job, RoutedRows};
 use scout_core::Phase;
 use scout_device::{Account, Device, Tensor};
 use scout_model::head::Loss;
@@ -37,6 +37,8 @@ pub struct Trainer {
     pub model: Model,
     pub plan: ShardPlan,
     pub store: ShardStore,
+    /// How rows get to experts that stay with their ranks, where they do.
+    pub rows: Option<RoutedRows>,
     pub adapter: AdapterState,
     pub weights: TrainedWeights,
     pub job: Job,
@@ -151,13 +153,17 @@ impl Trainer {
     /// How long this rank has stood still for others: its thread, and arithmetic on its GPU. Waits for the GPU.
     pub fn waited(&self) -> Result<Duration> {
         let on_gpu = self.store.ring().map(Ring::waited).transpose()?.unwrap_or_default();
-        Ok(self.job.comm.waited() + on_gpu)
+        let for_rows = self.rows.as_ref().map(RoutedRows::waited).transpose()?.unwrap_or_default();
+        Ok(self.job.comm.waited() + on_gpu + for_rows)
     }
 
     /// The end of all gathering. On GPUs ranks reach into each other's memory, so nobody frees any before all of them have
     /// come here; every rank calls it.
     pub fn leave(&mut self) -> Result<()> {
         self.take_ahead().let_go()?;
+        if let Some(rows) = self.rows.take() {
+            rows.leave(&*self.job.comm)?;
+        }
         match self.store.take_ring() {
             Some(ring) => Ok(ring.leave(&*self.job.comm)?),
             None => Ok(()),
@@ -252,10 +258,11 @@ impl Trainer {
     }
 
     /// A pass over `batch`; `step` is given while training, when dropout acts.
-    pub fn pass<'a>(&self, batch: &'a Batch, lora: &'a LoraWeights, step: Option<usize>) -> Pass<'a> {
+    pub fn pass<'a>(&'a self, batch: &'a Batch, lora: &'a LoraWeights, step: Option<usize>) -> Pass<'a> {
         let StepSettings { keep, lora_dropout: probability, seed, .. } = self.settings;
         let dropout = step.filter(|_| probability > 0.0).map(|step| Dropout { probability, seed, step: step as u64 });
-        Pass { batch, lora, dropout, keep, routes: batch.routes.as_ref() }
+        let exchange = self.rows.as_ref().map(RoutedRows::exchange);
+        Pass { batch, lora, dropout, keep, routes: batch.routes.as_ref(), exchange }
     }
 
     /// Training goes on behind it as at its beginning: what was under way for it makes room.

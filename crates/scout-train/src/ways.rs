@@ -2,6 +2,7 @@
 //! whole, what blocks keep for the way back, in how many runs an update is computed, how far gathers run ahead. On one GPU
 //! the same without gathers. A pure function of shapes, batch, number of ranks and memory.
 
+use scout_comm::gpu::RowsSize;
 use scout_core::{ByteCount, UnitId};
 use scout_device::cuda::Choice;
 use scout_model::{Keep, Keeping, UnitPlan, lies_evenly};
@@ -36,13 +37,41 @@ pub struct Resident {
     pub head: bool,
 }
 
+/// How tokens and the experts that compute them come together on several ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Experts {
+    /// Experts that are not whole on every rank are gathered.
+    Come,
+    /// Each rank keeps its own, and rows go to them and come back.
+    Stay,
+}
+
+/// Which of the two a run may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MayBe {
+    Only(Experts),
+    Either,
+}
+
+impl MayBe {
+    fn all(self) -> impl Iterator<Item = Experts> {
+        [Experts::Come, Experts::Stay].into_iter().filter(move |experts| match self {
+            MayBe::Only(only) => *experts == only,
+            MayBe::Either => true,
+        })
+    }
+}
+
 /// One way to hold a run, with what it costs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Way {
     pub keep: Keeping,
+    pub experts: Experts,
     pub resident: Resident,
     /// Flat runs in which a rank computes its rows of an update; their sum is the same in any number.
     pub runs: usize,
+    /// Tokens of the largest run of any rank.
+    pub most_rows: usize,
     pub lookahead: usize,
     pub memory: MemoryPlan,
     /// Unknown on the host.
@@ -82,15 +111,18 @@ impl Resident {
         lies_evenly(layer_index, self.num_layers, num_layers)
     }
 
-    /// By unit.
-    pub fn units(&self, units: &UnitPlan, num_layers: usize) -> Vec<bool> {
+    /// By unit. Of layers whose experts stay with their ranks all else is whole.
+    pub fn units(&self, units: &UnitPlan, num_layers: usize, experts: Experts) -> Vec<bool> {
         let mut resident = vec![false; units.units().len()];
         resident[units.embedding().0] = self.embedding;
         resident[units.head().0] = self.head;
         let layers = |are_whole| (0..num_layers).filter(move |index| self.has_layer(*index, num_layers) == are_whole);
         for layer in layers(true).map(|index| units.layer(index)) {
-            for id in [layer.attention, layer.shared, layer.gate_up, layer.down] {
+            for id in [layer.attention, layer.shared] {
                 resident[id.0] = true;
+            }
+            for id in [layer.gate_up, layer.down] {
+                resident[id.0] = experts == Experts::Come;
             }
         }
         let others: Vec<usize> = layers(false).collect();
@@ -113,6 +145,7 @@ pub struct Run<'a> {
     pub pass: Pass<'a>,
     pub rows: Rows,
     pub link: Link,
+    pub experts: MayBe,
     pub num_adapter_elements: usize,
     /// Adapter, or trained weights, with all that goes with them.
     pub trained: ByteCount,
@@ -120,10 +153,11 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    pub fn shards(&self, resident: &Resident, lookahead: usize) -> ShardPlan {
-        let whole = resident.units(self.units, self.pass.config.num_layers);
+    pub fn shards(&self, resident: &Resident, experts: Experts, lookahead: usize) -> ShardPlan {
+        let whole = resident.units(self.units, self.pass.config.num_layers, experts);
         let plan = ShardPlan::new(self.units.units(), self.hardware.world_size, &|id: UnitId| whole[id.0], lookahead)
             .stored_as(self.hardware.compute.dtype());
+        let plan = if experts == Experts::Stay { plan.leaving_experts() } else { plan };
         match self.hardware.kind {
             Kind::Gpu if self.link.brings_others_alone => plan.reading_in_place(),
             Kind::Gpu | Kind::Host => plan,
@@ -132,31 +166,37 @@ impl Run<'_> {
 
     /// From the way that keeps the most, everything else being given; micro-batches are computed as they are dealt.
     pub fn ways_of_keeping(&self, resident: Resident, lookahead: usize) -> Vec<Way> {
-        let held = self.held(resident, lookahead);
         let runs = self.rows.num_micro_batches;
-        WAYS.into_iter().map(|keep| self.way(Choices { keep: keep.into(), runs }, &held)).collect()
+        let of_experts = |experts| {
+            let held = self.held(resident, experts, lookahead);
+            WAYS.map(|keep| self.way(Choices { keep: keep.into(), experts, runs }, &held))
+        };
+        self.experts.all().flat_map(of_experts).collect()
     }
 
     /// Where nothing is gathered: micro-batches as they are dealt, or merged into fewer runs. The fastest come first.
     pub fn ways_of_merging(&self, resident: Resident, lookahead: usize) -> Vec<Way> {
-        let held = self.held(resident, lookahead);
+        let held = self.held(resident, Experts::Come, lookahead);
         let merges = |choices: &Choices| choices.runs <= self.rows.num_micro_batches;
-        self.fastest_first(self.choices().filter(merges).map(|choices| self.way(choices, &held)).collect())
+        self.fastest_first(self.choices(Experts::Come).filter(merges).map(|choices| self.way(choices, &held)).collect())
     }
 
     /// For each way of keeping and each number of runs the fastest way that fits, or the smallest where none does; and the
     /// fastest where some layers keep more. The fastest come first. Where `num_layers` is given so many are resident.
     pub fn ways_on_several_gpus(&self, num_layers: Option<usize>) -> Vec<Way> {
-        let held = self.ways_of_holding(num_layers);
         // Where runs of the program must agree bit by bit, an update is computed as it is dealt: in how many flat runs would
         // otherwise follow from memory and links, and the order of sums from that.
         let is_fixed = self.pass.choice == Choice::First;
         let may_be = |choices: &Choices| !is_fixed || choices.runs == self.rows.num_micro_batches;
-        let mixed = |choices: Choices| self.fastest_mixture(choices, &held);
-        let ways = self
-            .choices()
-            .filter(may_be)
-            .flat_map(|choices| std::iter::once(self.fastest(choices, &held)).chain(mixed(choices)));
+        let ways = self.experts.all().flat_map(|experts| {
+            let held = self.ways_of_holding(num_layers, experts);
+            let of_choices = |choices| {
+                std::iter::once(self.fastest(choices, &held))
+                    .chain(self.fastest_mixture(choices, &held))
+                    .collect::<Vec<_>>()
+            };
+            self.choices(experts).filter(may_be).flat_map(of_choices).collect::<Vec<_>>()
+        });
         self.fastest_first(ways.collect())
     }
 
@@ -195,7 +235,8 @@ impl Run<'_> {
     fn fastest(&self, choices: Choices, held: &[Vec<Held>]) -> Way {
         let fixed = self.memory(choices, ByteCount(0), ByteCount(0));
         let work = self.work(choices);
-        let fits = |held: &&Held| MemoryPlan { shard: held.shard, gathered: held.gathered, ..fixed }.fits();
+        let gathered = |held: &Held| held.gathered + fixed.gathered;
+        let fits = |held: &&Held| MemoryPlan { shard: held.shard, gathered: gathered(held), ..fixed }.fits();
         let fitting: Vec<&Held> = held.iter().filter_map(|farthest_first| farthest_first.iter().find(fits)).collect();
         let is_best = |held: &&Held| !fitting.iter().any(|other| other.is_more_than(held));
         let timed =
@@ -208,25 +249,25 @@ impl Run<'_> {
 
     /// For everything that may be resident and has room by itself, gathers that run less and less far ahead. The farther the
     /// faster, so only the first that fits is of interest.
-    fn ways_of_holding(&self, num_layers: Option<usize>) -> Vec<Vec<Held>> {
+    fn ways_of_holding(&self, num_layers: Option<usize>, experts: Experts) -> Vec<Vec<Held>> {
         let all = self.pass.config.num_layers;
         let (least, most) = num_layers.map_or((0, all), |written| (written, written));
         let layers = (least..=most).flat_map(|num_layers| {
             // More would be a whole layer. Where a number of layers is written, it is those and no more.
-            let most_downs = (most - num_layers).min(3);
+            let most_downs = if experts == Experts::Come { (most - num_layers).min(3) } else { 0 };
             (0..=most_downs).map(move |num_downs| Resident { num_layers, num_downs, ..Resident::NOTHING })
         });
         let ends = [(false, false), (true, false), (false, true), (true, true)];
         let resident = layers.flat_map(|layers| ends.map(|(embedding, head)| Resident { embedding, head, ..layers }));
         let smallest = Resident { num_layers: least, ..Resident::NOTHING };
         let room = self.budget.unwrap_or(ByteCount(u64::MAX));
-        let has_room = |held: &Resident| *held == smallest || self.shards(held, 0).kept_bytes() <= room;
+        let has_room = |held: &Resident| *held == smallest || self.shards(held, experts, 0).kept_bytes() <= room;
         let resident = resident.filter(has_room);
-        resident.map(|resident| LOOKAHEADS.map(|lookahead| self.held(resident, lookahead)).into()).collect()
+        resident.map(|resident| LOOKAHEADS.map(|lookahead| self.held(resident, experts, lookahead)).into()).collect()
     }
 
-    fn held(&self, resident: Resident, lookahead: usize) -> Held {
-        let shards = self.shards(&resident, lookahead);
+    fn held(&self, resident: Resident, experts: Experts, lookahead: usize) -> Held {
+        let shards = self.shards(&resident, experts, lookahead);
         let Schedules { train, evaluate, .. } = self.schedules;
         let gathered = match self.hardware.kind {
             Kind::Host => shards.gathered_peak(train),
@@ -238,7 +279,7 @@ impl Run<'_> {
 
     /// First micro-batches as they are dealt, which stay where nothing else is faster. Then other numbers of runs, from one
     /// up to one for each row, in steps of a half or a third, as far as that makes runs smaller.
-    fn choices(&self) -> impl Iterator<Item = Choices> {
+    fn choices(&self, experts: Experts) -> impl Iterator<Item = Choices> {
         let (as_dealt, num_rows) = (self.rows.num_micro_batches, self.rows.trained.update.num_rows.max(1));
         let powers = std::iter::successors(Some(1_usize), |power| power.checked_mul(2));
         let steps = powers.take_while(|power| *power <= num_rows).flat_map(|power| [power, power + power / 2]);
@@ -246,26 +287,34 @@ impl Run<'_> {
         all.dedup_by_key(|runs| num_rows.div_ceil(*runs));
         all.retain(|runs| *runs != as_dealt);
         all.insert(0, as_dealt);
-        all.into_iter().flat_map(|runs| WAYS.map(|keep| Choices { keep: keep.into(), runs }))
+        all.into_iter().flat_map(move |runs| WAYS.map(|keep| Choices { keep: keep.into(), experts, runs }))
     }
 
     fn way(&self, choices: Choices, held: &Held) -> Way {
         let is_on_gpu = self.hardware.kind == Kind::Gpu;
         Way {
             keep: choices.keep,
+            experts: choices.experts,
             resident: held.resident,
             runs: choices.runs,
+            most_rows: self.rows.largest_run(choices.runs).num_tokens,
             lookahead: held.shards.lookahead(),
             memory: self.memory(choices, held.shard, held.gathered),
             time: is_on_gpu.then(|| self.step(choices, &held.shards, &self.work(choices))),
         }
     }
 
-    fn memory(&self, Choices { keep, runs }: Choices, shard: ByteCount, gathered: ByteCount) -> MemoryPlan {
-        let pass = Pass { batch: self.rows.largest_run(runs), ..self.pass };
+    fn memory(&self, choices: Choices, shard: ByteCount, gathered: ByteCount) -> MemoryPlan {
+        let Choices { keep, runs, .. } = choices;
+        let num_sources = self.num_sources(choices.experts);
+        let pass = Pass { batch: self.rows.largest_run(runs), num_sources, ..self.pass };
+        let arriving = match (choices.experts, self.hardware.kind) {
+            (Experts::Stay, Kind::Gpu) => rows_size(&pass).bytes(num_sources),
+            _ => ByteCount(0),
+        };
         MemoryPlan {
             shard,
-            gathered,
+            gathered: gathered + arriving,
             trained: self.trained,
             activations: pass.activations(keep),
             workspace: pass.workspace(),
@@ -274,12 +323,21 @@ impl Run<'_> {
         }
     }
 
+    /// Ranks whose rows a rank's experts compute.
+    fn num_sources(&self, experts: Experts) -> usize {
+        match experts {
+            Experts::Come => 1,
+            Experts::Stay => self.hardware.world_size,
+        }
+    }
+
     /// Of each use of a unit by one run.
-    fn work(&self, Choices { keep, runs }: Choices) -> Vec<Work> {
+    fn work(&self, Choices { keep, experts, runs }: Choices) -> Vec<Work> {
         let (Pass { config, lora, compute, .. }, update) = (self.pass, self.rows.trained.update);
         let (num_tokens, num_rows) = (update.num_tokens as f64, update.num_rows.max(1) as f64);
         let row_length = num_tokens / num_rows;
-        let times = Times { config, lora, compute, keep, num_tokens: num_tokens / runs as f64, row_length };
+        let (num_sources, num_tokens) = (self.num_sources(experts), num_tokens / runs as f64);
+        let times = Times { config, lora, compute, keep, num_sources, num_tokens, row_length };
         times.of_order(self.units, &self.schedules.train)
     }
 
@@ -307,10 +365,21 @@ impl Run<'_> {
     }
 }
 
+/// How large exchanges of rows are in such a pass, at most.
+pub fn rows_size(pass: &Pass) -> RowsSize {
+    RowsSize {
+        num_experts: pass.config.num_experts,
+        most_rows: pass.batch.num_tokens,
+        width: pass.config.hidden_size,
+        dtype: pass.compute.dtype(),
+    }
+}
+
 /// What is computed, whatever is resident.
 #[derive(Debug, Clone, Copy)]
 struct Choices {
     keep: Keeping,
+    experts: Experts,
     runs: usize,
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::gpu::GpuGroup;
+use scout_comm::gpu::{self, GpuGroup, Ranks};
 use scout_comm::{Communicator, words};
 use scout_config::{DeviceKind, RunConfig};
 use scout_core::ByteCount;
@@ -113,7 +113,8 @@ impl Found {
         }
         let own = ByteCount(free.0 / self.seat.ranks_of_a_gpu() as u64);
         let room = Room::ForAll(without(least(comm, own)?, left_to_libraries(world_size)));
-        Ok(Hardware { world_size, kind: Kind::Gpu, compute: self.compute, room })
+        let sees_peers = world_size == 1 || gpu::see_each_other(Ranks { device: gpu, comm })?;
+        Ok(Hardware { world_size, kind: Kind::Gpu, compute: self.compute, room, sees_peers })
     }
 
     /// Takes of the device what `plan` says.
@@ -169,7 +170,8 @@ fn least(comm: &dyn Communicator, own: ByteCount) -> Result<ByteCount, TrainErro
 /// What a plan must know of the machine that a configuration means, and what it cannot know because no GPU is here. Takes
 /// no memory that anybody would miss.
 pub fn hardware(config: &RunConfig, world_size: usize) -> (Hardware, Option<String>) {
-    let on_gpu = |room| Hardware { world_size, kind: Kind::Gpu, compute: ComputeType::wanted(config, Kind::Gpu), room };
+    let compute = ComputeType::wanted(config, Kind::Gpu);
+    let on_gpu = |room| Hardware { world_size, kind: Kind::Gpu, compute, room, sees_peers: true };
     let is_told = config.device.device_memory.is_some();
     if config.device.device == DeviceKind::Cuda && is_told {
         return (on_gpu(Room::Unknown), None);

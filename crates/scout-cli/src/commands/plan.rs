@@ -428,7 +428,8 @@ mod tests {
             let overrides = [format!("device_memory={written}")];
             let config = RunConfig::from_text("run.yaml", "random_weights: true", &overrides, &[]).unwrap().config;
             let room = Room::ForAll(ByteCount(79 << 30));
-            let hardware = Hardware { world_size: 8, kind: Kind::Gpu, compute: ComputeType::Bf16, room };
+            let hardware =
+                Hardware { world_size: 8, kind: Kind::Gpu, compute: ComputeType::Bf16, room, sees_peers: true };
             let source = ModelSource::find(&config, true).unwrap();
             let summary = summary(&RunPlan::resolve(&config, source, hardware, None, None).unwrap());
             summary.into_iter().find(|line| line.contains("device_memory"))

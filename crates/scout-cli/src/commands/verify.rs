@@ -13,7 +13,10 @@ use scout_model::ModelConfig;
 use scout_telemetry::Progress;
 use scout_train::TrainError;
 use scout_train::machine::{ComputeType, Machine};
-use scout_train::verify::{Held, Row, Status, Verdict, identity_of, verify_on_rank, verify_on_threads, weights_on_gpu};
+use scout_train::verify::{
+    Held, Holding, Row, Status, Verdict, identity_of, verify_on_rank, verify_on_threads, weights_on_gpu,
+};
+use scout_train::ways::Experts;
 use serde_json::json;
 
 use super::launch;
@@ -42,6 +45,9 @@ pub struct Arguments {
     /// How several GPUs gather units
     #[arg(long, value_enum, default_value = "auto")]
     gather: GatherName,
+    /// How several ranks hold the weights
+    #[arg(long, value_enum, default_value = "zero3")]
+    weights: WeightsName,
     /// Print JSON, one object for each row
     #[arg(long)]
     json: bool,
@@ -66,6 +72,24 @@ enum GatherName {
     /// Copy engines
     Copy,
     Nccl,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum WeightsName {
+    /// In parts that are gathered
+    Zero3,
+    /// The same, and experts stay with their ranks: rows go to them
+    ExpertResident,
+}
+
+impl Arguments {
+    fn holding(&self) -> Holding {
+        let experts = match self.weights {
+            WeightsName::Zero3 => Experts::Come,
+            WeightsName::ExpertResident => Experts::Stay,
+        };
+        Holding { wish: self.gather.into(), experts }
+    }
 }
 
 impl From<GatherName> for Wish {
@@ -97,11 +121,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ProcessExitCode> {
         (DeviceName::Cpu, Transport::Tcp, 2..) => return as_processes(arguments, &[(env::TRANSPORT, "tcp")]),
         // Memory of a GPU can be mapped by other processes, and by no other thread of its own.
         (DeviceName::Cuda, _, 2..) => return as_processes(arguments, &[]),
-        (DeviceName::Cpu, _, world) => report(&verify_on_threads(folder, usize::from(world))?, arguments.json)?,
+        (DeviceName::Cpu, _, world) => {
+            report(&verify_on_threads(folder, usize::from(world), arguments.holding())?, arguments.json)?
+        }
         (DeviceName::Cuda, _, _) => {
             let alone = Job::alone(ALONE_DEADLINE);
             let on = machine(arguments, &ranks, &alone)?;
-            report(&verify_on_rank(folder, &alone, (&on, Wish::Auto))?, arguments.json)?
+            report(&verify_on_rank(folder, &alone, (&on, Holding::default()))?, arguments.json)?
         }
     };
     Ok(ProcessExitCode::from(code.code()))
@@ -154,7 +180,7 @@ fn as_rank(arguments: &Arguments, ranks: &Ranks) -> anyhow::Result<ExitCode> {
         Joined::with_others(ranks, Identity { config: digest, model: digest }, waits, &mut Progress::silent())?;
     let verdict = joined.work(|job| {
         let machine = machine(arguments, ranks, job)?;
-        Ok(verify_on_rank(&arguments.folder, job, (&machine, arguments.gather.into()))?)
+        Ok(verify_on_rank(&arguments.folder, job, (&machine, arguments.holding()))?)
     })?;
     match mesh.is_first() {
         true => report(&verdict, arguments.json),

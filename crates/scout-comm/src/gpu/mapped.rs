@@ -8,8 +8,9 @@ use scout_device::cuda::{Arena, ArenaHandle, CudaDevice, Flags, PeerArena, Strea
 use scout_device::{DeviceError, host};
 
 use super::exchange;
+use super::ways::Ranks;
 use crate::communicator::Communicator;
-use crate::error::Result;
+use crate::error::{CommError, Result};
 use crate::words;
 
 const WAY: &str = "copy engines";
@@ -88,6 +89,16 @@ impl<const N: usize> Lines<N> {
 pub(super) fn rotation(mesh: Mesh) -> impl Iterator<Item = usize> {
     let (rank, size) = (mesh.rank().0, mesh.size());
     (1..size).map(move |step| (rank + step) % size)
+}
+
+/// Whether all ranks can show each other memory of their GPUs; every rank calls it. Where they cannot, units are gathered by NCCL,
+/// and rows do not travel.
+pub fn see_each_other(Ranks { device, comm }: Ranks) -> Result<bool> {
+    match must_be_one_host(comm).and_then(|()| Lines::<1>::between(device, comm).map(drop)) {
+        Ok(()) => Ok(true),
+        Err(CommError::NoWay { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Fails on all ranks where they are on several hosts. A handle of another host may open something here all the same, so it

@@ -7,6 +7,7 @@ use scout_core::DType;
 use super::device::CudaDevice;
 use super::envelopes::Envelopes;
 use super::pinned::Copying;
+use super::stream::Stream;
 use crate::tensor::Tensor;
 use crate::{DeviceError, Result};
 
@@ -31,6 +32,12 @@ impl std::fmt::Debug for Numbers {
 impl Numbers {
     /// Queues a copy of `tensor`, at most 1,024 whole numbers, behind what the compute stream has to do. Does not wait.
     pub fn send(device: &Arc<CudaDevice>, tensor: &Tensor) -> Result<Numbers> {
+        // Not on the copy stream, which may have whole layers in front of these few bytes.
+        Numbers::send_on(device, tensor, device.compute())
+    }
+
+    /// As [`Numbers::send`], on another stream.
+    pub fn send_on(device: &Arc<CudaDevice>, tensor: &Tensor, stream: &Arc<Stream>) -> Result<Numbers> {
         const WHAT: &str = "numbers for the host";
         if tensor.dtype() != DType::U32 {
             return Err(DeviceError::DType { what: WHAT, found: tensor.dtype(), expected: DType::U32 });
@@ -40,8 +47,7 @@ impl Numbers {
             return Err(DeviceError::Shape { what: WHAT, found: tensor.shape().clone(), expected });
         }
         let pinned = device.envelopes().take(device.context())?;
-        // On the compute stream itself: a copy stream may have whole layers in front of these few bytes.
-        let copying = pinned.download(tensor, device.compute())?;
+        let copying = pinned.download(tensor, stream)?;
         let len = tensor.num_elements();
         Ok(Numbers { device: device.clone(), len, coming: Mutex::new(Some(copying)), here: OnceLock::new() })
     }

@@ -44,6 +44,11 @@ impl Routing {
     pub fn offsets(&self) -> Result<&[u32]> {
         self.offsets.get()
     }
+
+    /// The same numbers, u32, where the routing was found. Nobody waits.
+    pub fn offsets_tensor(&self) -> Result<Tensor> {
+        self.offsets.tensor()
+    }
 }
 
 #[derive(Debug, Clone)]

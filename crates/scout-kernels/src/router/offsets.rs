@@ -32,6 +32,14 @@ impl Offsets {
         }
     }
 
+    /// Where they were counted. Waits for nothing.
+    pub(super) fn tensor(&self) -> Result<Tensor> {
+        match self {
+            Offsets::Host(offsets) => Tensor::from_u32(offsets.clone(), [offsets.len()]),
+            Offsets::Gpu { tensor, .. } => Ok(tensor.clone()),
+        }
+    }
+
     /// Known without waiting.
     pub(super) fn num_experts(&self) -> usize {
         let len = match self {

@@ -98,5 +98,12 @@ fn the_backward_pass_replays_the_routing_of_the_forward_pass_and_never_routes_ag
 }
 
 fn pass_of<'a>(pass: &Pass<'a>) -> Pass<'a> {
-    Pass { batch: pass.batch, lora: pass.lora, dropout: pass.dropout, keep: pass.keep, routes: pass.routes }
+    Pass {
+        batch: pass.batch,
+        lora: pass.lora,
+        dropout: pass.dropout,
+        keep: pass.keep,
+        routes: pass.routes,
+        exchange: pass.exchange,
+    }
 }

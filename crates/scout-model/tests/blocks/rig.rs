@@ -100,7 +100,7 @@ impl Rig {
 
     /// A pass that keeps everything and drops nothing.
     pub fn pass<'a>(&'a self, batch: &'a Batch) -> Pass<'a> {
-        Pass { batch, lora: &self.lora, dropout: None, keep: Keep::Everything.into(), routes: None }
+        Pass { batch, lora: &self.lora, dropout: None, keep: Keep::Everything.into(), routes: None, exchange: None }
     }
 
     /// An input or an upstream gradient for `batch`.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use scout_checkpoint::{AdapterLayout, LoadedAdapter, ModelFolder, adapter};
 use scout_comm::Job;
-use scout_comm::gpu::Wish;
+use scout_comm::gpu::{RowsSize, Wish};
 use scout_core::{ByteCount, ExitCode, Mesh};
 use scout_device::{Account, Device, Purpose, Tensor};
 use scout_model::head::Loss;
@@ -15,8 +15,9 @@ use scout_model::lora::Factor;
 use scout_model::{
     Batch, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, NoTrace, Routes, Trace, UnitPlan, rope,
 };
-use scout_shard::{ShardPlan, none_resident};
+use scout_shard::{Placement, ShardPlan, none_resident};
 
+use super::Holding;
 use super::compare::{Numbered, Numbers, Precision};
 use super::held::Held;
 use super::padded::Padded;
@@ -25,14 +26,14 @@ use super::together::{agree, merge_rows};
 use super::training::Recipe;
 use crate::adapter::AdapterState;
 use crate::error::{Result, TrainError};
-use crate::gpu_store::GpuRoom;
+use crate::gpu_store::{self, GpuRoom};
 use crate::gradients;
 use crate::machine::{ComputeType, Machine};
 use crate::readers::Readers;
 use crate::sums::sum_over_ranks;
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, Trainer};
-use crate::ways::LOOKAHEAD;
+use crate::ways::{Experts, LOOKAHEAD};
 use crate::{gpu_weights, load};
 
 /// A trainer over a recorded folder's model, with whichever adapter is being checked, on one of the ranks. What it
@@ -55,15 +56,37 @@ pub fn shards(units: &UnitPlan, world_size: usize, compute: ComputeType) -> Shar
     ShardPlan::new(units.units(), world_size, &none_resident, LOOKAHEAD).stored_as(compute.dtype())
 }
 
+/// The same with experts that stay with their ranks.
+fn leaving_experts(plan: ShardPlan, config: &ModelConfig) -> Result<ShardPlan> {
+    let left = plan.leaving_experts();
+    match left.units().iter().any(|unit| unit.placement == Placement::OwnExperts) {
+        true => Ok(left),
+        false => {
+            let problem =
+                format!("is `expert-resident`, with {} experts, which ranks cannot share", config.num_experts);
+            Err(TrainError::Config { key: "weights", problem })
+        }
+    }
+}
+
 impl Bench {
     /// Reads this rank's weights. On GPUs all ranks go on together or not at all.
-    pub fn open(folder: &Path, config: ModelConfig, job: &Job, (machine, wish): (&Machine, Wish)) -> Result<Bench> {
+    pub fn open(
+        folder: &Path,
+        config: ModelConfig,
+        job: &Job,
+        (machine, holding): (&Machine, Holding),
+    ) -> Result<Bench> {
         let files = ModelFolder::open(folder)?;
         let style = NameStyle::of_names(files.names());
         let units = UnitPlan::new(&config, style);
         files.check(&units.checkpoint_params(&config, style), &UnitPlan::STORED_AS)?;
         let mesh = job.mesh();
         let plan = shards(&units, mesh.size(), machine.compute);
+        let plan = match holding.experts {
+            Experts::Stay if mesh.size() > 1 => leaving_experts(plan, &config)?,
+            Experts::Stay | Experts::Come => plan,
+        };
         let model = Model::new(&config, &units)?.to_device(&machine.device)?;
         let schedules = Schedules::of(&model);
         let (account, plan, store) = match &machine.device {
@@ -73,8 +96,8 @@ impl Bench {
                 (account, plan, store)
             }
             Device::Cuda(gpu) => {
-                let plan = if wish == Wish::Nccl { plan } else { plan.reading_in_place() };
-                let room = GpuRoom::new((&plan, &schedules), gpu, (wish, 0.0), job)?;
+                let plan = if holding.wish == Wish::Nccl { plan } else { plan.reading_in_place() };
+                let room = GpuRoom::new((&plan, &schedules), gpu, (holding.wish, 0.0), job)?;
                 let mut readers = Readers::default();
                 let kept = gpu_weights::read(&files, &plan, mesh.rank(), (gpu, room.arena()), &mut readers);
                 let kept = agree(&*job.comm, kept)?.map_err(|problem| TrainError::Input {
@@ -91,10 +114,36 @@ impl Bench {
         let settings = Recipe::default().settings();
         let weights = TrainedWeights::new(Arc::default(), &plan, &account)?;
         let (job, device, ahead) = (job.clone(), machine.device.clone(), Mutex::default());
-        let trainer =
-            Trainer { model, plan, store, adapter, weights, job, device, account, schedules, settings, ahead };
+        let trainer = Trainer {
+            model,
+            plan,
+            store,
+            rows: None,
+            adapter,
+            weights,
+            job,
+            device,
+            account,
+            schedules,
+            settings,
+            ahead,
+        };
         let (folder, machine) = (folder.to_path_buf(), machine.clone());
         Ok(Bench { config, style, folder, trainer, modules: Vec::new(), read, machine, routes: None })
+    }
+
+    /// To be called with all batches to come, before the first of them. Every rank calls it: rows of batches as large as these
+    /// can go to experts of other ranks, where experts stay.
+    pub fn meet<'a>(&mut self, batches: impl IntoIterator<Item = &'a Padded>) -> Result<()> {
+        let size = RowsSize {
+            num_experts: self.config.num_experts,
+            most_rows: batches.into_iter().map(|batch| batch.num_rows * batch.seq_len).max().unwrap_or(0),
+            width: self.config.hidden_size,
+            dtype: self.machine.compute.dtype(),
+        };
+        let Trainer { plan, device, job, .. } = &self.trainer;
+        self.trainer.rows = gpu_store::routed_rows(plan, size, device, job)?;
+        Ok(())
     }
 
     /// How near to the recorded numbers this machine has to come.

@@ -42,6 +42,7 @@ pub use verdict::{Group, Verdict};
 use crate::error::{Result, TrainError};
 use crate::machine::{ComputeType, Machine};
 use crate::trainer::Schedules;
+use crate::ways::Experts;
 
 /// Why 4-bit rows wait.
 const NO_FOUR_BIT: &str = "4-bit weights are not built yet";
@@ -50,9 +51,23 @@ const NO_PICTURES: &str = "pictures are not built yet";
 /// Longer than any step of a comparison takes; ranks that fail end the others at once.
 const DEADLINE: Duration = Duration::from_secs(600);
 
+/// How ranks hold the weights that are compared.
+#[derive(Debug, Clone, Copy)]
+pub struct Holding {
+    /// What gathers units between GPUs.
+    pub wish: Wish,
+    pub experts: Experts,
+}
+
+impl Default for Holding {
+    fn default() -> Holding {
+        Holding { wish: Wish::Auto, experts: Experts::Come }
+    }
+}
+
 /// Compares everything in `folder`. An error means that there is nothing to compare with; everything else is a row.
 pub fn verify(folder: &Path) -> Result<Verdict> {
-    verify_on_rank(folder, &Job::alone(DEADLINE), (&1.into(), Wish::Auto))
+    verify_on_rank(folder, &Job::alone(DEADLINE), (&1.into(), Holding::default()))
 }
 
 /// Bytes of a GPU that the weights of such a comparison take on each rank, whole units in use included.
@@ -75,20 +90,19 @@ pub fn identity_of(folder: &Path) -> [u8; 32] {
 }
 
 /// The same, computed sharded by `world_size` ranks that are threads of this process.
-pub fn verify_on_threads(folder: &Path, world_size: usize) -> Result<Verdict> {
-    on_threads(world_size, DEADLINE, |job| verify_on_rank(folder, job, (&job.mesh().size().into(), Wish::Auto)))
+pub fn verify_on_threads(folder: &Path, world_size: usize, holding: Holding) -> Result<Verdict> {
+    on_threads(world_size, DEADLINE, |job| verify_on_rank(folder, job, (&job.mesh().size().into(), holding)))
 }
 
 /// The same on one of the ranks of a job: row i of every batch belongs to rank i modulo their number, weights are
-/// sharded, and every rank returns the same verdict. A GPU has tolerances of its own, and ways of gathering, of which `wish`
-/// leaves some. Fails on all ranks when one of them cannot go on.
-pub fn verify_on_rank(folder: &Path, job: &Job, (machine, wish): (&Machine, Wish)) -> Result<Verdict> {
+/// sharded, and every rank returns the same verdict. A GPU has tolerances of its own. Fails on all ranks when one of them cannot go on.
+pub fn verify_on_rank(folder: &Path, job: &Job, (machine, holding): (&Machine, Holding)) -> Result<Verdict> {
     let rank = job.mesh().rank();
-    verdict_on(folder, job, (machine, wish))
+    verdict_on(folder, job, (machine, holding))
         .inspect_err(|error| job.comm.abort(&format!("rank {rank}: {}", error.with_causes())))
 }
 
-fn verdict_on(folder: &Path, job: &Job, on: (&Machine, Wish)) -> Result<Verdict> {
+fn verdict_on(folder: &Path, job: &Job, on: (&Machine, Holding)) -> Result<Verdict> {
     let comm = &*job.comm;
     let manifest = Manifest::read(folder)?;
     let verdict = Verdict::default();
@@ -135,6 +149,9 @@ impl Checks<'_> {
                 return Ok(());
             }
         };
+        let training = agree(comm, Recorded::read(folder))?;
+        let batches = agree(comm, read_batches(folder, manifest, config.vocab_size))?;
+        self.bench.meet(std::iter::once(&probe).chain(batches.iter().flatten()))?;
         self.attempt(
             "expected",
             |bench| bench.follow(&recorded),
@@ -144,8 +161,6 @@ impl Checks<'_> {
                     .under(bench.precision()))
             },
         )?;
-        let training = agree(comm, Recorded::read(folder))?;
-        let batches = agree(comm, read_batches(folder, manifest, config.vocab_size))?;
         for adapter in ADAPTERS {
             let gradient_names = self.adapter(adapter, &probe)?;
             match (&training, &batches) {
@@ -223,17 +238,21 @@ impl Checks<'_> {
         let comm = &*self.job.comm;
         match agree(comm, read_probe(self.folder, "text_only.", self.bench.config.vocab_size))? {
             Err(reason) => self.fail("text_only", "batch", reason),
-            Ok((probe, mut recorded)) => self.attempt(
-                "text_only",
-                |_| Ok(()),
-                |bench, ()| {
-                    let names = ["logits", "loss"].map(String::from).to_vec();
-                    let of_text = |name: &String| Some((name.clone(), recorded.remove(&format!("text_only.{name}"))?));
-                    let recorded = names.iter().filter_map(of_text).collect();
-                    let computed = bench.forward(&probe)?;
-                    Ok(Group::new("text_only", names, recorded, computed).under(bench.precision()))
-                },
-            )?,
+            Ok((probe, mut recorded)) => {
+                self.bench.meet([&probe])?;
+                self.attempt(
+                    "text_only",
+                    |_| Ok(()),
+                    |bench, ()| {
+                        let names = ["logits", "loss"].map(String::from).to_vec();
+                        let of_text =
+                            |name: &String| Some((name.clone(), recorded.remove(&format!("text_only.{name}"))?));
+                        let recorded = names.iter().filter_map(of_text).collect();
+                        let computed = bench.forward(&probe)?;
+                        Ok(Group::new("text_only", names, recorded, computed).under(bench.precision()))
+                    },
+                )?
+            }
         }
         let worn = self.bench.wear("all");
         match agree(comm, worn)? {

@@ -21,6 +21,7 @@ impl Checks<'_> {
                 return Ok(());
             }
         };
+        self.bench.meet([&probe])?;
         self.natural_case(["expected"; 2], |_| Ok(Vec::new()), |bench| bench.losses_and_routes(&probe))?;
         let name = format!("adapter_{NATURAL_ADAPTER}");
         self.natural_case(

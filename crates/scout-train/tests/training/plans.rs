@@ -183,7 +183,7 @@ fn a_plan_in_little_memory_trains_to_the_same_bits() {
 
 /// A GPU that is not here, of so much memory.
 fn gpu(world_size: usize, compute: ComputeType, room: Room) -> Hardware {
-    Hardware { world_size, kind: Kind::Gpu, compute, room }
+    Hardware { world_size, kind: Kind::Gpu, compute, room, sees_peers: true }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! That sharding changes nothing is tested for all backends, in `tests/sharding`.
 
 use scout_core::{ByteCount, ExitCode};
+use scout_model::Keep;
 use scout_telemetry::Progress;
 use scout_train::plan::ModelSource;
 use scout_train::prepare::{plan_model, prepare};
@@ -111,4 +112,56 @@ fn whole_runs_on_ranks_agree_and_only_the_first_writes() {
     let [sharded, resident] = ["zero3", "resident"].map(run_with);
     assert_eq!(sharded.0, resident.0);
     assert!(sharded.1 == resident.1, "adapter files differ");
+}
+
+#[test]
+fn rows_that_go_to_experts_of_other_ranks_train_to_the_same_bits() {
+    let bench = Bench::new();
+    // Held-out rows leave one of four ranks without any, and memory decides what is made again.
+    let common = [
+        "lora_target=all",
+        "max_steps=3",
+        "val_size=5",
+        "eval_strategy=steps",
+        "eval_steps=1",
+        "per_device_train_batch_size=2",
+    ];
+    // Adapters of experts have their gradients from other ranks, and sum them in another order.
+    for (world_size, memory) in [(2, None), (4, None), (4, Some(Keep::AllButGateUp)), (4, Some(Keep::InputOnly))] {
+        let [gathered, travelling] = ["zero3", "expert-resident"].map(|weights| {
+            let output = bench.path(&format!("{weights}-{world_size}-{memory:?}"));
+            let own = [format!("weights={weights}"), format!("output_dir={}", output.display())];
+            let overrides: Vec<&str> = common.into_iter().chain(own.iter().map(String::as_str)).collect();
+            let mut config = bench.config(&overrides);
+            if let Some(keep) = memory {
+                let ways = prepare(&config, world_size).unwrap().plan.ways;
+                let way = ways.iter().find(|way| way.keep == keep.into()).unwrap();
+                config.device.device_memory = Some(way.memory.total());
+            }
+            let outcomes = on_every_rank(world_size, |job| {
+                let prepared = prepare(&config, world_size).unwrap();
+                assert_eq!(prepared.plan.way.keep, memory.unwrap_or(Keep::Everything).into());
+                let whole = run::run(&config, prepared, &job, &mut Progress::silent()).unwrap();
+                bits(&whole.losses)
+            });
+            assert!(outcomes.iter().all(|losses| *losses == outcomes[0]));
+            let results = std::fs::read_to_string(output.join("eval_results.json")).unwrap();
+            let loss = results.lines().find(|line| line.contains("eval_loss")).unwrap().to_string();
+            (outcomes[0].clone(), loss, std::fs::read(output.join("adapter_model.safetensors")).unwrap())
+        });
+        assert!(gathered == travelling, "{world_size} ranks, {memory:?}: {:?} {:?}", gathered.0, travelling.0);
+    }
+}
+
+#[test]
+fn experts_stay_with_their_ranks_only_where_rows_can_go_to_them() {
+    let bench = Bench::new();
+    for (world_size, more, expected) in
+        [(3, &[][..], "which 3 ranks cannot share equally"), (2, &["finetuning_type=full"], "weights that are trained")]
+    {
+        let config = bench.config(&[&["weights=expert-resident"], more].concat());
+        let error = prepare(&config, world_size).err().unwrap();
+        assert_eq!(error.exit_code(), ExitCode::BadConfig);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
 }

@@ -51,7 +51,8 @@ fn a_run_that_accumulates_gradients_and_its_benchmark_compute_the_same_runs() {
 /// Rows of a micro-batch, micro-batches, memory of each GPU in GiB.
 #[test]
 fn rows_of_one_length_are_planned_on_eight_gpus_as_a_plan_without_data_has_them() {
-    let hardware = Hardware { world_size: 8, kind: Kind::Gpu, compute: ComputeType::Bf16, room: Room::Unknown };
+    let hardware =
+        Hardware { world_size: 8, kind: Kind::Gpu, compute: ComputeType::Bf16, room: Room::Unknown, sees_peers: true };
     let source = || ModelSource { config: ModelConfig::scout(), style: NameStyle::Conditional, folder: None };
     for (batch, accumulation, gib) in [(4, 1, 79), (2, 8, 79), (1, 4, 139), (1, 2, 60)] {
         let text = format!(

@@ -10,7 +10,7 @@ use scout_train::prepare::prepare;
 use scout_train::run;
 use scout_train::runs::Largest;
 use scout_train::step_bench::with_layers;
-use scout_train::ways::{Resident, Way};
+use scout_train::ways::{Experts, Resident, Way};
 use scout_train::{Result, TrainError};
 
 use crate::bench::{Bench, adapter_of, assert_all_near, assert_near, on_every_rank};
@@ -26,7 +26,7 @@ fn scout() -> ModelSource {
 }
 
 fn gpus(world_size: usize) -> Hardware {
-    Hardware { world_size, kind: Kind::Gpu, compute: ComputeType::Bf16, room: Room::Unknown }
+    Hardware { world_size, kind: Kind::Gpu, compute: ComputeType::Bf16, room: Room::Unknown, sees_peers: true }
 }
 
 fn on_eight(overrides: &[&str]) -> Result<RunPlan> {
@@ -342,7 +342,7 @@ fn beside_whole_layers_lie_downs_of_others_evenly_and_not_at_the_first() {
     let plan = on_eight(&[]).unwrap();
     for (num_layers, num_downs) in [(0, 1), (0, 3), (27, 1), (27, 2), (27, 3), (46, 2), (47, 1)] {
         let resident = Resident { num_layers, num_downs, ..Resident::NOTHING };
-        let units = resident.units(&plan.units, 48);
+        let units = resident.units(&plan.units, 48, Experts::Come);
         let of = |unit: fn(LayerUnits) -> UnitId| -> Vec<usize> {
             (0..48).filter(|layer| units[unit(plan.units.layer(*layer)).0]).collect()
         };

@@ -1,0 +1,198 @@
+//! Routed rows on their way to the ranks that keep their experts, and results on their way back.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use scout_core::DType;
+use scout_device::{Buffer, Counts, Dealt, DeviceError, RowExchange, Tensor};
+
+use crate::communicator::Communicator;
+use crate::error::{CommError, Result};
+use crate::gpu::RowsOnGpus;
+use crate::words;
+
+/// How the rows of a job travel. All of its ranks hold the same kind.
+#[derive(Debug)]
+pub enum RoutedRows {
+    OnHost(RowsOnHost),
+    OnGpus(RowsOnGpus),
+}
+
+impl RoutedRows {
+    /// What blocks see of it.
+    pub fn exchange(&self) -> &dyn RowExchange {
+        match self {
+            RoutedRows::OnHost(rows) => rows,
+            RoutedRows::OnGpus(rows) => rows,
+        }
+    }
+
+    /// How long arithmetic on a GPU has stood still for rows. Stops the host until it is past all exchanges. On the host waits
+    /// are the communicator's.
+    pub fn waited(&self) -> Result<Duration> {
+        match self {
+            RoutedRows::OnHost(_) => Ok(Duration::ZERO),
+            RoutedRows::OnGpus(rows) => rows.waited(),
+        }
+    }
+
+    /// The end of all exchanges; every rank calls it. Without it memory that others have mapped stays until the process ends.
+    pub fn leave(self, comm: &dyn Communicator) -> Result<()> {
+        match self {
+            RoutedRows::OnHost(_) => Ok(()),
+            RoutedRows::OnGpus(rows) => rows.leave(comm),
+        }
+    }
+}
+
+/// By collectives among ranks that compute on the host: every rank hears all rows and takes its own. Right, and not fast.
+pub struct RowsOnHost {
+    comm: Arc<dyn Communicator>,
+    under_way: Mutex<VecDeque<(Tensor, Arc<Dealt>)>>,
+}
+
+impl fmt::Debug for RowsOnHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rows of {} ranks on the host", self.comm.mesh().size())
+    }
+}
+
+impl RowsOnHost {
+    pub fn new(comm: Arc<dyn Communicator>) -> RowsOnHost {
+        RowsOnHost { comm, under_way: Mutex::default() }
+    }
+
+    fn deal(&self, offsets: &Tensor) -> Result<Dealt> {
+        let own: Vec<u8> = offsets.u32s()?.iter().flat_map(|offset| offset.to_le_bytes()).collect();
+        let all = words::of_any_length(&*self.comm, own)?;
+        let numbers = |bytes: Vec<u8>| bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        Ok(Dealt::new(self.comm.mesh().rank().0, all.into_iter().map(numbers).collect())?)
+    }
+
+    /// The rows of all ranks, each beginning at a multiple of the length that is also returned.
+    fn hear(&self, rows: &Tensor, most_rows: usize) -> Result<(Buffer, usize)> {
+        let (_, width) = rows.dims2(WHAT)?;
+        let mut own = rows.to_f32_vec()?;
+        own.resize(most_rows * width, 0.0);
+        let all = Buffer::zeros(DType::F32, own.len() * self.comm.mesh().size())?;
+        let len = own.len();
+        Ok((self.comm.all_gather(&Buffer::from_f32(own), all)?.wait()?, len))
+    }
+
+    fn arrived(&self, sorted: &Tensor, dealt: &Dealt) -> Result<Tensor> {
+        let (size, own) = (self.comm.mesh().size(), self.comm.mesh().rank().0);
+        let most = (0..size).map(|rank| dealt.num_sent_by(rank)).max().unwrap_or(0);
+        let ((all, len), (_, width)) = (self.hear(sorted, most)?, sorted.dims2(WHAT)?);
+        let mut rows = vec![0.0; dealt.num_arriving() * width];
+        for (from, piece) in (0..size).flat_map(|from| dealt.pieces(from, own).map(move |piece| (from, piece))) {
+            let sent = &all.f32s()?[from * len..][piece.sent.start * width..piece.sent.end * width];
+            rows[piece.arrives.start * width..piece.arrives.end * width].copy_from_slice(sent);
+        }
+        Ok(Tensor::from_f32(rows, [dealt.num_arriving(), width])?)
+    }
+
+    fn returned(&self, results: &Tensor, dealt: &Dealt) -> Result<Tensor> {
+        let (size, own) = (self.comm.mesh().size(), self.comm.mesh().rank().0);
+        let most = (0..size).map(|rank| dealt.num_arriving_at(rank)).max().unwrap_or(0);
+        let ((all, len), (_, width)) = (self.hear(results, most)?, results.dims2(WHAT)?);
+        let mut rows = vec![0.0; dealt.num_sent() * width];
+        for (to, piece) in (0..size).flat_map(|to| dealt.pieces(own, to).map(move |piece| (to, piece))) {
+            let came = &all.f32s()?[to * len..][piece.arrives.start * width..piece.arrives.end * width];
+            rows[piece.sent.start * width..piece.sent.end * width].copy_from_slice(came);
+        }
+        Ok(Tensor::from_f32(rows, [dealt.num_sent(), width])?)
+    }
+}
+
+const WHAT: &str = "rows between ranks";
+
+impl RowExchange for RowsOnHost {
+    fn set_out(&self, sorted: &Tensor, counts: Counts) -> scout_device::Result<()> {
+        let dealt = match counts {
+            Counts::New(offsets) => Arc::new(self.deal(offsets).map_err(of_ranks)?),
+            Counts::Known(dealt) => dealt.clone(),
+        };
+        self.under_way.lock().expect("no holder of this lock panics").push_back((sorted.clone(), dealt));
+        Ok(())
+    }
+
+    fn arrive(&self) -> scout_device::Result<(Tensor, Arc<Dealt>)> {
+        let under_way = self.under_way.lock().expect("no holder of this lock panics").pop_front();
+        let (sorted, dealt) = under_way.ok_or_else(nothing_under_way)?;
+        Ok((self.arrived(&sorted, &dealt).map_err(of_ranks)?, dealt))
+    }
+
+    fn bring_back(&self, results: &Tensor, dealt: &Dealt) -> scout_device::Result<Tensor> {
+        self.returned(results, dealt).map_err(of_ranks)
+    }
+}
+
+/// For the model, which knows no ranks.
+pub(crate) fn of_ranks(cause: CommError) -> DeviceError {
+    match cause {
+        CommError::Device(cause) => cause,
+        cause => DeviceError::Gather(Box::new(cause)),
+    }
+}
+
+pub(crate) fn nothing_under_way() -> DeviceError {
+    DeviceError::Value { what: WHAT, problem: "found none under way, expected some that have set out".to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::local_group;
+
+    const WIDTH: usize = 3;
+
+    /// Row `row` of a rank as it sets out.
+    fn value(rank: usize, row: usize) -> f32 {
+        (100 * rank + row) as f32
+    }
+
+    fn tensor(values: impl Iterator<Item = f32>) -> Tensor {
+        let values: Vec<f32> = values.flat_map(|value| [value; WIDTH]).collect();
+        let len = values.len() / WIDTH;
+        Tensor::from_f32(values, [len, WIDTH]).unwrap()
+    }
+
+    #[test]
+    fn rows_of_all_ranks_reach_their_experts_and_what_becomes_of_them_comes_back() {
+        // Four experts on two ranks; one rank has no rows at all in the second exchange.
+        for offsets in [[[0, 2, 3, 3, 7], [0, 4, 4, 5, 5]], [[0, 0, 0, 0, 0], [0, 1, 1, 2, 4]]] {
+            std::thread::scope(|scope| {
+                for comm in local_group(2, Duration::from_secs(20)) {
+                    scope.spawn(move || {
+                        let rank = comm.mesh().rank().0;
+                        let rows = RowsOnHost::new(Arc::new(comm));
+                        assert!(rows.arrive().is_err());
+                        let own = offsets[rank].map(|offset: u32| offset);
+                        let num_rows = own[4] as usize;
+                        let sorted = tensor((0..num_rows).map(|row| value(rank, row)));
+                        let told = Tensor::from_u32(own.to_vec(), [5]).unwrap();
+                        rows.set_out(&sorted, Counts::New(&told)).unwrap();
+                        let (arrived, dealt) = rows.arrive().unwrap();
+                        let found = arrived.to_f32_vec().unwrap();
+                        for from in 0..2 {
+                            for piece in dealt.pieces(from, rank) {
+                                for (sent, arrives) in piece.sent.zip(piece.arrives) {
+                                    assert_eq!(found[arrives * WIDTH..][..WIDTH], [value(from, sent); WIDTH]);
+                                }
+                            }
+                        }
+                        let doubled = tensor(found.chunks(WIDTH).map(|row| 2.0 * row[0]));
+                        let back = rows.bring_back(&doubled, &dealt).unwrap().to_f32_vec().unwrap();
+                        let expected = tensor((0..num_rows).map(|row| 2.0 * value(rank, row)));
+                        assert_eq!(back, expected.to_f32_vec().unwrap());
+                        // Again, now that all know who sends what.
+                        rows.set_out(&sorted, Counts::Known(&dealt)).unwrap();
+                        assert_eq!(rows.arrive().unwrap().0.to_f32_vec().unwrap(), found);
+                    });
+                }
+            });
+        }
+    }
+}

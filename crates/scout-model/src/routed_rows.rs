@@ -1,0 +1,109 @@
+//! Routed rows between the router and the experts. Where other ranks keep some of the experts, rows travel there and results
+//! come back; where all are here, they stay.
+
+use std::cell::OnceCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use scout_device::{Counts, Dealt, Result, RowExchange, Tensor};
+use scout_kernels::router::Routing;
+
+use crate::pass::Pass;
+
+/// Who computes the routed rows of one layer, forward and back.
+#[derive(Debug)]
+pub enum Place {
+    /// This rank, in the order of the routing.
+    Here,
+    /// The ranks that keep their experts.
+    Dealt(Arc<Dealt>),
+}
+
+/// Rows, sorted by expert, on their way to the experts. Those that set out first are asked for first.
+pub enum SetOut<'a> {
+    /// They stay, and are made anew whenever they are asked for.
+    Here(Box<dyn Fn() -> Result<Tensor> + 'a>),
+    UnderWay {
+        exchange: &'a dyn RowExchange,
+        arrived: OnceCell<Tensor>,
+    },
+}
+
+/// What `rows` makes, which `routing` has sorted, sets out. What is queued until it arrives computes meanwhile.
+pub fn set_out<'a>(routing: &Routing, pass: &Pass<'a>, rows: impl Fn() -> Result<Tensor> + 'a) -> Result<SetOut<'a>> {
+    let Some(exchange) = pass.exchange else { return Ok(SetOut::Here(Box::new(rows))) };
+    exchange.set_out(&rows()?, Counts::New(&routing.offsets_tensor()?))?;
+    Ok(SetOut::UnderWay { exchange, arrived: OnceCell::new() })
+}
+
+impl SetOut<'_> {
+    /// What is to be computed here.
+    pub fn arrive(&self) -> Result<Tensor> {
+        match self {
+            SetOut::Here(rows) => rows(),
+            SetOut::UnderWay { exchange, arrived } => {
+                if arrived.get().is_none() {
+                    arrived.set(exchange.arrive()?.0).expect("looked at above");
+                }
+                Ok(arrived.get().expect("set above").clone())
+            }
+        }
+    }
+
+    /// Takes what is under way, if it is, before what has set out behind it.
+    pub fn take(&self) -> Result<()> {
+        match self {
+            SetOut::Here(_) => Ok(()),
+            SetOut::UnderWay { .. } => self.arrive().map(drop),
+        }
+    }
+
+    /// The same for the first time, and who computes the rows of this layer from now on.
+    pub fn arrive_and_stay(self, routing: &Routing) -> Result<(Tensor, Place)> {
+        match self {
+            SetOut::Here(rows) => Ok((rows()?, Place::Here)),
+            SetOut::UnderWay { exchange, .. } => {
+                let (rows, dealt) = exchange.arrive()?;
+                // They came behind the counts of all ranks, so nobody waits: the memory of a message that is read is used again.
+                routing.offsets()?;
+                Ok((rows, Place::Dealt(dealt)))
+            }
+        }
+    }
+}
+
+impl Place {
+    /// Rows `offsets[e]..offsets[e + 1]` of those that are computed here belong to the `e`-th expert that is here. The first call
+    /// for a routing may wait, as [`Routing::offsets`] does.
+    pub fn offsets<'a>(&'a self, routing: &'a Routing) -> Result<&'a [u32]> {
+        match self {
+            Place::Here => Ok(routing.offsets()?),
+            Place::Dealt(dealt) => Ok(dealt.offsets()),
+        }
+    }
+
+    /// Which experts of so many are here.
+    pub fn experts(&self, num_experts: usize) -> Range<usize> {
+        match self {
+            Place::Here => 0..num_experts,
+            Place::Dealt(dealt) => dealt.own_experts(),
+        }
+    }
+
+    /// As [`set_out`], for rows of a routing whose rows have travelled before.
+    pub fn set_out_again<'a>(&self, pass: &Pass<'a>, rows: impl Fn() -> Result<Tensor> + 'a) -> Result<SetOut<'a>> {
+        let (Place::Dealt(dealt), Some(exchange)) = (self, pass.exchange) else {
+            return Ok(SetOut::Here(Box::new(rows)));
+        };
+        exchange.set_out(&rows()?, Counts::Known(dealt))?;
+        Ok(SetOut::UnderWay { exchange, arrived: OnceCell::new() })
+    }
+
+    /// Results of what was computed here, for what this rank had sent.
+    pub fn bring_back(&self, results: Tensor, pass: &Pass) -> Result<Tensor> {
+        match (self, pass.exchange) {
+            (Place::Dealt(dealt), Some(exchange)) => Ok(exchange.bring_back(&results, dealt)?),
+            _ => Ok(results),
+        }
+    }
+}
