@@ -51,6 +51,7 @@ impl RoutedRows {
 pub struct RowsOnHost {
     comm: Arc<dyn Communicator>,
     under_way: Mutex<VecDeque<(Tensor, Arc<Dealt>)>>,
+    coming_back: Mutex<Option<(Tensor, Arc<Dealt>)>>,
 }
 
 impl fmt::Debug for RowsOnHost {
@@ -61,7 +62,7 @@ impl fmt::Debug for RowsOnHost {
 
 impl RowsOnHost {
     pub fn new(comm: Arc<dyn Communicator>) -> RowsOnHost {
-        RowsOnHost { comm, under_way: Mutex::default() }
+        RowsOnHost { comm, under_way: Mutex::default(), coming_back: Mutex::default() }
     }
 
     fn deal(&self, offsets: &Tensor) -> Result<Dealt> {
@@ -124,8 +125,15 @@ impl RowExchange for RowsOnHost {
         Ok((self.arrived(&sorted, &dealt).map_err(of_ranks)?, dealt))
     }
 
-    fn bring_back(&self, results: &Tensor, dealt: &Dealt) -> scout_device::Result<Tensor> {
-        self.returned(results, dealt).map_err(of_ranks)
+    fn send_back(&self, results: &Tensor, dealt: &Arc<Dealt>) -> scout_device::Result<()> {
+        *self.coming_back.lock().expect("no holder of this lock panics") = Some((results.clone(), dealt.clone()));
+        Ok(())
+    }
+
+    fn come_back(&self) -> scout_device::Result<Tensor> {
+        let coming_back = self.coming_back.lock().expect("no holder of this lock panics").take();
+        let (results, dealt) = coming_back.ok_or_else(nothing_under_way)?;
+        self.returned(&results, &dealt).map_err(of_ranks)
     }
 }
 
@@ -184,7 +192,9 @@ mod tests {
                             }
                         }
                         let doubled = tensor(found.chunks(WIDTH).map(|row| 2.0 * row[0]));
-                        let back = rows.bring_back(&doubled, &dealt).unwrap().to_f32_vec().unwrap();
+                        assert!(rows.come_back().is_err());
+                        rows.send_back(&doubled, &dealt).unwrap();
+                        let back = rows.come_back().unwrap().to_f32_vec().unwrap();
                         let expected = tensor((0..num_rows).map(|row| 2.0 * value(rank, row)));
                         assert_eq!(back, expected.to_f32_vec().unwrap());
                         // Again, now that all know who sends what.

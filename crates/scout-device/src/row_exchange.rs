@@ -8,20 +8,23 @@ use std::sync::Arc;
 use crate::tensor::Tensor;
 use crate::{DeviceError, Result};
 
-/// All ranks call the same methods in the same order, whatever their data: each exchange is a [`RowExchange::set_out`], its
-/// [`RowExchange::arrive`] and, after at most two of these, a [`RowExchange::bring_back`].
+/// All ranks call the same methods in the same order, whatever their data: rows set out once or twice and arrive in this order,
+/// then results are sent back and come back.
 pub trait RowExchange: fmt::Debug + Send + Sync {
     /// Rows of this rank, sorted by expert, set out for the ranks that keep the experts. What is queued from now on until
     /// [`RowExchange::arrive`] computes while they travel.
     fn set_out(&self, sorted: &Tensor, counts: Counts) -> Result<()>;
 
     /// The rows of all ranks for the experts of this one, sorted by expert and among those of one by rank, and how all rows were
-    /// dealt. They lie where later rows will arrive: nobody may keep them beyond [`RowExchange::bring_back`].
+    /// dealt. They lie where later rows will arrive: nobody may keep them beyond [`RowExchange::send_back`].
     fn arrive(&self) -> Result<(Tensor, Arc<Dealt>)>;
 
-    /// `results` has a row for each that arrived; what comes back has one for each that this rank had sent, in the same order.
-    /// It lies where later results will come.
-    fn bring_back(&self, results: &Tensor, dealt: &Dealt) -> Result<Tensor>;
+    /// `results`, which have a row for each that arrived, set out for the ranks that had sent them. What is queued from now on
+    /// until [`RowExchange::come_back`] computes while they travel.
+    fn send_back(&self, results: &Tensor, dealt: &Arc<Dealt>) -> Result<()>;
+
+    /// What came back has a row for each that this rank had sent, in the same order. It lies where later results will come.
+    fn come_back(&self) -> Result<Tensor>;
 }
 
 /// How many rows each expert gets from this rank.
@@ -86,6 +89,14 @@ impl Dealt {
     /// Of all, those that this rank keeps.
     pub fn own_experts(&self) -> Range<usize> {
         self.experts_of(self.rank)
+    }
+
+    pub fn num_ranks(&self) -> usize {
+        self.offsets.len()
+    }
+
+    pub fn rank(&self) -> usize {
+        self.rank
     }
 
     /// Rows of all ranks for experts of this one.

@@ -17,8 +17,8 @@ use crate::adapted_experts::{ExpertsAdapter, ExpertsBackward, NarrowSorted};
 use crate::error::Result;
 use crate::gradients::Gradients;
 use crate::lora::Input;
-use crate::pass::{Keep, Pass, Trace};
-use crate::routed_rows::{self, Place, SetOut};
+use crate::pass::{Keep, KeptOfLayer, Pass, Trace};
+use crate::routed_rows::{self, Place, SentBack, SetOut};
 use crate::units::{LayerUnits, shared_params as param};
 
 #[derive(Debug)]
@@ -39,8 +39,17 @@ pub struct SavedExperts {
     /// Absent when the plan makes them again.
     shared: Option<Wide<Narrow>>,
     routed: Option<Wide<NarrowSorted>>,
+    /// Else some rank wants the experts' input again.
+    all_keep_routed: bool,
     narrow_shared_down: Narrow,
     narrow_routed_down: NarrowSorted,
+}
+
+/// The way back through the shared expert, half-way.
+struct SharedHalfBack {
+    dgate_up: Tensor,
+    /// Of gate and up, where they were made again.
+    narrow: Option<Narrow>,
 }
 
 /// Rows that the way back through the routed experts waits for.
@@ -65,23 +74,17 @@ impl ExpertsBlock {
         pass: &Pass,
         trace: &mut dyn Trace,
     ) -> Result<(Tensor, SavedExperts)> {
-        let unit = weights.take(self.units.shared)?;
-        let normed = rms_norm::forward(&x_TD, &unit.param(param::NORM)?, self.rms_norm_eps)?;
-        let logits_TE = router::logits(&normed.y, &unit.param(param::ROUTER)?)?;
+        let shared_unit = weights.take(self.units.shared)?;
+        let normed = rms_norm::forward(&x_TD, &shared_unit.param(param::NORM)?, self.rms_norm_eps)?;
+        let logits_TE = router::logits(&normed.y, &shared_unit.param(param::ROUTER)?)?;
         let routing = match pass.routes {
             Some(routes) => router::forced(&logits_TE, &routes[self.layer_index])?,
             None => router::choose(&logits_TE)?,
         };
         let u_sorted_TD = || router::gather_scaled(&normed.y, &routing);
         let under_way = routed_rows::set_out(&routing, pass, u_sorted_TD)?;
-        let shared = self.shared_gate_up(&unit, &normed.y, pass)?;
+        let shared = self.shared_gate_up(&shared_unit, &normed.y, pass)?;
         let hidden_TF = swiglu::forward(&shared.gate_up)?;
-        let down = Stack::of(pass, self.layer_index, Input::SharedHidden);
-        let narrow_shared_down = down.narrow(&hidden_TF)?;
-        let part = down.part(Projection::SharedDown, &narrow_shared_down)?;
-        let shared_TD = matmul::add_nt(part, &hidden_TF, &unit.param(param::DOWN)?)?;
-        drop(unit);
-
         let (u_sorted_TD, place) = under_way.arrive_and_stay(&routing)?;
         let unit = weights.take(self.units.gate_up)?;
         let offsets = place.offsets(&routing)?;
@@ -93,7 +96,14 @@ impl ExpertsBlock {
         drop(unit);
         let down = ExpertsAdapter::of(pass, (self.layer_index, &place), Projection::ExpertsDown);
         let (through_TD, narrow_routed_down) = down.forward(through_TD, &hidden_sorted_TF, offsets)?;
-        let routed_sorted_TD = place.bring_back(through_TD, pass)?;
+        let under_way = place.send_back(through_TD, pass)?;
+
+        let down = Stack::of(pass, self.layer_index, Input::SharedHidden);
+        let narrow_shared_down = down.narrow(&hidden_TF)?;
+        let part = down.part(Projection::SharedDown, &narrow_shared_down)?;
+        let shared_TD = matmul::add_nt(part, &hidden_TF, &shared_unit.param(param::DOWN)?)?;
+        drop(shared_unit);
+        let routed_sorted_TD = under_way.come_back()?;
         let y_TD = router::combine(&routed_sorted_TD, &routing, &shared_TD, Some(&x_TD))?;
 
         if trace.is_on() {
@@ -111,13 +121,15 @@ impl ExpertsBlock {
             }
         }
         let keeps_wide = pass.keep.of_layer(self.layer_index) == Keep::Everything;
+        let kept = if keeps_wide { place.kept(pass) } else { KeptOfLayer::NOTHING };
         let saved = SavedExperts {
             x_TD,
             routing,
             place,
             inverse_rms_T: normed.inverse_rms,
             shared: keeps_wide.then_some(shared),
-            routed: keeps_wide.then_some(routed),
+            routed: kept.by_this_rank.then_some(routed),
+            all_keep_routed: kept.by_all_ranks,
             narrow_shared_down,
             narrow_routed_down,
         };
@@ -136,10 +148,12 @@ impl ExpertsBlock {
         let shared_unit = weights.take(self.units.shared)?;
         let norm_D = shared_unit.param(param::NORM)?;
         let normed_TD = rms_norm::forward(&saved.x_TD, &norm_D, self.rms_norm_eps)?.y;
-        let wants_input = saved.routed.is_none() || self.trains_gate_up(pass, gradients);
+        let wants_input = !saved.all_keep_routed || self.trains_gate_up(pass, gradients);
         let under_way = self.routed_set_out(&dy_TD, wants_input.then_some(&normed_TD), &saved, pass)?;
-        let dshared_TD = self.shared_backward(&shared_unit, &dy_TD, &normed_TD, &saved, pass, gradients)?;
-        let du_sorted_TD = self.routed_backward(weights, under_way, &saved, pass, gradients)?;
+        let shared = self.shared_down_backward(&shared_unit, &dy_TD, &normed_TD, &saved, pass, gradients)?;
+        let under_way = self.routed_backward(weights, under_way, &saved, pass, gradients)?;
+        let dshared_TD = self.shared_gate_up_backward(&shared_unit, shared, (&normed_TD, &saved), pass, gradients)?;
+        let du_sorted_TD = under_way.come_back()?;
         let router_ED = shared_unit.param(param::ROUTER)?;
         let RouterGradient { dx: dnormed_TD, dlogit_T } =
             router::backward(&du_sorted_TD, &normed_TD, &saved.routing, &router_ED, &dshared_TD)?;
@@ -160,7 +174,8 @@ impl ExpertsBlock {
         self.forward_units()
     }
 
-    fn shared_backward(
+    /// The first half of the way back through the shared expert.
+    fn shared_down_backward(
         &self,
         unit: &UnitWeights,
         dy_TD: &Tensor,
@@ -168,15 +183,12 @@ impl ExpertsBlock {
         saved: &SavedExperts,
         pass: &Pass,
         gradients: &mut Gradients,
-    ) -> Result<Tensor> {
-        let made_again;
-        let wide = match &saved.shared {
-            Some(wide) => wide,
-            None => {
-                made_again = self.shared_gate_up(unit, normed_TD, pass)?;
-                &made_again
-            }
+    ) -> Result<SharedHalfBack> {
+        let made_again = match &saved.shared {
+            Some(_) => None,
+            None => Some(self.shared_gate_up(unit, normed_TD, pass)?),
         };
+        let wide = saved.shared.as_ref().or(made_again.as_ref()).expect("what is not kept is made again");
         let down = Stack::of(pass, self.layer_index, Input::SharedHidden);
         let dys = [(Projection::SharedDown, dy_TD.into())];
         let dnarrow = down.backward(&dys, &saved.narrow_shared_down, gradients.lora)?;
@@ -187,12 +199,25 @@ impl ExpertsBlock {
             down.add_gradients_of_a(&dnarrow, &hidden_TF, gradients.lora)?;
             gradients.add(self.units.shared, param::DOWN, || matmul::tn(dy_TD, &hidden_TF))?;
         }
+        Ok(SharedHalfBack { dgate_up, narrow: made_again.map(|wide| wide.narrow) })
+    }
 
+    /// The second half: the gradient of the normed input.
+    fn shared_gate_up_backward(
+        &self,
+        unit: &UnitWeights,
+        SharedHalfBack { dgate_up, narrow }: SharedHalfBack,
+        (normed_TD, saved): (&Tensor, &SavedExperts),
+        pass: &Pass,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let kept = saved.shared.as_ref().map(|wide| &wide.narrow);
+        let narrow = kept.or(narrow.as_ref()).expect("what is not kept is made again");
         self.add_shared_gate_up(&dgate_up, normed_TD, gradients)?;
         let half = |start| Columns { tensor: &dgate_up, start, count: self.intermediate_size };
         let dys = [(Projection::SharedGate, half(0)), (Projection::SharedUp, half(self.intermediate_size))];
         let both = Stack::of(pass, self.layer_index, Input::Shared);
-        let dnarrow = both.backward(&dys, &wide.narrow, gradients.lora)?;
+        let dnarrow = both.backward(&dys, narrow, gradients.lora)?;
         both.add_gradients_of_a(&dnarrow, normed_TD, gradients.lora)?;
         Ok(matmul::add_nn(both.dx(&dnarrow)?, &dgate_up, &self.shared_gate_up_weight(unit)?)?)
     }
@@ -213,14 +238,14 @@ impl ExpertsBlock {
         })
     }
 
-    fn routed_backward(
+    fn routed_backward<'a>(
         &self,
         weights: &mut dyn UnitSource,
         under_way: RoutedSetOut,
         saved: &SavedExperts,
-        pass: &Pass,
+        pass: &Pass<'a>,
         gradients: &mut Gradients,
-    ) -> Result<Tensor> {
+    ) -> Result<SentBack<'a>> {
         let routing = &saved.routing;
         let offsets = saved.place.offsets(routing)?;
         let gate_up_unit = weights.take(self.units.gate_up)?;
@@ -255,7 +280,7 @@ impl ExpertsBlock {
         if !both.is_none() {
             both.add_gradient_of_b(&dnarrow, &u_sorted_TD()?, offsets, gradients.lora)?;
         }
-        Ok(saved.place.bring_back(du_sorted_TD, pass)?)
+        Ok(saved.place.send_back(du_sorted_TD, pass)?)
     }
 
     fn trains_gate_up(&self, pass: &Pass, gradients: &Gradients) -> bool {

@@ -26,5 +26,5 @@ pub use error::{ModelError, Result};
 pub use gradients::{Gradients, NoWeights, WeightGradients};
 pub use lora::{LoraGradients, LoraLayout, LoraSettings, LoraWeights};
 pub use model::{Block, Model, SavedBlock};
-pub use pass::{Keep, Keeping, NoTrace, Pass, Trace, lies_evenly};
+pub use pass::{Keep, Keeping, KeptRows, NoTrace, Pass, Trace, lies_evenly};
 pub use units::{LayerUnits, NameStyle, UnitPlan};

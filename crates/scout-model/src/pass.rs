@@ -1,8 +1,9 @@
 //! What one pass through the model carries beside activations and weights.
 
+use std::cell::RefCell;
 use std::fmt;
 
-use scout_device::{RowExchange, Tensor};
+use scout_device::{Dealt, RowExchange, Tensor};
 
 use crate::batch::{Batch, Routes};
 use crate::lora::LoraWeights;
@@ -75,6 +76,51 @@ pub fn lies_evenly(index: usize, count: usize, all: usize) -> bool {
     index * count % all < count
 }
 
+/// How much ranks keep of what they make of rows that come to their experts. How many come follows from the data; so a rank
+/// keeps gate and up of them as long as there is room, and of the layers behind that makes them again.
+#[derive(Debug)]
+pub struct KeptRows {
+    /// Of each rank, in all layers of a pass.
+    most: usize,
+    of_ranks: RefCell<Vec<usize>>,
+}
+
+/// What is kept of one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeptOfLayer {
+    pub by_this_rank: bool,
+    /// Else rows must set out once more.
+    pub by_all_ranks: bool,
+}
+
+impl KeptOfLayer {
+    pub const NOTHING: KeptOfLayer = KeptOfLayer { by_this_rank: false, by_all_ranks: false };
+    pub const ALL: KeptOfLayer = KeptOfLayer { by_this_rank: true, by_all_ranks: true };
+}
+
+impl KeptRows {
+    pub fn at_most(most: usize) -> KeptRows {
+        KeptRows { most, of_ranks: RefCell::default() }
+    }
+
+    /// To be called for each layer that is to be kept, by all ranks alike: each knows what all keep.
+    pub fn keep(&self, dealt: &Dealt) -> KeptOfLayer {
+        let mut of_ranks = self.of_ranks.borrow_mut();
+        of_ranks.resize(dealt.num_ranks(), 0);
+        let mut kept = KeptOfLayer::ALL;
+        for (rank, kept_before) in of_ranks.iter_mut().enumerate() {
+            let with_these = *kept_before + dealt.num_arriving_at(rank);
+            if with_these <= self.most {
+                *kept_before = with_these;
+                continue;
+            }
+            kept.by_all_ranks = false;
+            kept.by_this_rank &= rank != dealt.rank();
+        }
+        kept
+    }
+}
+
 /// Dropout of this pass: every adapter sees the same batch with different elements dropped.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dropout {
@@ -92,6 +138,7 @@ pub struct Pass<'a> {
     pub routes: Option<&'a Routes>,
     /// Where other ranks keep some of the experts: how rows get there. Then units of experts are this rank's own.
     pub exchange: Option<&'a dyn RowExchange>,
+    pub kept_rows: KeptRows,
 }
 
 /// Sees intermediate tensors by name; training sees none of them.
@@ -116,4 +163,29 @@ impl Trace for NoTrace {
     }
 
     fn record(&mut self, _name: &str, _tensor: &Tensor) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_keep_rows_as_long_as_there_is_room_and_know_it_of_each_other() {
+        // One expert on each of two ranks: what each sends to the first, and to the second.
+        let dealt = |rank, to_first: u32, to_second: u32| {
+            let own = vec![0, to_first, to_first + to_second];
+            Dealt::new(rank, vec![own.clone(), own]).unwrap()
+        };
+        let layers = [(2, 3), (4, 1), (1, 1), (0, 4), (0, 1)];
+        let [first, second] = [0, 1].map(|rank| {
+            let kept = KeptRows::at_most(12);
+            layers.map(|(to_first, to_second)| kept.keep(&dealt(rank, to_first, to_second)))
+        });
+        // 4, 12, 14 and 6, 8, 10, 18, 12 rows: of what does not fit nothing is kept, and the next may fit again.
+        let own = |kept: [KeptOfLayer; 5]| kept.map(|kept| kept.by_this_rank);
+        assert_eq!(own(first), [true, true, false, true, true]);
+        assert_eq!(own(second), [true, true, true, false, true]);
+        let all = [first, second].map(|kept| kept.map(|kept| kept.by_all_ranks));
+        assert_eq!(all, [[true, true, false, false, true]; 2]);
+    }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use scout_device::{Counts, Dealt, Result, RowExchange, Tensor};
 use scout_kernels::router::Routing;
 
-use crate::pass::Pass;
+use crate::pass::{KeptOfLayer, Pass};
 
 /// Who computes the routed rows of one layer, forward and back.
 #[derive(Debug)]
@@ -34,6 +34,22 @@ pub fn set_out<'a>(routing: &Routing, pass: &Pass<'a>, rows: impl Fn() -> Result
     let Some(exchange) = pass.exchange else { return Ok(SetOut::Here(Box::new(rows))) };
     exchange.set_out(&rows()?, Counts::New(&routing.offsets_tensor()?))?;
     Ok(SetOut::UnderWay { exchange, arrived: OnceCell::new() })
+}
+
+/// Results on their way from the experts.
+pub enum SentBack<'a> {
+    Here(Tensor),
+    UnderWay(&'a dyn RowExchange),
+}
+
+impl SentBack<'_> {
+    /// Those of the rows that this rank had sent.
+    pub fn come_back(self) -> Result<Tensor> {
+        match self {
+            SentBack::Here(results) => Ok(results),
+            SentBack::UnderWay(exchange) => exchange.come_back(),
+        }
+    }
 }
 
 impl SetOut<'_> {
@@ -90,6 +106,14 @@ impl Place {
         }
     }
 
+    /// Whether what is made of the rows of a layer that is to be kept is kept.
+    pub fn kept(&self, pass: &Pass) -> KeptOfLayer {
+        match self {
+            Place::Here => KeptOfLayer::ALL,
+            Place::Dealt(dealt) => pass.kept_rows.keep(dealt),
+        }
+    }
+
     /// As [`set_out`], for rows of a routing whose rows have travelled before.
     pub fn set_out_again<'a>(&self, pass: &Pass<'a>, rows: impl Fn() -> Result<Tensor> + 'a) -> Result<SetOut<'a>> {
         let (Place::Dealt(dealt), Some(exchange)) = (self, pass.exchange) else {
@@ -99,11 +123,11 @@ impl Place {
         Ok(SetOut::UnderWay { exchange, arrived: OnceCell::new() })
     }
 
-    /// Results of what was computed here, for what this rank had sent.
-    pub fn bring_back(&self, results: Tensor, pass: &Pass) -> Result<Tensor> {
-        match (self, pass.exchange) {
-            (Place::Dealt(dealt), Some(exchange)) => Ok(exchange.bring_back(&results, dealt)?),
-            _ => Ok(results),
-        }
+    /// Results of what was computed here set out for the ranks that had sent the rows. What is queued until they have come back
+    /// computes meanwhile.
+    pub fn send_back<'a>(&self, results: Tensor, pass: &Pass<'a>) -> Result<SentBack<'a>> {
+        let (Place::Dealt(dealt), Some(exchange)) = (self, pass.exchange) else { return Ok(SentBack::Here(results)) };
+        exchange.send_back(&results, dealt)?;
+        Ok(SentBack::UnderWay(exchange))
     }
 }

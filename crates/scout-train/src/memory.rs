@@ -120,6 +120,8 @@ struct Widths {
     f: u64,
 }
 
+/// Of rows that come to experts of a rank, how many times as many are kept as it sends: over all layers uneven routing evens out.
+const ROOM_FOR_ROWS: f64 = 1.25;
 /// Context and NCCL, on each of several GPUs. Two H200 held 2.1 GiB beside what the arenas hold.
 const OF_SEVERAL_GPUS: ByteCount = ByteCount(5 << 29);
 /// Of it what a plan counts for NCCL's collectives. What they take of GPUs that are there is seen before a plan is made.
@@ -233,7 +235,16 @@ impl Pass<'_> {
     fn kept_of_wide(&self) -> u64 {
         let Widths { f, .. } = self.widths();
         let shared = 2 * f + self.narrow(&[Projection::SharedGate, Projection::SharedUp]);
-        shared + self.arriving(2 * f + self.narrow(&[Projection::ExpertsGateUp]))
+        let routed = 2 * f + self.narrow(&[Projection::ExpertsGateUp]);
+        let room = if self.num_sources == 1 { 1.0 } else { ROOM_FOR_ROWS.min(self.num_sources as f64) };
+        shared + (room * routed as f64).ceil() as u64
+    }
+
+    /// Rows that come to experts of which there is room to keep gate and up.
+    pub fn most_kept_rows(&self, keeping: Keeping) -> usize {
+        let keeps = |layer: &usize| keeping.of_layer(*layer) == Keep::Everything;
+        let room = ROOM_FOR_ROWS.min(self.num_sources as f64) * self.batch.num_tokens as f64;
+        (self.kept_layers().filter(keeps).count() as f64 * room) as usize
     }
 
     /// Bytes for each token of this rank of what there is for each row that arrives.
@@ -251,7 +262,12 @@ impl Pass<'_> {
         let Widths { d, f, .. } = self.widths();
         // Of layers that are not walked back nothing is kept, and this is there only while they compute.
         let is_kept = keep == Keep::Everything && self.kept_layers > 0;
-        let wide = if is_kept { 0 } else { self.kept_of_wide() };
+        let wide = match self.num_sources {
+            1 if is_kept => 0,
+            1 => self.kept_of_wide(),
+            // There may be no room for what comes; then it is there only while this layer computes.
+            _ => self.arriving(2 * f) + if is_kept { 0 } else { self.kept_of_wide() },
+        };
         let logits = NUMBER * self.config.num_experts as u64;
         // The normed input, both hidden products, the scaled rows, both results and their sum. Rows that arrive and results that
         // come back have a place of their own.
@@ -264,7 +280,8 @@ impl Pass<'_> {
     fn experts_backward(&self, keep: Keep) -> u64 {
         let Widths { d, f, .. } = self.widths();
         let [shared_again, routed_again] = match keep {
-            Keep::Everything => [0; 2],
+            Keep::Everything if self.num_sources == 1 => [0; 2],
+            Keep::Everything => [0, self.arriving(2 * f)],
             Keep::AllButGateUp | Keep::InputOnly => [2 * f, self.arriving(2 * f)],
         };
         // Made again where somebody is trained on it: an adapter, or the weights of a run without adapters.
@@ -274,11 +291,11 @@ impl Pass<'_> {
         let (dropped_hidden, of_input) = if self.drops { (f, 3 * d) } else { (0, d) };
         // The gradients of the hidden product and of gate and up; then the product again, or the gradient of the input.
         let at_shared = f + 2 * f + (hidden_again(Projection::SharedDown) + dropped_hidden).max(of_input);
-        // The shared gradient, gathered rows, the same two gradients; then as above, where an adapter adds to the
-        // gradient of the input, and reads the scaled rows after that.
+        // The gradient of the shared gate and up, which waits until rows are under way, gathered rows, the same two gradients; then
+        // as above, where an adapter adds to the gradient of the input, and reads the scaled rows after that.
         let beside_input = if self.adapts(Projection::ExpertsGateUp) { d } else { 0 };
         let of_rows = f + 2 * f + hidden_again(Projection::ExpertsDown).max(d + beside_input);
-        let at_routed = 2 * d + self.arriving(of_rows);
+        let at_routed = 2 * f + d + self.arriving(of_rows);
         // Both gradients, the router's, the norm's.
         let at_end = 4 * d;
         let (gradient, normed) = (d, d);

@@ -11,7 +11,7 @@ use scout_comm::gpu::RowsSize;
 use scout_config::{self as written, RunConfig};
 use scout_core::{ByteCount, ParamSpec, Projection, UnitId};
 use scout_device::cuda::Choice;
-use scout_model::{AttendedPairs, Keeping, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
+use scout_model::{AttendedPairs, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
 use scout_shard::ShardPlan;
 
 use crate::adapter::AdapterState;
@@ -131,7 +131,7 @@ impl RunPlan {
         let shards = run.shards(&way.resident, way.experts, way.lookahead);
         let choice = run.pass.choice;
         let steps = data.map(|data| steps(config, data));
-        let settings = step_settings(config, way.keep, steps, work.dropout);
+        let settings = step_settings(config, &way, steps, work.dropout);
         let adapter_layout = adapter_layout(config, source.style);
         let Work { units, schedules, weights, lora, .. } = work;
         Ok(RunPlan {
@@ -373,10 +373,11 @@ fn steps(config: &RunConfig, data: DataCounts) -> StepsPlan {
     StepsPlan { num_rows: data.num_rows, updates_per_epoch: data.updates_per_epoch, total_steps, warmup_steps }
 }
 
-fn step_settings(config: &RunConfig, keep: Keeping, steps: Option<StepsPlan>, dropout: f64) -> StepSettings {
+fn step_settings(config: &RunConfig, way: &Way, steps: Option<StepsPlan>, dropout: f64) -> StepSettings {
     let train = &config.train;
     StepSettings {
-        keep,
+        keep: way.keep,
+        most_kept_rows: way.most_kept_rows,
         lora_dropout: dropout as f32,
         seed: train.seed,
         optimizer: OptimizerSettings {

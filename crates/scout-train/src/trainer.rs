@@ -9,7 +9,7 @@ use scout_core::Phase;
 use scout_device::{Account, Device, Tensor};
 use scout_model::head::Loss;
 use scout_model::pass::Dropout;
-use scout_model::{AttendedPairs, Batch, Block, Keeping, LoraWeights, Model, NoTrace, Pass, Trace};
+use scout_model::{AttendedPairs, Batch, Block, Keeping, KeptRows, LoraWeights, Model, NoTrace, Pass, Trace};
 use scout_shard::{Ahead, Ring, Schedule, ShardPlan, ShardStore, Walk};
 
 use crate::adapter::AdapterState;
@@ -26,6 +26,8 @@ use crate::weight_set::WeightSet;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepSettings {
     pub keep: Keeping,
+    /// Of rows that come to experts, in all layers.
+    pub most_kept_rows: usize,
     pub lora_dropout: f32,
     pub seed: u64,
     pub optimizer: OptimizerSettings,
@@ -262,7 +264,8 @@ impl Trainer {
         let StepSettings { keep, lora_dropout: probability, seed, .. } = self.settings;
         let dropout = step.filter(|_| probability > 0.0).map(|step| Dropout { probability, seed, step: step as u64 });
         let exchange = self.rows.as_ref().map(RoutedRows::exchange);
-        Pass { batch, lora, dropout, keep, routes: batch.routes.as_ref(), exchange }
+        let kept_rows = KeptRows::at_most(self.settings.most_kept_rows);
+        Pass { batch, lora, dropout, keep, routes: batch.routes.as_ref(), exchange, kept_rows }
     }
 
     /// Training goes on behind it as at its beginning: what was under way for it makes room.

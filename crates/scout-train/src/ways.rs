@@ -72,6 +72,8 @@ pub struct Way {
     pub runs: usize,
     /// Tokens of the largest run of any rank.
     pub most_rows: usize,
+    /// Rows that come to experts, in all layers, of which gate and up are kept.
+    pub most_kept_rows: usize,
     pub lookahead: usize,
     pub memory: MemoryPlan,
     /// Unknown on the host.
@@ -298,6 +300,7 @@ impl Run<'_> {
             resident: held.resident,
             runs: choices.runs,
             most_rows: self.rows.largest_run(choices.runs).num_tokens,
+            most_kept_rows: self.pass_of(choices).most_kept_rows(choices.keep),
             lookahead: held.shards.lookahead(),
             memory: self.memory(choices, held.shard, held.gathered),
             time: is_on_gpu.then(|| self.step(choices, &held.shards, &self.work(choices))),
@@ -305,11 +308,9 @@ impl Run<'_> {
     }
 
     fn memory(&self, choices: Choices, shard: ByteCount, gathered: ByteCount) -> MemoryPlan {
-        let Choices { keep, runs, .. } = choices;
-        let num_sources = self.num_sources(choices.experts);
-        let pass = Pass { batch: self.rows.largest_run(runs), num_sources, ..self.pass };
+        let (keep, pass) = (choices.keep, self.pass_of(choices));
         let arriving = match (choices.experts, self.hardware.kind) {
-            (Experts::Stay, Kind::Gpu) => rows_size(&pass).bytes(num_sources),
+            (Experts::Stay, Kind::Gpu) => rows_size(&pass).bytes(pass.num_sources),
             _ => ByteCount(0),
         };
         MemoryPlan {
@@ -321,6 +322,12 @@ impl Run<'_> {
             libraries: pass.libraries(self.hardware.world_size),
             budget: self.budget,
         }
+    }
+
+    /// Over the largest run.
+    fn pass_of(&self, choices: Choices) -> Pass<'_> {
+        let num_sources = self.num_sources(choices.experts);
+        Pass { batch: self.rows.largest_run(choices.runs), num_sources, ..self.pass }
     }
 
     /// Ranks whose rows a rank's experts compute.

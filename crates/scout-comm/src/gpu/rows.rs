@@ -66,11 +66,18 @@ struct State {
     results: DeviceBuffer,
     /// Offsets of all ranks.
     counts: DeviceBuffer,
-    /// So many have set out, and come back.
+    /// So often rows have set out, and results been sent back.
     set_out: u32,
-    brought_back: u32,
+    sent_back: u32,
     /// In the order in which they set out, at most two.
     under_way: VecDeque<UnderWay>,
+    coming_back: Option<ComingBack>,
+}
+
+struct ComingBack {
+    /// Past when results for this rank's rows that it computed itself are in place.
+    own_are_there: Event,
+    num_rows: usize,
 }
 
 struct UnderWay {
@@ -178,7 +185,7 @@ impl RowsOnGpus {
     }
 
     /// Writes rows where the ranks that keep their experts will read them.
-    fn send(&self, state: &mut State, round: u32, rows: &Tensor, dealt: &Dealt) -> Result<Event> {
+    fn queue_rows(&self, state: &mut State, round: u32, rows: &Tensor, dealt: &Dealt) -> Result<Event> {
         let RowsOnGpus { mesh, size, said, others, outward, .. } = self;
         let (own, place) = (mesh.rank().0, place(round));
         let start = size.starts(mesh.size())[place] as u64;
@@ -196,7 +203,7 @@ impl RowsOnGpus {
         Ok(outward.record()?)
     }
 
-    fn send_back(&self, state: &mut State, results: &Tensor, dealt: &Dealt) -> Result<Event> {
+    fn queue_results(&self, state: &mut State, results: &Tensor, dealt: &Dealt) -> Result<Event> {
         let RowsOnGpus { mesh, size, said, others, outward, .. } = self;
         let own = mesh.rank().0;
         let start = size.starts(mesh.size())[2] as u64;
@@ -205,7 +212,7 @@ impl RowsOnGpus {
                 let to = ByteCount(start) + size.bytes_of_rows(piece.sent.start);
                 others.of(rank).push(to, &results.rows(piece.arrives.start, piece.arrives.len())?, outward)?;
             }
-            said.raise(RESULTS_ARE_THERE, rank, state.brought_back, outward)?;
+            said.raise(RESULTS_ARE_THERE, rank, state.sent_back, outward)?;
         }
         for piece in dealt.pieces(own, own) {
             let came = results.rows(piece.arrives.start, piece.arrives.len())?;
@@ -265,8 +272,9 @@ impl State {
             results: rows(results, size.most_rows)?,
             counts: DeviceBuffer::new(device, counts, DType::U32, [len])?,
             set_out: 0,
-            brought_back: 0,
+            sent_back: 0,
             under_way: VecDeque::new(),
+            coming_back: None,
         };
         // What was queued on these places, if anything, is over before others write there.
         device.finish()?;
@@ -287,7 +295,7 @@ impl RowExchange for RowsOnGpus {
                 Going::WhenCounted { rows: sorted.clone(), numbers }
             }
             Counts::Known(dealt) => {
-                let own_are_there = self.on_the_way("rows", || self.send(&mut state, round, sorted, dealt))?;
+                let own_are_there = self.on_the_way("rows", || self.queue_rows(&mut state, round, sorted, dealt))?;
                 Going::Already(dealt.clone(), own_are_there)
             }
         };
@@ -303,7 +311,7 @@ impl RowExchange for RowsOnGpus {
             Going::WhenCounted { rows, numbers } => {
                 let of_ranks = numbers.get()?.chunks(self.size.num_experts + 1).map(<[u32]>::to_vec).collect();
                 let dealt = Arc::new(Dealt::new(self.mesh.rank().0, of_ranks)?);
-                let own_are_there = self.on_the_way("rows", || self.send(&mut state, round, &rows, &dealt))?;
+                let own_are_there = self.on_the_way("rows", || self.queue_rows(&mut state, round, &rows, &dealt))?;
                 (dealt, own_are_there)
             }
         };
@@ -311,15 +319,21 @@ impl RowExchange for RowsOnGpus {
         Ok((state.arrivals[place(round)].view().rows(0, dealt.num_arriving())?, dealt))
     }
 
-    fn bring_back(&self, results: &Tensor, dealt: &Dealt) -> scout_device::Result<Tensor> {
+    fn send_back(&self, results: &Tensor, dealt: &Arc<Dealt>) -> scout_device::Result<()> {
         self.must_fit(results, self.mesh.size() * self.size.most_rows)?;
         let mut state = self.state();
-        state.brought_back = state.brought_back.wrapping_add(1);
+        state.sent_back = state.sent_back.wrapping_add(1);
         self.follow_arithmetic()?;
-        let own_are_there = self.on_the_way("results", || self.send_back(&mut state, results, dealt))?;
-        self.wait_for_all(RESULTS_ARE_THERE, state.brought_back, &own_are_there)
-            .map_err(crate::routed_rows::of_ranks)?;
-        state.results.view().rows(0, dealt.num_sent())
+        let own_are_there = self.on_the_way("results", || self.queue_results(&mut state, results, dealt))?;
+        state.coming_back = Some(ComingBack { own_are_there, num_rows: dealt.num_sent() });
+        Ok(())
+    }
+
+    fn come_back(&self) -> scout_device::Result<Tensor> {
+        let mut state = self.state();
+        let ComingBack { own_are_there, num_rows } = state.coming_back.take().ok_or_else(nothing_under_way)?;
+        self.wait_for_all(RESULTS_ARE_THERE, state.sent_back, &own_are_there).map_err(crate::routed_rows::of_ranks)?;
+        state.results.view().rows(0, num_rows)
     }
 }
 

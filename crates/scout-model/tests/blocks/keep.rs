@@ -3,7 +3,7 @@
 use scout_core::Projection;
 use scout_device::Tensor;
 use scout_model::pass::Dropout;
-use scout_model::{Keep, Keeping, Pass};
+use scout_model::{Keep, Keeping, KeptRows, Pass};
 
 use crate::rig::{BlockOutcome, Rig, bits, bits_by_param, lora, small};
 
@@ -105,5 +105,6 @@ fn pass_of<'a>(pass: &Pass<'a>) -> Pass<'a> {
         keep: pass.keep,
         routes: pass.routes,
         exchange: pass.exchange,
+        kept_rows: KeptRows::at_most(0),
     }
 }

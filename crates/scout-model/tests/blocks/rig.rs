@@ -8,8 +8,8 @@ use scout_core::{Projection, UnitId};
 use scout_device::{Buffer, Tensor, UnitSource, UnitWeights};
 use scout_model::config::{RopeBands, RopeConfig, Temperature};
 use scout_model::{
-    Batch, Block, Document, Gradients, Keep, LoraGradients, LoraLayout, LoraSettings, LoraWeights, Model, ModelConfig,
-    NameStyle, NoTrace, Pass, Target, UnitPlan, WeightGradients,
+    Batch, Block, Document, Gradients, Keep, KeptRows, LoraGradients, LoraLayout, LoraSettings, LoraWeights, Model,
+    ModelConfig, NameStyle, NoTrace, Pass, Target, UnitPlan, WeightGradients,
 };
 
 /// Widths of which none equals another, one layer of each kind, and borders that fall inside short documents.
@@ -100,7 +100,15 @@ impl Rig {
 
     /// A pass that keeps everything and drops nothing.
     pub fn pass<'a>(&'a self, batch: &'a Batch) -> Pass<'a> {
-        Pass { batch, lora: &self.lora, dropout: None, keep: Keep::Everything.into(), routes: None, exchange: None }
+        Pass {
+            batch,
+            lora: &self.lora,
+            dropout: None,
+            keep: Keep::Everything.into(),
+            routes: None,
+            exchange: None,
+            kept_rows: KeptRows::at_most(0),
+        }
     }
 
     /// An input or an upstream gradient for `batch`.

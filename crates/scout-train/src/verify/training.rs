@@ -52,6 +52,7 @@ impl Recipe {
     pub fn settings(&self) -> StepSettings {
         StepSettings {
             keep: Keep::Everything.into(),
+            most_kept_rows: usize::MAX,
             lora_dropout: 0.0,
             seed: 0,
             optimizer: OptimizerSettings {

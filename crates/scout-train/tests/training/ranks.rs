@@ -154,6 +154,31 @@ fn rows_that_go_to_experts_of_other_ranks_train_to_the_same_bits() {
 }
 
 #[test]
+fn what_there_is_no_room_to_keep_of_rows_that_came_is_made_again_to_the_same_bits() {
+    let bench = Bench::new();
+    let config = bench.config(&["weights=expert-resident", "lora_target=all+experts", "per_device_train_batch_size=2"]);
+    let prepared = prepare(&config, 4).unwrap();
+    let planned = prepared.plan.settings.most_kept_rows;
+    let train = |most_kept_rows| {
+        on_every_rank(4, |job| {
+            let mut trainer = run::build(&config, &prepared, &job).unwrap();
+            trainer.settings.most_kept_rows = most_kept_rows;
+            let (rank, chunk_size) = (job.mesh().rank().0, prepared.plan.source.config.attention_chunk_size);
+            let step = |step| {
+                let (batches, _) = prepared.data.update(step, rank, chunk_size).unwrap();
+                let report = trainer.step(&batches, step).unwrap();
+                (report.loss.to_bits(), report.grad_norm.to_bits())
+            };
+            (0..STEPS).map(step).collect::<Vec<_>>()
+        })
+    };
+    let all_kept = train(usize::MAX);
+    for most_kept_rows in [0, planned / 4, planned / 2, planned] {
+        assert_eq!(train(most_kept_rows), all_kept, "{most_kept_rows} of {planned}");
+    }
+}
+
+#[test]
 fn experts_stay_with_their_ranks_only_where_rows_can_go_to_them() {
     let bench = Bench::new();
     for (world_size, more, expected) in

@@ -17,7 +17,7 @@ use crate::bench::{Bench, adapter_of, assert_all_near, assert_near, on_every_ran
 
 fn config(overrides: &[&str]) -> RunConfig {
     let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
-    let text = "random_weights: true\nlora_target: all\ngradient_accumulation_steps: 1\n";
+    let text = "random_weights: true\nweights: zero3\nlora_target: all\ngradient_accumulation_steps: 1\n";
     RunConfig::from_text("test.yaml", text, &overrides, &[]).unwrap().config
 }
 
