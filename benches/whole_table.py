@@ -82,7 +82,8 @@ class Table:
             f" {found['tok_s_gpu']:,.0f} tokens/s a GPU ({found['useful_tflops']:.0f} useful TFLOP/s); exposed"
             f" {of(found['exposed_comm'], 100)} %, NVML {of(found['nvml_utilization'])} %, SM active"
             f" {of(found['sm_active'])} %; {own:.2f} GiB, planned {of(plan['predicted_peak_bytes'], 2**-30)} with"
-            f" libraries; {of(found['sm_clock_megahertz'])} MHz, {of(found['power_watts'])} W; {found['gather']}"
+            f" libraries; {of(found['sm_clock_megahertz'])} MHz, {of(found['power_watts'])} W; experts {plan['experts']},"
+            f" {plan['keep']}, {plan['runs']} runs; gather: {found['gather']}"
         )
 
     def same_bits(self, what, runs):
@@ -132,8 +133,11 @@ def check(table):
     for dtype in ["f32", "bf16"] if table.options.device == "cuda" else ["f32"]:
         dtypes = ["--dtype", dtype] if table.options.device == "cuda" else []
         command = ["verify", "tests/fixtures/tiny-scout", "--device", table.options.device, *dtypes]
-        text = table.run(f"verify_{dtype}", [*table.launched(), *command], 120)
-        yield f"verify, {dtype}", told(text, " ok, ")[-1]
+        # The fixture has four experts.
+        for weights in ["zero3", "expert-resident"] if 4 % table.options.gpus == 0 else ["zero3"]:
+            name = f"verify_{weights}_{dtype}"
+            text = table.run(name, [*table.launched(), *command, "--weights", weights], 120)
+            yield f"verify, {weights}, {dtype}", told(text, " ok, ")[-1]
 
 
 def gather(table):
@@ -151,16 +155,18 @@ def gather(table):
 
 
 def bits12(table):
-    """the same losses by copy engines, NCCL and resident, 12 layers"""
-    ways = [["resident_layers=0", "gather=copy"], ["resident_layers=0", "gather=nccl"], ["weights=resident"]]
-    names = ["copy12", "nccl12", "resident12"]
+    """the same losses by copy engines, NCCL, resident and with experts that stay, 12 layers"""
+    gathered = [["resident_layers=0", "gather=copy"], ["resident_layers=0", "gather=nccl"]]
+    ways = [*gathered, ["weights=resident"], ["weights=expert-resident"]]
+    names = ["copy12", "nccl12", "resident12", "experts12"]
     yield from table.same_bits("12 layers", [(name, TWELVE_LAYERS + way, None) for name, way in zip(names, ways)])
 
 
 def bits48(table):
-    """the same losses by copy engines, NCCL and under mpirun, all layers"""
-    copy = ALL_LAYERS + ["gather=copy"]
-    runs = [("copy48", copy, None), ("nccl48", ALL_LAYERS + ["gather=nccl"], None), ("mpirun48", copy, table.mpirun())]
+    """the same losses by copy engines, NCCL and with experts that stay, under mpirun too, all layers"""
+    [copy, nccl, stay] = [ALL_LAYERS + [word] for word in ["gather=copy", "gather=nccl", "weights=expert-resident"]]
+    runs = [("copy48", copy, None), ("nccl48", nccl, None), ("mpirun48", copy, table.mpirun())]
+    runs += [("experts48", stay, None), ("experts_mpirun48", stay, table.mpirun())]
     yield from table.same_bits("all layers", runs)
 
 
@@ -172,6 +178,13 @@ def one(table):
 def sixteen(table):
     """16 x 2,048 tokens on each GPU"""
     yield from table.speed("sixteen", "16 x 2,048", ["--batch", "16", "--seconds", "20"], 200)
+
+
+def zero3(table):
+    """the same two where all is gathered"""
+    zero3 = ["weights=zero3"]
+    yield from table.speed("one_zero3", "1 x 2,048, zero3", ["--batch", "1", "--seconds", "8", *zero3], 150)
+    yield from table.speed("sixteen_zero3", "16 x 2,048, zero3", ["--batch", "16", "--seconds", "16", *zero3], 200)
 
 
 def h100(table):
@@ -280,7 +293,7 @@ def memory_held(table):
     return [int(line) for line in used.split()]
 
 
-PARTS = [check, gather, bits12, one, sixteen, h100, alpaca16, alpaca1, bits48, load, kill, soak16, soak4]
+PARTS = [check, gather, bits12, one, sixteen, zero3, h100, alpaca16, alpaca1, bits48, load, kill, soak16, soak4]
 
 
 def main():

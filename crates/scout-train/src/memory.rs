@@ -21,6 +21,8 @@ pub const WAYS: [Keep; 3] = [Keep::Everything, Keep::AllButGateUp, Keep::InputOn
 pub struct MemoryPlan {
     pub shard: ByteCount,
     pub gathered: ByteCount,
+    /// Where rows for experts that stay with their ranks arrive, and results come back.
+    pub arriving: ByteCount,
     /// Adapter, its gradient and moments; or moments and gradients of the parts of trained weights, and the whole
     /// gradients that are being made or under way.
     pub trained: ByteCount,
@@ -52,13 +54,14 @@ impl MemoryPlan {
     /// of different sizes.
     pub fn total(&self) -> ByteCount {
         let activations = self.activations.most();
-        [self.shard, self.gathered, self.trained, activations, self.workspace, self.libraries].into_iter().sum()
+        let held = [self.shard, self.gathered, self.arriving, self.trained];
+        held.into_iter().chain([activations, self.workspace, self.libraries]).sum()
     }
 
     /// What is left for all that a step takes out of working memory: without a budget as much as it needs.
     pub fn working(&self) -> ByteCount {
         let all = self.budget.unwrap_or(self.total());
-        ByteCount(all.0.saturating_sub((self.shard + self.gathered + self.libraries).0))
+        ByteCount(all.0.saturating_sub((self.shard + self.gathered + self.arriving + self.libraries).0))
     }
 
     pub fn fits(&self) -> bool {
@@ -289,8 +292,10 @@ impl Pass<'_> {
         let hidden_again = |projection| if trains_weights || self.adapts(projection) { f } else { 0 };
         // Dropout drops from the hidden product, and from what goes through gate and up: a sum, its next part, that dropped.
         let (dropped_hidden, of_input) = if self.drops { (f, 3 * d) } else { (0, d) };
-        // The gradients of the hidden product and of gate and up; then the product again, or the gradient of the input.
-        let at_shared = f + 2 * f + (hidden_again(Projection::SharedDown) + dropped_hidden).max(of_input);
+        // The gradients of the hidden product and of gate and up, and the product again.
+        let at_shared = f + 2 * f + hidden_again(Projection::SharedDown) + dropped_hidden;
+        // That of gate and up, what the routed experts found, and the gradient of the shared expert's input.
+        let at_shared_input = 2 * f + d + of_input;
         // The gradient of the shared gate and up, which waits until rows are under way, gathered rows, the same two gradients; then
         // as above, where an adapter adds to the gradient of the input, and reads the scaled rows after that.
         let beside_input = if self.adapts(Projection::ExpertsGateUp) { d } else { 0 };
@@ -299,7 +304,8 @@ impl Pass<'_> {
         // Both gradients, the router's, the norm's.
         let at_end = 4 * d;
         let (gradient, normed) = (d, d);
-        gradient + normed + (shared_again + at_shared).max(routed_again + at_routed).max(at_end)
+        let at_experts = (shared_again + at_shared).max(routed_again + at_routed);
+        gradient + normed + at_experts.max(at_shared_input).max(at_end)
     }
 
     /// Beside what attention kept, when it kept something.
@@ -399,9 +405,9 @@ mod tests {
         let pass = pass(&config, &lora, 8, 2048);
         let activations = pass.activations(Keep::Everything);
         near(activations.kept, 6.777, 0.001);
-        // Five tensors of the model's width and three of an expert's, in the last layer's experts on the way back; and
+        // Four tensors of the model's width and five of an expert's, in the last layer's experts on the way back; and
         // the head's.
-        let of_blocks = 16_384 * 2 * (5 * 5120 + 3 * 8192);
+        let of_blocks = 16_384 * 2 * (4 * 5120 + 5 * 8192);
         assert_eq!(activations.at_work.0, of_blocks + pass.head().0);
         let on_the_host = Pass { kind: Kind::Host, ..pass };
         assert_eq!(on_the_host.activations(Keep::Everything).at_work.0, of_blocks.max(on_the_host.head().0));
@@ -452,7 +458,10 @@ mod tests {
         let (shared, all) = (lora(&[SharedDown]), lora(&Projection::ALL));
         let plain = pass(&config, &shared, 4, 1024);
         let at_work = |pass: &Pass| pass.activations(Keep::Everything).at_work;
-        assert!(at_work(&Pass { drops: true, ..plain }) > at_work(&plain));
+        // Dropout shows where experts are narrow.
+        let narrow = ModelConfig { intermediate_size: 1024, ..of_few_words(2) };
+        let [drops, does_not] = [true, false].map(|drops| at_work(&Pass { drops, config: &narrow, ..plain }));
+        assert!(drops > does_not);
         assert!(at_work(&Pass { lora: &all, ..plain }) > at_work(&plain));
         let in_f32 = Pass { compute: ComputeType::F32, ..plain };
         assert!(at_work(&in_f32).0 > 19 * at_work(&plain).0 / 10);
@@ -463,7 +472,7 @@ mod tests {
     fn adapters_of_gate_and_up_need_one_more_row_of_the_model_beside_the_gradient_of_their_input() {
         let (config, lora) = (scout(2), lora(&[ExpertsGateUp]));
         let pass = pass(&config, &lora, 8, 2048);
-        let of_blocks = 16_384 * 2 * (6 * 5120 + 3 * 8192);
+        let of_blocks = 16_384 * 2 * (5 * 5120 + 5 * 8192);
         assert_eq!(pass.activations(Keep::Everything).at_work.0, of_blocks + pass.head().0);
     }
 

@@ -22,9 +22,11 @@ pub const QUEUEING: f64 = 62e-6;
 pub const END_OF_STEP: f64 = 0.5e-3;
 /// What kernels that are bound by memory take longer by while the link is busy, as a share: experts of 128 rows each.
 const MEMORY_SLOWDOWN: f64 = 0.13;
-/// Bytes a second of results that go back from experts to all ranks, and what it takes until the first is there.
+/// Bytes a second of rows between the ranks, in pieces of some hundred rows, and how long the first is under way.
 pub const ROWS: f64 = 300e9;
-pub const MEETING: f64 = 40e-6;
+pub const FIRST_ROW: f64 = 60e-6;
+/// What even the slowest rank waits each time that rows or results of others are to be there.
+pub const MEETING: f64 = 25e-6;
 /// Bytes a second and rank of NCCL's reduce-scatter and all-gather when nothing else runs.
 pub const REDUCE: f64 = 320e9;
 

@@ -11,7 +11,9 @@ use scout_model::{Keep, Keeping, LoraSettings, ModelConfig, UnitPlan};
 use scout_shard::Schedule;
 
 use crate::machine::ComputeType;
-use crate::rates::{self, ATTENTION_BACKWARD, ATTENTION_FORWARD, MEETING, MEMORY, QUEUEING, ROWS, START, WASTED_ROWS};
+use crate::rates::{
+    self, ATTENTION_BACKWARD, ATTENTION_FORWARD, FIRST_ROW, MEETING, MEMORY, QUEUEING, ROWS, START, WASTED_ROWS,
+};
 
 /// Seconds, by what bounds them: a gather on its way takes another share of each.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -132,7 +134,11 @@ impl Times<'_> {
             Part::GateUp { .. } => self.routed_gate_up() + starts(1),
             Part::Down => {
                 let adapted = self.adapters(&[Projection::ExpertsDown]);
-                self.experts_product(f, d) + adapted + self.rows(3.0 * f + 4.0 * d) + starts(5) + self.results()
+                self.experts_product(f, d)
+                    + adapted
+                    + self.rows(3.0 * f + 4.0 * d)
+                    + starts(5)
+                    + self.results(self.product(f, d))
             }
         }
     }
@@ -163,16 +169,24 @@ impl Times<'_> {
             Part::Down => {
                 let adapted = [Projection::ExpertsGateUp, Projection::ExpertsDown];
                 let products = self.experts_product(f, d) + self.experts_product(d, 2.0 * f);
-                products + self.adapters_backward(&adapted) + self.rows(10.0 * d + 5.0 * f) + starts(9) + self.results()
+                products
+                    + self.adapters_backward(&adapted)
+                    + self.rows(10.0 * d + 5.0 * f)
+                    + starts(9)
+                    + self.results(self.product(d, 2.0 * f))
             }
         }
     }
 
-    /// Nothing hides the way back of results. Rows travel while the shared expert computes.
-    fn results(&self) -> Work {
+    /// What results that come back from experts of other ranks are waited for, while half of the shared expert's work covers
+    /// them. The other half covers the way of rows there, which is as long.
+    fn results(&self, cover: Work) -> Work {
+        if self.num_sources == 1 {
+            return Work::default();
+        }
         let num_sources = self.num_sources as f64;
         let bytes = self.num_tokens * self.widths().d * self.element_size() * (num_sources - 1.0) / num_sources;
-        if self.num_sources == 1 { Work::default() } else { Work::waiting(bytes / ROWS + MEETING) }
+        Work::waiting(MEETING + (FIRST_ROW + bytes / ROWS - cover.seconds()).max(0.0))
     }
 
     /// Up to the output projection.

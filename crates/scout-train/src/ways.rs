@@ -46,6 +46,16 @@ pub enum Experts {
     Stay,
 }
 
+impl Experts {
+    /// For JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Experts::Come => "come",
+            Experts::Stay => "stay",
+        }
+    }
+}
+
 /// Which of the two a run may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MayBe {
@@ -237,8 +247,7 @@ impl Run<'_> {
     fn fastest(&self, choices: Choices, held: &[Vec<Held>]) -> Way {
         let fixed = self.memory(choices, ByteCount(0), ByteCount(0));
         let work = self.work(choices);
-        let gathered = |held: &Held| held.gathered + fixed.gathered;
-        let fits = |held: &&Held| MemoryPlan { shard: held.shard, gathered: gathered(held), ..fixed }.fits();
+        let fits = |held: &&Held| MemoryPlan { shard: held.shard, gathered: held.gathered, ..fixed }.fits();
         let fitting: Vec<&Held> = held.iter().filter_map(|farthest_first| farthest_first.iter().find(fits)).collect();
         let is_best = |held: &&Held| !fitting.iter().any(|other| other.is_more_than(held));
         let timed =
@@ -315,7 +324,8 @@ impl Run<'_> {
         };
         MemoryPlan {
             shard,
-            gathered: gathered + arriving,
+            gathered,
+            arriving,
             trained: self.trained,
             activations: pass.activations(keep),
             workspace: pass.workspace(),

@@ -15,7 +15,7 @@ use scout_train::plan::{ModelSource, RunPlan};
 use scout_train::prepare::plan_model;
 use scout_train::reducer::most_in_flight;
 use scout_train::trained_weights::TrainedWeights;
-use scout_train::ways::{Resident, StepTime, Way};
+use scout_train::ways::{Experts, Resident, StepTime, Way};
 use serde_json::json;
 
 use super::configuration::{ConfigArguments, load, placing};
@@ -178,12 +178,16 @@ fn computing_words(plan: &RunPlan) -> String {
 fn memory_words(plan: &RunPlan) -> String {
     let memory = &plan.memory;
     let trained = if plan.weights.is_empty() { "adapter and optimizer" } else { "gradients and optimizer" };
+    let arriving = match memory.arriving {
+        ByteCount(0) => String::new(),
+        bytes => format!(", rows of others {bytes}"),
+    };
     let libraries = match memory.libraries {
         ByteCount(0) => String::new(),
         bytes => format!(", NCCL and peers {bytes}"),
     };
     format!(
-        "weights {}, gathered {}, {trained} {}, scratch {}{libraries}",
+        "weights {}, gathered {}{arriving}, {trained} {}, scratch {}{libraries}",
         memory.shard, memory.gathered, memory.trained, memory.workspace
     )
 }
@@ -218,7 +222,7 @@ fn keeping_table(plan: &RunPlan) -> Vec<String> {
 /// The fastest ways on GPUs, each with the residency and the reach of its gathers that suit it best.
 fn timed_table(plan: &RunPlan) -> Vec<String> {
     let mut lines = vec![format!(
-        "ways       {:<36} {:>4} {:>30} {:>5} {:>11} {:>9} {:>9} {:>8}",
+        "ways       {:<36} {:>4} {:>36} {:>5} {:>11} {:>9} {:>9} {:>8}",
         "of an update", "runs", "whole on every rank", "ahead", "memory", "step", "tok/s", "exposed"
     )];
     lines.extend(plan.ways.iter().map(|way| {
@@ -227,21 +231,23 @@ fn timed_table(plan: &RunPlan) -> Vec<String> {
             (seconds(time.seconds), speed, format!("{:.1} %", 100.0 * time.exposed_share()))
         });
         let (memory, verdict) = (way.memory.total().to_string(), verdict(plan, way));
-        let (keeps, whole) = (way.keep.to_string(), resident_words(&way.resident));
+        let (keeps, whole) = (way.keep.to_string(), resident_words(way));
         let (runs, lookahead) = (way.runs, way.lookahead);
-        let held = format!("{keeps:<36} {runs:>4} {whole:>30} {lookahead:>5} {memory:>11}");
+        let held = format!("{keeps:<36} {runs:>4} {whole:>36} {lookahead:>5} {memory:>11}");
         format!("           {held} {step:>9} {speed:>9} {exposed:>8}{verdict}")
     }));
     lines
 }
 
-fn resident_words(resident: &Resident) -> String {
-    let Resident { num_layers, num_downs, embedding, head } = *resident;
+/// What every rank keeps whole, or that experts are not to be whole anywhere.
+fn resident_words(way: &Way) -> String {
+    let Resident { num_layers, num_downs, embedding, head } = way.resident;
+    let experts = (way.experts == Experts::Stay).then(|| "experts stay".to_string());
     let layers = (num_layers > 0).then(|| format!("{num_layers}"));
     let downs = (num_downs > 0).then(|| format!("{num_downs} down"));
     let ends = [(embedding, "embedding"), (head, "head")];
     let ends = ends.into_iter().filter_map(|(is_whole, name)| is_whole.then_some(name.to_string()));
-    let words: Vec<String> = layers.into_iter().chain(downs).chain(ends).collect();
+    let words: Vec<String> = experts.into_iter().chain(layers).chain(downs).chain(ends).collect();
     if words.is_empty() { "nothing".to_string() } else { words.join(" + ") }
 }
 
@@ -270,7 +276,7 @@ fn unit_table(plan: &RunPlan) -> Vec<String> {
         [layer.attention, layer.down].map(|id| plan.shards.unit(id).placement == Placement::Resident)
     };
     let mut ids = vec![(plan.units.embedding(), 1)];
-    for held in [[true, true], [false, true], [false, false]] {
+    for held in [[true, true], [true, false], [false, true], [false, false]] {
         let alike: Vec<usize> = (0..num_layers).filter(|layer| are_whole(layer) == held).collect();
         let Some(&first) = alike.first() else { continue };
         let layer = plan.units.layer(first);
@@ -298,15 +304,23 @@ fn unit_table(plan: &RunPlan) -> Vec<String> {
 
 /// The order in which units become whole during an update. Layers that use their units alike share a line.
 fn gathering(plan: &RunPlan) -> Vec<String> {
+    let exchanged = (plan.way.experts == Experts::Stay).then(|| {
+        let most = grouped(plan.way.most_rows as u64);
+        format!(
+            "experts    stay with their ranks: of each layer at most {most} rows of a rank go to them and come back"
+        )
+    });
     if plan.memory.gathered == ByteCount(0) {
-        return vec!["gathered   nothing: every rank keeps all weights".to_string()];
+        let why = if exchanged.is_some() { "all else" } else { "all weights" };
+        return exchanged.into_iter().chain([format!("gathered   nothing: every rank keeps {why}")]).collect();
     }
-    let mut lines = vec![format!(
+    let mut lines: Vec<String> = exchanged.into_iter().collect();
+    lines.push(format!(
         "gathered   {} units ahead of the block in use, at most {} at one time, in this order{}:",
         plan.shards.lookahead(),
         plan.memory.gathered,
         if plan.way.resident == Resident::NOTHING { "" } else { ", where not whole already" }
-    )];
+    ));
     let runs = runs_of_layers(&plan.shards, &plan.schedules.train);
     lines.extend(runs.into_iter().map(|LayerRun { first, last, blocks }| match (first, last) {
         (None, _) | (_, None) => format!("           {blocks}"),
@@ -328,7 +342,9 @@ struct LayerRun {
 fn runs_of_layers(shards: &ShardPlan, schedule: &Schedule) -> Vec<LayerRun> {
     let mut layers: Vec<(Option<usize>, String)> = Vec::new();
     for step in schedule.steps() {
-        let names: Vec<&str> = schedule.order()[step].iter().map(|id| shards.unit(*id).spec.name.as_str()).collect();
+        let units = schedule.order()[step].iter().map(|id| shards.unit(*id));
+        let may_come = units.filter(|unit| unit.placement != Placement::OwnExperts);
+        let names: Vec<&str> = may_come.map(|unit| unit.spec.name.as_str()).collect();
         let Some((layer, _)) = names.first().map(|name| split_name(name)) else { continue };
         let block = names.iter().map(|name| split_name(name).1).collect::<Vec<_>>().join(", ");
         match layers.last_mut() {
@@ -376,7 +392,7 @@ fn as_json(plan: &RunPlan, balance: Option<Balance>) -> serde_json::Value {
     let way = |way: &Way| {
         let Way { memory, resident, .. } = way;
         json!({
-            "keeps": way.keep.to_string(), "runs": way.runs, "lookahead": way.lookahead,
+            "keeps": way.keep.to_string(), "experts": way.experts.word(), "runs": way.runs, "lookahead": way.lookahead,
             "resident": {
                 "layers": resident.num_layers, "downs": resident.num_downs,
                 "embedding": resident.embedding, "head": resident.head,
@@ -400,13 +416,14 @@ fn as_json(plan: &RunPlan, balance: Option<Balance>) -> serde_json::Value {
         "lookahead": plan.shards.lookahead(),
         "order": schedule.steps().map(names).collect::<Vec<_>>(),
         "memory": {
-            "shard": memory.shard.0, "gathered": memory.gathered.0, "trained": memory.trained.0,
+            "shard": memory.shard.0, "gathered": memory.gathered.0, "arriving": memory.arriving.0, "trained": memory.trained.0,
             "activations": memory.activations.most().0, "workspace": memory.workspace.0,
             "libraries": memory.libraries.0, "total": memory.total().0,
             "budget": memory.budget.map(|budget| budget.0),
         },
         "ways": plan.ways.iter().map(way).collect::<Vec<_>>(),
         "keeps": plan.settings.keep.to_string(),
+        "experts": plan.way.experts.word(),
         "runs": plan.runs,
         "steps": plan.steps.map(|steps| json!({
             "rows": steps.num_rows, "updates_per_epoch": steps.updates_per_epoch,

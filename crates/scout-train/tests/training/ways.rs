@@ -403,3 +403,69 @@ fn a_micro_batch_in_runs_is_the_same_update() {
         }
     }
 }
+
+/// What a run with such keys does where experts may stay with their ranks.
+fn on_gpus(world_size: usize, more: &[&str]) -> RunPlan {
+    let keys = [&["cutoff_len=2048", "device_memory=139GiB", "weights=auto"], more].concat();
+    RunPlan::resolve(&config(&keys), scout(), gpus(world_size), None, None).unwrap()
+}
+
+#[test]
+fn steps_of_two_gpus_whose_experts_stay_are_predicted_within_seven_percent() {
+    for (rows, runs, measured) in [(1, 1, 0.2833), (4, 2, 1.0599), (16, 8, 4.2170)] {
+        let plan = on_gpus(2, &[&format!("per_device_train_batch_size={rows}")]);
+        assert_eq!((plan.way.experts, plan.runs), (Experts::Stay, runs), "{rows} rows");
+        let ratio = seconds(&plan) / measured;
+        assert!((0.93..=1.07).contains(&ratio), "{rows} rows: {} s, measured {measured} s", seconds(&plan));
+    }
+}
+
+#[test]
+fn experts_stay_where_that_is_faster_and_nothing_else_changes() {
+    for (more, expected) in [
+        (&[][..], Experts::Stay),
+        (&["weights=expert-resident"], Experts::Stay),
+        (&["weights=expert-resident", "deterministic=true"], Experts::Stay),
+        (&["weights=expert-resident", "lora_target=all+experts"], Experts::Stay),
+        (&["weights=zero3"], Experts::Come),
+        (&["gather=nccl"], Experts::Come),
+        // How much memory is found may not decide it.
+        (&["deterministic=true"], Experts::Come),
+    ] {
+        assert_eq!(on_gpus(8, more).way.experts, expected, "{more:?}");
+    }
+    // Three ranks cannot share sixteen experts, and rows do not travel between GPUs that see nothing of each other.
+    let blind = Hardware { sees_peers: false, ..gpus(8) };
+    for (hardware, problem) in [(gpus(3), "which 3 ranks cannot share equally"), (blind, "shown each other's memory")] {
+        let plan = |weights| {
+            let keys = ["cutoff_len=2048", "device_memory=139GiB", weights];
+            RunPlan::resolve(&config(&keys), scout(), hardware, None, None)
+        };
+        assert_eq!(plan("weights=auto").unwrap().way.experts, Experts::Come);
+        let error = plan("weights=expert-resident").unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::BadConfig);
+        assert!(error.to_string().contains(problem), "{error}");
+    }
+}
+
+#[test]
+fn room_for_rows_grows_with_the_ranks_that_may_send_them_and_what_is_kept_does_not() {
+    let plan = |world_size, rows: &str| {
+        let rows = format!("per_device_train_batch_size={rows}");
+        on_gpus(world_size, &["weights=expert-resident", "gradient_accumulation_steps=1", &rows])
+    };
+    let [two, eight] = [2, 8].map(|world_size| plan(world_size, "1"));
+    // Rows arrive at two places that take turns, and results at one; the rest is counts.
+    let rows = 2048 * 5120 * 2;
+    for (plan, world_size) in [(&two, 2), (&eight, 8)] {
+        let [arriving, expected] = [plan.memory.arriving.0, (2 * world_size + 1) * rows];
+        assert!((expected..expected + 4096).contains(&arriving), "{arriving} of {world_size}");
+        assert_eq!(plan.settings.most_kept_rows, 48 * 2048 * 5 / 4);
+        // Its experts, and all else.
+        let all_else = 48 * 2 * (62_919_680 + 125_916_160) + 2 * (1_034_485_760 + 1_034_490_880);
+        let experts = 48 * 2 * (1_342_177_280 + 671_088_640) / world_size;
+        assert_eq!(plan.memory.shard.0, all_else + experts);
+    }
+    assert_eq!(two.memory.activations.kept, eight.memory.activations.kept);
+    assert!(two.memory.activations.at_work < eight.memory.activations.at_work);
+}

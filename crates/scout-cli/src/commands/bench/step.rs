@@ -334,7 +334,7 @@ fn of_plan(bench: &StepBench) -> Value {
     json!({
         "resident_layers": resident.num_layers, "resident_downs": resident.num_downs,
         "embedding_resident": resident.embedding, "head_resident": resident.head,
-        "keep": plan.settings.keep.to_string(), "runs": plan.runs,
+        "keep": plan.settings.keep.to_string(), "experts": plan.way.experts.word(), "runs": plan.runs,
         "lookahead": bench.lookahead(), "ring_bytes": plan.memory.gathered.0,
         "predicted_peak_bytes": plan.memory.total().0,
         "predicted_step_s": plan.way.time.map(|time| time.seconds),
