@@ -17,7 +17,7 @@ use crate::words;
 #[derive(Debug)]
 pub enum RoutedRows {
     OnHost(RowsOnHost),
-    OnGpus(RowsOnGpus),
+    OnGpus(Box<RowsOnGpus>),
 }
 
 impl RoutedRows {
@@ -25,7 +25,7 @@ impl RoutedRows {
     pub fn exchange(&self) -> &dyn RowExchange {
         match self {
             RoutedRows::OnHost(rows) => rows,
-            RoutedRows::OnGpus(rows) => rows,
+            RoutedRows::OnGpus(rows) => &**rows,
         }
     }
 

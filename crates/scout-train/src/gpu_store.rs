@@ -100,7 +100,9 @@ pub fn routed_rows(plan: &ShardPlan, size: RowsSize, device: &Device, job: &Job)
     }
     Ok(Some(match device {
         Device::Cpu => RoutedRows::OnHost(RowsOnHost::new(job.comm.clone())),
-        Device::Cuda(device) => RoutedRows::OnGpus(RowsOnGpus::connect(Ranks { device, comm: &*job.comm }, size)?),
+        Device::Cuda(device) => {
+            RoutedRows::OnGpus(Box::new(RowsOnGpus::connect(Ranks { device, comm: &*job.comm }, size)?))
+        }
     }))
 }
 

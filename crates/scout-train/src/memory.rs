@@ -294,8 +294,10 @@ impl Pass<'_> {
         let (dropped_hidden, of_input) = if self.drops { (f, 3 * d) } else { (0, d) };
         // The gradients of the hidden product and of gate and up, and the product again.
         let at_shared = f + 2 * f + hidden_again(Projection::SharedDown) + dropped_hidden;
+        // Rows that are under way meanwhile: gradients, and what may be wanted again.
+        let under_way = if self.num_sources > 1 { 2 * d } else { 0 };
         // That of gate and up, what the routed experts found, and the gradient of the shared expert's input.
-        let at_shared_input = 2 * f + d + of_input;
+        let at_shared_input = 2 * f + self.arriving(d) + of_input;
         // The gradient of the shared gate and up, which waits until rows are under way, gathered rows, the same two gradients; then
         // as above, where an adapter adds to the gradient of the input, and reads the scaled rows after that.
         let beside_input = if self.adapts(Projection::ExpertsGateUp) { d } else { 0 };
@@ -304,7 +306,7 @@ impl Pass<'_> {
         // Both gradients, the router's, the norm's.
         let at_end = 4 * d;
         let (gradient, normed) = (d, d);
-        let at_experts = (shared_again + at_shared).max(routed_again + at_routed);
+        let at_experts = (shared_again + at_shared + under_way).max(routed_again + at_routed);
         gradient + normed + at_experts.max(at_shared_input).max(at_end)
     }
 

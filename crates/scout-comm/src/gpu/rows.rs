@@ -71,13 +71,7 @@ struct State {
     sent_back: u32,
     /// In the order in which they set out, at most two.
     under_way: VecDeque<UnderWay>,
-    coming_back: Option<ComingBack>,
-}
-
-struct ComingBack {
-    /// Past when results for this rank's rows that it computed itself are in place.
-    own_are_there: Event,
-    num_rows: usize,
+    coming_back: Option<Sent>,
 }
 
 struct UnderWay {
@@ -88,9 +82,20 @@ struct UnderWay {
 
 enum Going {
     /// When the host knows how many everybody sends.
-    WhenCounted { rows: Tensor, numbers: Numbers },
-    /// All are there, as far as this rank is concerned, when the event is past.
-    Already(Arc<Dealt>, Event),
+    WhenCounted {
+        rows: Tensor,
+        numbers: Numbers,
+    },
+    Already(Sent),
+}
+
+/// What is being carried to others.
+struct Sent {
+    dealt: Arc<Dealt>,
+    /// Past when all of it is there, as far as this rank is concerned.
+    done: Event,
+    // Held, never read: memory that is given back while it is read from is taken again at once, and arithmetic then waits.
+    _tensor: Tensor,
 }
 
 impl RowsSize {
@@ -226,12 +231,12 @@ impl RowsOnGpus {
         self.outward.wait_for(&self.device.compute().record()?)
     }
 
-    /// Lets arithmetic wait until all ranks have come to `round` of `line`, and this rank's own rows are in place.
-    fn wait_for_all(&self, line: usize, round: u32, own_are_there: &Event) -> Result<()> {
+    /// Lets arithmetic wait until all ranks have come to `round` of `line`, and what this rank sends is past `done`.
+    fn wait_for_all(&self, line: usize, round: u32, done: &Event) -> Result<()> {
         let compute = self.device.compute();
         let wait = || -> Result<()> {
             self.said.wait_for_all(line, round, compute)?;
-            Ok(compute.wait_for(own_are_there)?)
+            Ok(compute.wait_for(done)?)
         };
         Ok(self.waits.wait("waiting for rows", || wait().map_err(crate::routed_rows::of_ranks))?)
     }
@@ -295,8 +300,8 @@ impl RowExchange for RowsOnGpus {
                 Going::WhenCounted { rows: sorted.clone(), numbers }
             }
             Counts::Known(dealt) => {
-                let own_are_there = self.on_the_way("rows", || self.queue_rows(&mut state, round, sorted, dealt))?;
-                Going::Already(dealt.clone(), own_are_there)
+                let done = self.on_the_way("rows", || self.queue_rows(&mut state, round, sorted, dealt))?;
+                Going::Already(Sent { dealt: dealt.clone(), done, _tensor: sorted.clone() })
             }
         };
         state.under_way.push_back(UnderWay { round, rows });
@@ -306,16 +311,16 @@ impl RowExchange for RowsOnGpus {
     fn arrive(&self) -> scout_device::Result<(Tensor, Arc<Dealt>)> {
         let mut state = self.state();
         let UnderWay { round, rows } = state.under_way.pop_front().ok_or_else(nothing_under_way)?;
-        let (dealt, own_are_there) = match rows {
-            Going::Already(dealt, own_are_there) => (dealt, own_are_there),
+        let Sent { dealt, done, .. } = match rows {
+            Going::Already(sent) => sent,
             Going::WhenCounted { rows, numbers } => {
                 let of_ranks = numbers.get()?.chunks(self.size.num_experts + 1).map(<[u32]>::to_vec).collect();
                 let dealt = Arc::new(Dealt::new(self.mesh.rank().0, of_ranks)?);
-                let own_are_there = self.on_the_way("rows", || self.queue_rows(&mut state, round, &rows, &dealt))?;
-                (dealt, own_are_there)
+                let done = self.on_the_way("rows", || self.queue_rows(&mut state, round, &rows, &dealt))?;
+                Sent { dealt, done, _tensor: rows }
             }
         };
-        self.wait_for_all(ROWS_ARE_THERE, round, &own_are_there).map_err(crate::routed_rows::of_ranks)?;
+        self.wait_for_all(ROWS_ARE_THERE, round, &done).map_err(crate::routed_rows::of_ranks)?;
         Ok((state.arrivals[place(round)].view().rows(0, dealt.num_arriving())?, dealt))
     }
 
@@ -324,16 +329,16 @@ impl RowExchange for RowsOnGpus {
         let mut state = self.state();
         state.sent_back = state.sent_back.wrapping_add(1);
         self.follow_arithmetic()?;
-        let own_are_there = self.on_the_way("results", || self.queue_results(&mut state, results, dealt))?;
-        state.coming_back = Some(ComingBack { own_are_there, num_rows: dealt.num_sent() });
+        let done = self.on_the_way("results", || self.queue_results(&mut state, results, dealt))?;
+        state.coming_back = Some(Sent { dealt: dealt.clone(), done, _tensor: results.clone() });
         Ok(())
     }
 
     fn come_back(&self) -> scout_device::Result<Tensor> {
         let mut state = self.state();
-        let ComingBack { own_are_there, num_rows } = state.coming_back.take().ok_or_else(nothing_under_way)?;
-        self.wait_for_all(RESULTS_ARE_THERE, state.sent_back, &own_are_there).map_err(crate::routed_rows::of_ranks)?;
-        state.results.view().rows(0, num_rows)
+        let Sent { dealt, done, .. } = state.coming_back.take().ok_or_else(nothing_under_way)?;
+        self.wait_for_all(RESULTS_ARE_THERE, state.sent_back, &done).map_err(crate::routed_rows::of_ranks)?;
+        state.results.view().rows(0, dealt.num_sent())
     }
 }
 
