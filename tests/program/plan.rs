@@ -131,22 +131,29 @@ fn the_table_of_units_adds_up_to_the_shard_however_layers_are_held() {
         "model_name_or_path: meta-llama/Llama-4-Scout-17B-16E-Instruct\ntemplate: llama4\nlora_target: all\n\
          output_dir: run\ncutoff_len: 2048\nper_device_train_batch_size: 1\ndevice: cuda\ndevice_memory: 139.4GiB\n",
     );
-    let plan = ["plan", "scout.yaml", "--world", "4"];
-    let shard = json(&folder, &[&plan[..], &["--json"]].concat())["memory"]["shard"].as_u64().unwrap();
-    let said = folder.succeed(&plan).stdout;
-    assert!(said.lines().any(|line| line.contains(" down ") && line.ends_with("  chosen")), "{said}");
-    let lines = said.lines().skip_while(|line| !line.starts_with("unit ")).skip(1);
-    let lines: Vec<Vec<&str>> =
-        lines.take_while(|line| !line.starts_with("gathered ")).map(|line| line.split_whitespace().collect()).collect();
-    let kept = lines.iter().map(|line| {
-        let [.., kept, unit] = line[..] else { panic!("{line:?}") };
-        let bytes = if unit == "GiB" { 2_f64.powi(30) } else { 2_f64.powi(20) };
-        line[1].parse::<f64>().unwrap() * kept.parse::<f64>().unwrap() * bytes
-    });
-    let kept: f64 = kept.sum();
-    assert!((kept / shard as f64 - 1.0).abs() < 1e-3, "{kept} of {shard}\n{said}");
-    let num_units: u64 = lines.iter().map(|line| line[1].parse::<u64>().unwrap()).sum();
-    assert_eq!(num_units, 4 * 48 + 2);
+    // Some layers whole and matrices of others; experts that stay beside whole layers; and beside none of them.
+    for (more, expected) in [
+        (&["weights=zero3"][..], " down "),
+        (&["weights=expert-resident", "device_memory=80GiB"], "experts stay + 3"),
+        (&["weights=expert-resident", "device_memory=65GiB"], "experts stay "),
+    ] {
+        let plan = [&["plan", "scout.yaml", "--world", "4"][..], more].concat();
+        let shard = json(&folder, &[&plan[..], &["--json"]].concat())["memory"]["shard"].as_u64().unwrap();
+        let said = folder.succeed(&plan).stdout;
+        assert!(said.lines().any(|line| line.contains(expected) && line.ends_with("  chosen")), "{said}");
+        let lines = said.lines().skip_while(|line| !line.starts_with("unit ")).skip(1);
+        let is_unit = |line: &&str| !line.starts_with("gathered ") && !line.starts_with("experts ");
+        let lines: Vec<Vec<&str>> = lines.take_while(is_unit).map(|line| line.split_whitespace().collect()).collect();
+        let kept = lines.iter().map(|line| {
+            let [.., kept, unit] = line[..] else { panic!("{line:?}") };
+            let bytes = if unit == "GiB" { 2_f64.powi(30) } else { 2_f64.powi(20) };
+            line[1].parse::<f64>().unwrap() * kept.parse::<f64>().unwrap() * bytes
+        });
+        let kept: f64 = kept.sum();
+        assert!((kept / shard as f64 - 1.0).abs() < 1e-3, "{kept} of {shard}\n{said}");
+        let num_units: u64 = lines.iter().map(|line| line[1].parse::<u64>().unwrap()).sum();
+        assert_eq!(num_units, 4 * 48 + 2);
+    }
 }
 
 #[test]
