@@ -140,7 +140,9 @@ fn the_table_of_units_adds_up_to_the_shard_however_layers_are_held() {
         let plan = [&["plan", "scout.yaml", "--world", "4"][..], more].concat();
         let shard = json(&folder, &[&plan[..], &["--json"]].concat())["memory"]["shard"].as_u64().unwrap();
         let said = folder.succeed(&plan).stdout;
-        assert!(said.lines().any(|line| line.contains(expected) && line.ends_with("  chosen")), "{said}");
+        let chosen = said.lines().find(|line| line.ends_with("  chosen")).unwrap();
+        assert!(chosen.contains(expected), "{said}");
+        assert_eq!(chosen.contains(" stay +"), expected.contains('+'), "{said}");
         let lines = said.lines().skip_while(|line| !line.starts_with("unit ")).skip(1);
         let is_unit = |line: &&str| !line.starts_with("gathered ") && !line.starts_with("experts ");
         let lines: Vec<Vec<&str>> = lines.take_while(is_unit).map(|line| line.split_whitespace().collect()).collect();

@@ -59,7 +59,7 @@ fn rows_that_go_to_experts_of_other_ranks_pass_the_same_rows() {
     }
     let refused = verify_on_threads(&folder, 3, holding).unwrap().all_rows();
     let why = refused.iter().find(|row| row.status == Status::Fail).unwrap();
-    assert!(why.detail.contains("which ranks cannot share"), "{why:?}");
+    assert!(why.detail.contains("which 3 ranks cannot share equally"), "{why:?}");
 }
 
 #[test]

@@ -74,7 +74,7 @@ pub enum CommError {
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
     /// Found alike by all ranks.
-    #[error("units cannot be gathered by {way}: {reason}")]
+    #[error("nothing can be moved between ranks by {way}: {reason}")]
     NoWay { way: &'static str, reason: String },
     #[cfg(feature = "mpi")]
     #[error("MPI cannot be used: {reason}")]
@@ -124,7 +124,9 @@ impl CommError {
                 "hand all ranks the same token, or choose another address if a second job runs there"
             }
             CommError::Stranger { .. } => "choose another address",
-            CommError::NoWay { .. } => "`gather: auto` takes whichever way works",
+            CommError::NoWay { .. } => {
+                "`gather: auto` takes whichever way works for units, `weights: auto` lets no rows travel where none does"
+            }
             CommError::InUse { .. } => "wait for the other job to end, or choose another address",
             CommError::NotPrivate(cause) => return cause.hint(),
             CommError::Token(cause) => return cause.hint(),

@@ -96,7 +96,8 @@ impl DeviceConfig {
 
     fn check(&self, settings: &Settings) -> Result<(), ConfigError> {
         if self.weights == Weights::Resident && self.resident_layers != ResidentLayers::Auto {
-            let expected = "weights zero3 or auto: with a whole copy on each rank all layers are resident";
+            let expected =
+                "weights zero3, expert-resident or auto: with a whole copy on each rank all layers are resident";
             return Err(settings.contradiction("resident_layers", "weights", expected));
         }
         if self.device == DeviceKind::Cpu && self.gather != Gather::Auto {

@@ -163,8 +163,8 @@ pub const KEYS: &[Key] = &[
 
     key("device", Device, Honoured, "auto", "`auto` is cuda where a driver is loaded"),
     key("device_memory", Device, Honoured, "null", "memory to plan with, as `78GiB`, at most what is free; all of that where not given"),
-    key("weights", Device, Honoured, "auto", "how ranks hold the base: sharded (`zero3`), a whole copy each (`resident`), or sharded with experts that stay where they are (`expert-resident`)"),
-    key("resident_layers", Device, Honoured, "auto", "layers every rank keeps whole under `zero3`"),
+    key("weights", Device, Honoured, "auto", "how ranks hold the base: sharded (`zero3`), a whole copy each (`resident`), or sharded with experts that stay with their ranks, to which rows go (`expert-resident`, for LoRA); `auto` by predicted time"),
+    key("resident_layers", Device, Honoured, "auto", "layers every rank keeps whole under `zero3`, under `expert-resident` all of them but experts"),
     key("gather", Device, Honoured, "auto", "who moves the shards: copy engines or NCCL"),
     key("hang_limit", Device, Honoured, "null", "seconds without progress after which a run is ended"),
     key("init_timeout", Device, Honoured, "120", "seconds in which all ranks must have met"),

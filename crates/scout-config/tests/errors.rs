@@ -211,8 +211,8 @@ fn wishes_that_exclude_each_other_are_errors() {
     );
     check(
         "weights: resident\nresident_layers: 4",
-        "3:18: resident_layers: found 4 with weights \"resident\", expected weights zero3 or auto: with a whole copy on \
-         each rank all layers are resident",
+        "3:18: resident_layers: found 4 with weights \"resident\", expected weights zero3, expert-resident or auto: \
+         with a whole copy on each rank all layers are resident",
     );
     check(
         "device: cpu\ngather: nccl",

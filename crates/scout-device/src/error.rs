@@ -21,7 +21,7 @@ pub enum DeviceError {
     #[error("`device: {wanted}` cannot be used: {reason}")]
     Unavailable { wanted: String, reason: String },
     /// Weights did not arrive: the failure of whoever gathers them, carried through the model that asked.
-    #[error("the weights did not arrive")]
+    #[error("what other ranks keep or send did not arrive")]
     Gather(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// `table` says where the bytes are, a line for each purpose.
     #[error("{wanted} more for {purpose} do not fit: {in_use} of {budget} are in use")]

@@ -80,7 +80,7 @@ impl SetOut<'_> {
             SetOut::Here(rows) => Ok((rows()?, Place::Here)),
             SetOut::UnderWay { exchange, .. } => {
                 let (rows, dealt) = exchange.arrive()?;
-                // They came behind the counts of all ranks, so nobody waits: the memory of a message that is read is used again.
+                // They came behind the counts of all ranks, so nobody waits: memory of a message that is read is used again.
                 routing.offsets()?;
                 Ok((rows, Place::Dealt(dealt)))
             }
@@ -89,8 +89,8 @@ impl SetOut<'_> {
 }
 
 impl Place {
-    /// Rows `offsets[e]..offsets[e + 1]` of those that are computed here belong to the `e`-th expert that is here. The first call
-    /// for a routing may wait, as [`Routing::offsets`] does.
+    /// Rows `offsets[e]..offsets[e + 1]` of those that are computed here belong to the `e`-th expert that is here. The first
+    /// call for a routing may wait, as [`Routing::offsets`] does.
     pub fn offsets<'a>(&'a self, routing: &'a Routing) -> Result<&'a [u32]> {
         match self {
             Place::Here => Ok(routing.offsets()?),

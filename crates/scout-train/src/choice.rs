@@ -1,5 +1,6 @@
 //! The way that a run takes: of all that its configuration leaves, the first that fits; and where none does, what would help.
 
+use scout_comm::gpu::RowsSize;
 use scout_config::{self as written, RunConfig};
 use scout_core::ByteCount;
 use scout_device::cuda::Choice;
@@ -35,31 +36,50 @@ pub fn choose(config: &RunConfig, run: &Run) -> Result<(Way, Vec<Way>)> {
 
 /// Where tokens and experts may come together. By itself a run lets rows travel only where nothing else than speed changes.
 pub fn experts(config: &RunConfig, hardware: &Hardware, (model, trained): (&ModelConfig, &WeightSet)) -> Result<MayBe> {
-    let (world_size, num_experts) = (hardware.world_size, model.num_experts);
-    let problem = if world_size > 1 && !num_experts.is_multiple_of(world_size) {
-        Some(format!("{num_experts} experts, which {world_size} ranks cannot share equally"))
-    } else if !trained.is_empty() {
-        Some("weights that are trained".to_string())
-    } else if hardware.kind == Kind::Gpu && !hardware.sees_peers {
-        Some("GPUs that cannot be shown each other's memory".to_string())
-    } else {
-        None
+    let sees_peers = hardware.kind == Kind::Host || hardware.sees_peers;
+    let problem = match trained.is_empty() {
+        false if hardware.world_size > 1 => Some("weights that are trained".to_string()),
+        _ => cannot_stay(model, hardware.world_size, sees_peers),
     };
     match (config.device.weights, problem) {
-        (written::Weights::ExpertResident, Some(problem)) => {
-            let problem = format!("is `expert-resident`, with {problem}; with `zero3` or `auto` experts are gathered");
-            Err(TrainError::Config { key: "weights", problem })
-        }
-        (written::Weights::ExpertResident, None) if world_size > 1 => Ok(MayBe::Only(Experts::Stay)),
+        (written::Weights::ExpertResident, Some(problem)) => Err(refused(&problem)),
+        (written::Weights::ExpertResident, None) if hardware.world_size > 1 => Ok(MayBe::Only(Experts::Stay)),
         (written::Weights::Auto, None) if is_free_to_choose(config, hardware) => Ok(MayBe::Either),
         _ => Ok(MayBe::Only(Experts::Come)),
     }
 }
 
+/// Why so many ranks cannot keep the experts of this model and let rows come, where they cannot. A rank alone has all of them.
+pub fn cannot_stay(model: &ModelConfig, world_size: usize, sees_peers: bool) -> Option<String> {
+    let num_experts = model.num_experts;
+    if world_size == 1 {
+        None
+    } else if !num_experts.is_multiple_of(world_size) {
+        Some(format!("{num_experts} experts, which {world_size} ranks cannot share equally"))
+    } else if world_size * (num_experts + 1) > RowsSize::MOST_COUNTS {
+        Some(format!(
+            "more than {} counts of rows for {num_experts} experts on {world_size} ranks",
+            RowsSize::MOST_COUNTS
+        ))
+    } else if !sees_peers {
+        Some("GPUs that cannot be shown each other's memory".to_string())
+    } else {
+        None
+    }
+}
+
+pub fn refused(problem: &str) -> TrainError {
+    let problem = format!("is `expert-resident`, with {problem}; with `zero3` or `auto` experts are gathered");
+    TrainError::Config { key: "weights", problem }
+}
+
 /// Where runs must agree bit by bit, memory that was found may not decide who computes what.
 fn is_free_to_choose(config: &RunConfig, hardware: &Hardware) -> bool {
+    let written::DeviceConfig { deterministic, gather, resident_layers, .. } = config.device;
     let is_on_gpus = hardware.kind == Kind::Gpu && hardware.world_size > 1;
-    is_on_gpus && !config.device.deterministic && config.device.gather != written::Gather::Nccl
+    // Whoever writes how many layers are to be whole means their experts too.
+    let is_free = gather != written::Gather::Nccl && resident_layers == written::ResidentLayers::Auto;
+    is_on_gpus && !deterministic && is_free
 }
 
 fn residency(config: &RunConfig, all: usize) -> Result<Residency> {
@@ -112,6 +132,7 @@ fn does_not_fit(config: &RunConfig, run: &Run, residency: Residency) -> TrainErr
             tokens: run.rows.largest_run(way.runs).num_tokens,
             resident_layers: way.resident.num_layers,
             num_layers: run.pass.config.num_layers,
+            experts: way.experts,
         },
         hint: remedy(config, run, residency),
     }
@@ -120,8 +141,13 @@ fn does_not_fit(config: &RunConfig, run: &Run, residency: Residency) -> TrainErr
 /// What to change so that the run fits: the key that forbids smaller ways, where that is enough; beside it, or without such a
 /// key, whatever else is found to be enough.
 fn remedy(config: &RunConfig, run: &Run, residency: Residency) -> String {
-    let needed = |residency| smallest(run, residency).memory;
-    let (free, as_written) = (needed(Residency::Free), needed(residency));
+    let needed = |run: &Run, residency| smallest(run, residency).memory;
+    let come = Run { experts: MayBe::Only(Experts::Come), ..*run };
+    let (free, as_written) = (needed(run, Residency::Free), needed(run, residency));
+    if run.experts == MayBe::Only(Experts::Stay) && needed(&come, residency).fits() {
+        return "leave `weights: expert-resident` out: there is room for all rows of all ranks to come to one of them"
+            .to_string();
+    }
     let forbids = match residency {
         Residency::Layers(_) if free.total() < as_written.total() => Some("lower `resident_layers`, or leave it out"),
         Residency::Everything if free.total() < as_written.total() => Some("leave `weights: resident` out"),
@@ -147,7 +173,20 @@ fn others(config: &RunConfig, run: &Run, residency: Residency) -> String {
         remedies.push(format!("lower `cutoff_len` to {shorter}"));
     }
     let world_size = run.hardware.world_size;
-    if let Some(more) = doubles(world_size).find(|more| fits(&with_ranks(run, *more))) {
+    let num_experts = run.pass.config.num_experts;
+    let stay = Run { experts: MayBe::Only(Experts::Stay), ..*run };
+    let may_stay = run.hardware.kind == Kind::Gpu && run.hardware.sees_peers && world_size > 1;
+    let is_lora = !run.pass.lora.projections.is_empty();
+    if run.experts == MayBe::Only(Experts::Come)
+        && may_stay
+        && is_lora
+        && num_experts.is_multiple_of(world_size)
+        && fits(&stay)
+    {
+        remedies.push("set `weights: expert-resident`".to_string());
+    }
+    let can_share = |ranks: &usize| run.experts != MayBe::Only(Experts::Stay) || num_experts.is_multiple_of(*ranks);
+    if let Some(more) = doubles(world_size).filter(can_share).find(|more| fits(&with_ranks(run, *more))) {
         remedies.push(format!("use {more} ranks"));
     }
     let needed = smallest(run, residency).memory.total();
@@ -186,7 +225,11 @@ fn with_rows<'a>(run: &Run<'a>, (fewer, batch): (usize, usize), cutoff: usize) -
 
 /// The same on more ranks, each of which trains no more than now.
 fn with_ranks<'a>(run: &Run<'a>, world_size: usize) -> Run<'a> {
-    Run { hardware: Hardware { world_size, ..run.hardware }, ..*run }
+    let experts = match run.experts {
+        MayBe::Either if !run.pass.config.num_experts.is_multiple_of(world_size) => MayBe::Only(Experts::Come),
+        experts => experts,
+    };
+    Run { hardware: Hardware { world_size, ..run.hardware }, experts, ..*run }
 }
 
 /// Memory to plan for: what is written, but no more than there is.

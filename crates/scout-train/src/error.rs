@@ -5,8 +5,10 @@ use std::path::{Component, Path, PathBuf};
 
 use scout_comm::CommError;
 use scout_core::{ByteCount, ExitCode};
-use scout_model::Keep;
+use scout_model::{Keep, ModelError};
 use scout_shard::ShardError;
+
+use crate::ways::Experts;
 
 pub type Result<T> = std::result::Result<T, TrainError>;
 
@@ -58,11 +60,13 @@ pub struct Least {
     /// Whole on every rank.
     pub resident_layers: usize,
     pub num_layers: usize,
+    pub experts: Experts,
 }
 
 impl fmt::Display for Least {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Least { keep, runs, tokens, resident_layers, num_layers } = *self;
+        let Least { keep, runs, tokens, experts, resident_layers, num_layers } = *self;
+        let but_experts = if experts == Experts::Stay { " but for their experts" } else { "" };
         let again = match keep {
             Keep::Everything => "nothing computed again",
             Keep::AllButGateUp => "gate and up computed again",
@@ -71,7 +75,7 @@ impl fmt::Display for Least {
         let runs = if runs == 1 { "one run".to_string() } else { format!("{runs} runs") };
         write!(
             f,
-            "{resident_layers} of {num_layers} layers whole on every rank, {again}, an update in {runs} of at most {tokens} \
+            "{resident_layers} of {num_layers} layers whole on every rank{but_experts}, {again}, an update in {runs} of at most {tokens} \
              tokens"
         )
     }
@@ -84,6 +88,9 @@ impl TrainError {
         while let Some(error) = cause {
             if let Some(gather) = error.downcast_ref::<ShardError>() {
                 return gather.exit_code();
+            }
+            if let Some(rows) = error.downcast_ref::<CommError>() {
+                return rows.exit_code();
             }
             cause = error.source();
         }
@@ -118,12 +125,15 @@ impl TrainError {
         };
         match self {
             TrainError::Comm(cause) => cause.is_an_echo(),
-            TrainError::Device(cause) if cause.may_be_an_echo() => true,
+            TrainError::Device(cause) | TrainError::Model(ModelError::Device(cause)) if cause.may_be_an_echo() => true,
             TrainError::Shard(cause) => of_shard(cause),
-            // Weights that do not arrive come up through the model.
+            // Weights and rows that do not arrive come up through the model.
             _ => {
-                let mut causes = std::iter::successors(std::error::Error::source(self), |error| error.source());
-                causes.any(|error| error.downcast_ref::<ShardError>().is_some_and(of_shard))
+                let is_echo = |error: &(dyn std::error::Error + 'static)| {
+                    error.downcast_ref::<ShardError>().is_some_and(of_shard)
+                        || error.downcast_ref::<CommError>().is_some_and(CommError::is_an_echo)
+                };
+                std::iter::successors(std::error::Error::source(self), |error| error.source()).any(is_echo)
             }
         }
     }
@@ -168,5 +178,26 @@ fn how_to_get(path: &Path) -> String {
         false => "give the folder of a model that was downloaded before, such as by \
                   huggingface-cli download ORGANISATION/MODEL --local-dir FOLDER"
             .to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use scout_device::DeviceError;
+
+    use super::*;
+
+    #[test]
+    fn what_did_not_arrive_because_another_rank_failed_is_told_as_its_failure() {
+        let through_the_model =
+            |cause: CommError| TrainError::from(ModelError::from(DeviceError::Gather(Box::new(cause))));
+        let echo = through_the_model(CommError::Aborted { reason: "rank 1 failed".to_string() });
+        assert!(echo.tells_of_another_rank());
+        assert_eq!(echo.exit_code(), ExitCode::PeerLost);
+        let own = through_the_model(CommError::NoWay { way: "copy engines", reason: "none".to_string() });
+        assert!(!own.tells_of_another_rank());
+        assert_eq!(own.exit_code(), ExitCode::DeviceUnavailable);
+        let late = TrainError::from(ModelError::from(DeviceError::Late { waited: std::time::Duration::ZERO }));
+        assert!(late.tells_of_another_rank());
     }
 }

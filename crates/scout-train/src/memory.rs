@@ -21,7 +21,7 @@ pub const WAYS: [Keep; 3] = [Keep::Everything, Keep::AllButGateUp, Keep::InputOn
 pub struct MemoryPlan {
     pub shard: ByteCount,
     pub gathered: ByteCount,
-    /// Where rows for experts that stay with their ranks arrive, and results come back.
+    /// Where rows for experts that stay with their ranks arrive, and results come back. Not counted on the host.
     pub arriving: ByteCount,
     /// Adapter, its gradient and moments; or moments and gradients of the parts of trained weights, and the whole
     /// gradients that are being made or under way.
@@ -123,7 +123,8 @@ struct Widths {
     f: u64,
 }
 
-/// Of rows that come to experts of a rank, how many times as many are kept as it sends: over all layers uneven routing evens out.
+/// Of rows that come to experts of a rank, how many times as many are kept as it sends: over all layers uneven routing evens
+/// out.
 const ROOM_FOR_ROWS: f64 = 1.25;
 /// Context and NCCL, on each of several GPUs. Two H200 held 2.1 GiB beside what the arenas hold.
 const OF_SEVERAL_GPUS: ByteCount = ByteCount(5 << 29);
@@ -145,6 +146,8 @@ impl Pass<'_> {
         let keep = keeping.least;
         // When the last layer has done its experts' way back, what they kept is gone.
         let last = match keeping.of_layer(self.config.num_layers.saturating_sub(1)) {
+            // Of rows that came to its experts there may have been no room to keep any.
+            Keep::Everything if self.num_sources > 1 => self.kept_of_experts() + self.kept_of_shared(),
             Keep::Everything => self.kept_of_experts() + self.kept_of_wide(),
             Keep::AllButGateUp | Keep::InputOnly => self.kept_of_experts(),
         };
@@ -165,7 +168,7 @@ impl Pass<'_> {
         if self.kind == Kind::Host {
             return ByteCount(0);
         }
-        let widest = self.arriving(2 * self.widths().f);
+        let widest = self.of_all_sources(2 * self.widths().f);
         let largest = ByteCount(widest * self.batch.num_tokens as u64).max(self.logits());
         let of_products = self.choice.scratch(largest);
         // The library's own stays where it is while attention and adapters work.
@@ -230,17 +233,20 @@ impl Pass<'_> {
 
     /// The input, which expert with which score and at which place, the norm, and products of the down adapters.
     fn kept_of_experts(&self) -> u64 {
-        let narrow = self.narrow(&[Projection::SharedDown]) + self.arriving(self.narrow(&[Projection::ExpertsDown]));
+        let narrow =
+            self.narrow(&[Projection::SharedDown]) + self.of_all_sources(self.narrow(&[Projection::ExpertsDown]));
         self.widths().d + 5 * NUMBER + narrow
     }
 
     /// Gate and up of the shared and of the routed expert.
     fn kept_of_wide(&self) -> u64 {
-        let Widths { f, .. } = self.widths();
-        let shared = 2 * f + self.narrow(&[Projection::SharedGate, Projection::SharedUp]);
-        let routed = 2 * f + self.narrow(&[Projection::ExpertsGateUp]);
-        let room = if self.num_sources == 1 { 1.0 } else { ROOM_FOR_ROWS.min(self.num_sources as f64) };
-        shared + (room * routed as f64).ceil() as u64
+        let routed = 2 * self.widths().f + self.narrow(&[Projection::ExpertsGateUp]);
+        let room = ROOM_FOR_ROWS.min(self.num_sources as f64);
+        self.kept_of_shared() + (room * routed as f64).ceil() as u64
+    }
+
+    fn kept_of_shared(&self) -> u64 {
+        2 * self.widths().f + self.narrow(&[Projection::SharedGate, Projection::SharedUp])
     }
 
     /// Rows that come to experts of which there is room to keep gate and up.
@@ -250,8 +256,8 @@ impl Pass<'_> {
         (self.kept_layers().filter(keeps).count() as f64 * room) as usize
     }
 
-    /// Bytes for each token of this rank of what there is for each row that arrives.
-    fn arriving(&self, bytes: u64) -> u64 {
+    /// Bytes for each token of this rank of what there is for each row of all that may come.
+    fn of_all_sources(&self, bytes: u64) -> u64 {
         bytes * self.num_sources as u64
     }
 
@@ -269,23 +275,28 @@ impl Pass<'_> {
             1 if is_kept => 0,
             1 => self.kept_of_wide(),
             // There may be no room for what comes; then it is there only while this layer computes.
-            _ => self.arriving(2 * f) + if is_kept { 0 } else { self.kept_of_wide() },
+            _ => self.of_all_sources(2 * f) + if is_kept { 0 } else { self.kept_of_wide() },
         };
         let logits = NUMBER * self.config.num_experts as u64;
-        // The normed input, both hidden products, the scaled rows, both results and their sum. Rows that arrive and results that
-        // come back have a place of their own.
-        let at_end = 4 * d + f + self.arriving(d + f);
+        // What the adapter adds to what goes through the experts, before the shared result is there.
+        let adapts_down = self.adapts(Projection::ExpertsDown);
+        let at_down = if adapts_down { d + f + self.of_all_sources(f + 2 * d) } else { 0 };
+        // The normed input, both hidden products, the scaled rows, both results and their sum. Rows that arrive and results
+        // that come back have a place of their own.
+        let at_end = 4 * d + f + self.of_all_sources(d + f);
         // The first of them, and what the adapter adds to gate and up.
-        let at_gate_up = if self.adapts(Projection::ExpertsGateUp) { 3 * d + f + self.arriving(2 * f) } else { 0 };
-        wide + logits + at_end.max(at_gate_up)
+        let at_gate_up =
+            if self.adapts(Projection::ExpertsGateUp) { 3 * d + f + self.of_all_sources(2 * f) } else { 0 };
+        wide + logits + at_end.max(at_gate_up).max(at_down)
     }
 
     fn experts_backward(&self, keep: Keep) -> u64 {
         let Widths { d, f, .. } = self.widths();
+        let of_routed = self.of_all_sources(2 * f + self.narrow(&[Projection::ExpertsGateUp]));
         let [shared_again, routed_again] = match keep {
             Keep::Everything if self.num_sources == 1 => [0; 2],
-            Keep::Everything => [0, self.arriving(2 * f)],
-            Keep::AllButGateUp | Keep::InputOnly => [2 * f, self.arriving(2 * f)],
+            Keep::Everything => [0, of_routed],
+            Keep::AllButGateUp | Keep::InputOnly => [self.kept_of_shared(), of_routed],
         };
         // Made again where somebody is trained on it: an adapter, or the weights of a run without adapters.
         let trains_weights = self.lora.projections.is_empty();
@@ -294,20 +305,24 @@ impl Pass<'_> {
         let (dropped_hidden, of_input) = if self.drops { (f, 3 * d) } else { (0, d) };
         // The gradients of the hidden product and of gate and up, and the product again.
         let at_shared = f + 2 * f + hidden_again(Projection::SharedDown) + dropped_hidden;
-        // Rows that are under way meanwhile: gradients, and what may be wanted again.
-        let under_way = if self.num_sources > 1 { 2 * d } else { 0 };
-        // That of gate and up, what the routed experts found, and the gradient of the shared expert's input.
-        let at_shared_input = 2 * f + self.arriving(d) + of_input;
-        // The gradient of the shared gate and up, which waits until rows are under way, gathered rows, the same two gradients; then
-        // as above, where an adapter adds to the gradient of the input, and reads the scaled rows after that.
+        // That of gate and up, and the gradient of the shared expert's input.
+        let at_shared_input = 2 * f + of_input;
         let beside_input = if self.adapts(Projection::ExpertsGateUp) { d } else { 0 };
+        // The same two gradients, and the product again or the gradient of the input, where an adapter adds to that, and reads
+        // the scaled rows after that.
         let of_rows = f + 2 * f + hidden_again(Projection::ExpertsDown).max(d + beside_input);
-        let at_routed = 2 * f + d + self.arriving(of_rows);
+        let [before, during, after] = match self.num_sources {
+            // Then gathered rows beside the shared gradient.
+            1 => [at_shared.max(at_shared_input), 2 * d + of_rows, 0],
+            // Rows are under way beside the first half, and what that found waits until results are. Then these are held.
+            _ => {
+                [at_shared + 2 * d, 2 * f + d + self.of_all_sources(of_rows), at_shared_input + self.of_all_sources(d)]
+            }
+        };
         // Both gradients, the router's, the norm's.
         let at_end = 4 * d;
         let (gradient, normed) = (d, d);
-        let at_experts = (shared_again + at_shared + under_way).max(routed_again + at_routed);
-        gradient + normed + at_experts.max(at_shared_input).max(at_end)
+        gradient + normed + (shared_again + before).max(routed_again + during).max(after).max(at_end)
     }
 
     /// Beside what attention kept, when it kept something.
@@ -407,9 +422,9 @@ mod tests {
         let pass = pass(&config, &lora, 8, 2048);
         let activations = pass.activations(Keep::Everything);
         near(activations.kept, 6.777, 0.001);
-        // Four tensors of the model's width and five of an expert's, in the last layer's experts on the way back; and
+        // Five tensors of the model's width and three of an expert's, in the last layer's experts on the way back; and
         // the head's.
-        let of_blocks = 16_384 * 2 * (4 * 5120 + 5 * 8192);
+        let of_blocks = 16_384 * 2 * (5 * 5120 + 3 * 8192);
         assert_eq!(activations.at_work.0, of_blocks + pass.head().0);
         let on_the_host = Pass { kind: Kind::Host, ..pass };
         assert_eq!(on_the_host.activations(Keep::Everything).at_work.0, of_blocks.max(on_the_host.head().0));
@@ -441,6 +456,27 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_other_ranks_are_counted_where_they_may_come() {
+        let (config, lora) = (of_few_words(2), lora(&[Q, SharedGate]));
+        let alone = pass(&config, &lora, 1, 1000);
+        let (d, f) = (2 * 5120, 2 * 8192);
+        for (num_sources, room) in [(2, 1.25), (4, 1.25)] {
+            let several = Pass { num_sources, ..alone };
+            let n = num_sources as u64;
+            let [of_one, of_several] = [alone, several].map(|pass| pass.activations(Keep::Everything));
+            // Two layers keep gate and up of a quarter more rows than they send.
+            assert_eq!(of_several.kept.0 - of_one.kept.0, 1000 * 2 * f / 2);
+            assert_eq!(several.most_kept_rows(Keep::Everything.into()), (2.0 * room * 1000.0) as usize);
+            assert_eq!(several.most_kept_rows(Keep::AllButGateUp.into()), 0);
+            assert_eq!(several.most_kept_rows(Keeping::mixed(Keep::AllButGateUp, 1, 2)), 1250);
+            // On the way back gate and up are made again, for lack of room, beside two gradients and that of the input, of all
+            // rows; and beside the gradients of the block and of the shared gate and up, the norm, and rows that set out.
+            let at_work = 3 * d + 2 * f + n * (2 * f + 3 * f + d);
+            assert_eq!(of_several.at_work.0, 1000 * at_work + several.head().0, "{num_sources}");
+        }
+    }
+
+    #[test]
     fn less_kept_is_less_in_all_and_grows_with_layers_alone() {
         for num_layers in [1, 4, 48] {
             let (config, lora) = (of_few_words(num_layers), lora(&[Q, SharedGate]));
@@ -460,10 +496,7 @@ mod tests {
         let (shared, all) = (lora(&[SharedDown]), lora(&Projection::ALL));
         let plain = pass(&config, &shared, 4, 1024);
         let at_work = |pass: &Pass| pass.activations(Keep::Everything).at_work;
-        // Dropout shows where experts are narrow.
-        let narrow = ModelConfig { intermediate_size: 1024, ..of_few_words(2) };
-        let [drops, does_not] = [true, false].map(|drops| at_work(&Pass { drops, config: &narrow, ..plain }));
-        assert!(drops > does_not);
+        assert!(at_work(&Pass { drops: true, ..plain }) > at_work(&plain));
         assert!(at_work(&Pass { lora: &all, ..plain }) > at_work(&plain));
         let in_f32 = Pass { compute: ComputeType::F32, ..plain };
         assert!(at_work(&in_f32).0 > 19 * at_work(&plain).0 / 10);
@@ -474,7 +507,7 @@ mod tests {
     fn adapters_of_gate_and_up_need_one_more_row_of_the_model_beside_the_gradient_of_their_input() {
         let (config, lora) = (scout(2), lora(&[ExpertsGateUp]));
         let pass = pass(&config, &lora, 8, 2048);
-        let of_blocks = 16_384 * 2 * (5 * 5120 + 5 * 8192);
+        let of_blocks = 16_384 * 2 * (6 * 5120 + 3 * 8192);
         assert_eq!(pass.activations(Keep::Everything).at_work.0, of_blocks + pass.head().0);
     }
 

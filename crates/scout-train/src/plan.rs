@@ -27,7 +27,7 @@ use crate::runs::{Largest, Rows};
 use crate::schedule::{Decay, LearningRate};
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, StepSettings};
-use crate::ways::{LOOKAHEAD, Run, Way};
+use crate::ways::{LOOKAHEAD, Run, Way, rows_size};
 use crate::weight_set::WeightSet;
 
 /// Where the model comes from.
@@ -59,7 +59,8 @@ pub struct RunPlan {
     pub runs: usize,
     /// The one that was chosen.
     pub way: Way,
-    /// The fastest first where they differ in more than what they keep; else from the one that keeps the most.
+    /// The fastest first where they differ in more than what they keep and memory is known; else from the one that keeps the
+    /// most, and where experts come before where they stay.
     pub ways: Vec<Way>,
     /// How algorithms of a GPU are chosen: the same in every run, or by their speed.
     pub choice: Choice,
@@ -160,12 +161,7 @@ impl RunPlan {
 
     /// How large exchanges of rows are at most.
     pub fn rows_size(&self) -> RowsSize {
-        RowsSize {
-            num_experts: self.source.config.num_experts,
-            most_rows: self.way.most_rows,
-            width: self.source.config.hidden_size,
-            dtype: self.hardware.compute.dtype(),
-        }
+        rows_size(&self.source.config, self.way.most_rows, self.hardware.compute)
     }
 
     pub fn num_trained(&self) -> usize {

@@ -177,6 +177,14 @@ mod tests {
     }
 
     #[test]
+    fn waits_for_rows_of_other_ranks_take_time_in_which_nothing_computes() {
+        let (specs, schedule) = (units(1), one_by_one(1));
+        let shards = ShardPlan::new(&specs, 2, &all_resident, 0);
+        let work = [Work { waiting: 0.5, ..arithmetic(2.0) }];
+        assert_eq!(walks(&shards, &schedule, &work, LINK, 3), Walked { total: 7.5, waited: 1.5 });
+    }
+
+    #[test]
     fn where_passes_repeat_the_link_never_stands_idle_and_what_is_whole_at_an_end_is_gathered_once() {
         let (specs, mut there_and_back) = (units(3), Schedule::default());
         [0, 1, 2, 2, 1, 0].into_iter().for_each(|unit| there_and_back.push(&[UnitId(unit)]));

@@ -5,10 +5,10 @@
 use scout_comm::gpu::RowsSize;
 use scout_core::{ByteCount, UnitId};
 use scout_device::cuda::Choice;
-use scout_model::{Keep, Keeping, UnitPlan, lies_evenly};
+use scout_model::{Keep, Keeping, ModelConfig, UnitPlan, lies_evenly};
 use scout_shard::{ShardPlan, ring_bytes};
 
-use crate::machine::{Hardware, Kind};
+use crate::machine::{ComputeType, Hardware, Kind};
 use crate::memory::{MemoryPlan, Pass, WAYS};
 use crate::rates::{END_OF_STEP, Link, MEMORY, REDUCE};
 use crate::runs::Rows;
@@ -47,7 +47,7 @@ pub enum Experts {
 }
 
 impl Experts {
-    /// For JSON.
+    /// What happens to them, in a word.
     pub fn word(self) -> &'static str {
         match self {
             Experts::Come => "come",
@@ -319,7 +319,9 @@ impl Run<'_> {
     fn memory(&self, choices: Choices, shard: ByteCount, gathered: ByteCount) -> MemoryPlan {
         let (keep, pass) = (choices.keep, self.pass_of(choices));
         let arriving = match (choices.experts, self.hardware.kind) {
-            (Experts::Stay, Kind::Gpu) => rows_size(&pass).bytes(pass.num_sources),
+            (Experts::Stay, Kind::Gpu) => {
+                rows_size(pass.config, pass.batch.num_tokens, pass.compute).bytes(pass.num_sources)
+            }
             _ => ByteCount(0),
         };
         MemoryPlan {
@@ -382,14 +384,10 @@ impl Run<'_> {
     }
 }
 
-/// How large exchanges of rows are in such a pass, at most.
-pub fn rows_size(pass: &Pass) -> RowsSize {
-    RowsSize {
-        num_experts: pass.config.num_experts,
-        most_rows: pass.batch.num_tokens,
-        width: pass.config.hidden_size,
-        dtype: pass.compute.dtype(),
-    }
+/// How large exchanges are in which a rank sends at most so many rows.
+pub fn rows_size(config: &ModelConfig, most_rows: usize, compute: ComputeType) -> RowsSize {
+    let ModelConfig { num_experts, hidden_size: width, .. } = *config;
+    RowsSize { num_experts, most_rows, width, dtype: compute.dtype() }
 }
 
 /// What is computed, whatever is resident.

@@ -91,8 +91,8 @@ pub(super) fn rotation(mesh: Mesh) -> impl Iterator<Item = usize> {
     (1..size).map(move |step| (rank + step) % size)
 }
 
-/// Whether all ranks can show each other memory of their GPUs; every rank calls it. Where they cannot, units are gathered by NCCL,
-/// and rows do not travel.
+/// Whether all ranks can show each other memory of their GPUs; every rank calls it. Where they cannot, units are gathered by
+/// NCCL, and rows do not travel.
 pub fn see_each_other(Ranks { device, comm }: Ranks) -> Result<bool> {
     match must_be_one_host(comm).and_then(|()| Lines::<1>::between(device, comm).map(drop)) {
         Ok(()) => Ok(true),

@@ -1,13 +1,13 @@
-//! Rows between GPUs of one host: copy engines write each rank's rows straight to the places where the kernels of the ranks that
-//! keep the experts read them, and results straight back. No kernel and no copy in between.
+//! Rows between GPUs of one host: copy engines write each rank's rows straight to the places where the kernels of the ranks
+//! that keep the experts read them, and results straight back. No kernel and no copy in between.
 //!
 //! A place is written again only when it was read, and that needs no asking. What a rank sends it made after the results of the
 //! exchange before had come from all ranks, and a rank returns results after it has read what had arrived; so whoever
 //! receives rows has read all that arrived in the exchange before, and whoever receives results has read those of the one
 //! before. Between two results rows set out at most twice, and their places take turns.
 //!
-//! Who tells the others how many rows come needs no host either: counts go from GPU to GPU in front of the rows, and the host of
-//! each rank learns those of all at once, while its GPU computes something else.
+//! Who tells the others how many rows come needs no host either: counts go from GPU to GPU in front of the rows, and the host
+//! of each rank learns those of all at once, while its GPU computes something else.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -99,6 +99,10 @@ struct Sent {
 }
 
 impl RowsSize {
+    /// Numbers that hosts learn of each exchange, one for each rank and expert and one more for each rank: as many as a message
+    /// holds.
+    pub const MOST_COUNTS: usize = 1024;
+
     /// What an exchange takes of each of so many GPUs. All rows may be for the experts of one rank.
     pub fn bytes(&self, world_size: usize) -> ByteCount {
         ByteCount(self.end(world_size) as u64)
@@ -126,7 +130,8 @@ impl RowsSize {
 }
 
 impl RowsOnGpus {
-    /// Asks the driver for the memory and shows it to all others. Every rank calls it with the same size; all fail where one does.
+    /// Asks the driver for the memory and shows it to all others. Every rank calls it with the same size; all fail where one
+    /// does.
     pub fn connect(Ranks { device, comm }: Ranks, size: RowsSize) -> Result<RowsOnGpus> {
         mapped::must_be_one_host(comm)?;
         let (mesh, compute) = (comm.mesh(), device.compute());
@@ -136,10 +141,10 @@ impl RowsOnGpus {
             exchange::must_agree(comm, own.and_then(|arena| Ok((State::of(&size, mesh, (device, &arena))?, arena))))?;
         let (state, arena) = own;
         let mapped = (|| {
-            let others = OfOthers::map(device, &arena, comm)?;
-            Ok((others, Lines::between(device, comm)?))
+            let outward = Arc::new(exchange::must_agree(comm, Stream::new(device.context(), Priority::High))?);
+            Ok((outward, OfOthers::map(device, &arena, comm)?, Lines::between(device, comm)?))
         })();
-        let (others, said) = match mapped {
+        let (outward, others, said) = match mapped {
             Ok(mapped) => mapped,
             Err(error) => {
                 // Others may have it mapped.
@@ -153,7 +158,7 @@ impl RowsOnGpus {
             size,
             said: ManuallyDrop::new(said),
             others: ManuallyDrop::new(others),
-            outward: Arc::new(exchange::must_agree(comm, Stream::new(device.context(), Priority::High))?),
+            outward,
             waits: Waits::of(device),
             state: ManuallyDrop::new(Mutex::new(state)),
         })

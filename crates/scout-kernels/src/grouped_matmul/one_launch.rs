@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use scout_core::DType;
+use scout_device::cuda::dnn::SumOrder;
 use scout_device::cuda::{Argument, CudaDevice, FactorForm, Grid, Problem, Product, TensorMap};
 use scout_device::{Matrices, Tensor};
 
@@ -90,9 +91,11 @@ fn busy_clusters(num_pairs: usize, num_clusters: usize) -> usize {
     if rounds < MANY { num_pairs.min(num_clusters) } else { num_pairs.div_ceil(rounds) }
 }
 
-/// Whether this is the way to multiply `a` with matrices `b`.
+/// Whether this is the way to multiply `a` with matrices `b`. Where runs must agree bit by bit it does not depend on how many rows
+/// come together, for that depends on where experts are computed.
 pub(crate) fn is_faster(device: &CudaDevice, a: &Tensor, b: &Matrices, offsets: &[u32]) -> bool {
-    can(device, a, b, offsets) && mean_rows(offsets) <= MOST_ROWS
+    let is_fixed = device.sum_order() == SumOrder::Fixed;
+    can(device, a, b, offsets) && (is_fixed || mean_rows(offsets) <= MOST_ROWS)
 }
 
 /// Whether the kernel takes such factors.

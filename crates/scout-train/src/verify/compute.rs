@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use scout_checkpoint::{AdapterLayout, LoadedAdapter, ModelFolder, adapter};
 use scout_comm::Job;
-use scout_comm::gpu::{RowsSize, Wish};
+use scout_comm::gpu::{self, Ranks, Wish};
 use scout_core::{ByteCount, ExitCode, Mesh};
 use scout_device::{Account, Device, Purpose, Tensor};
 use scout_model::head::Loss;
@@ -15,7 +15,7 @@ use scout_model::lora::Factor;
 use scout_model::{
     Batch, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, NoTrace, Routes, Trace, UnitPlan, rope,
 };
-use scout_shard::{Placement, ShardPlan, none_resident};
+use scout_shard::{ShardPlan, none_resident};
 
 use super::Holding;
 use super::compare::{Numbered, Numbers, Precision};
@@ -33,8 +33,8 @@ use crate::readers::Readers;
 use crate::sums::sum_over_ranks;
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, Trainer};
-use crate::ways::{Experts, LOOKAHEAD};
-use crate::{gpu_weights, load};
+use crate::ways::{Experts, LOOKAHEAD, rows_size};
+use crate::{choice, gpu_weights, load};
 
 /// A trainer over a recorded folder's model, with whichever adapter is being checked, on one of the ranks. What it
 /// computes is whole on every rank.
@@ -56,16 +56,15 @@ pub fn shards(units: &UnitPlan, world_size: usize, compute: ComputeType) -> Shar
     ShardPlan::new(units.units(), world_size, &none_resident, LOOKAHEAD).stored_as(compute.dtype())
 }
 
-/// The same with experts that stay with their ranks.
-fn leaving_experts(plan: ShardPlan, config: &ModelConfig) -> Result<ShardPlan> {
-    let left = plan.leaving_experts();
-    match left.units().iter().any(|unit| unit.placement == Placement::OwnExperts) {
-        true => Ok(left),
-        false => {
-            let problem =
-                format!("is `expert-resident`, with {} experts, which ranks cannot share", config.num_experts);
-            Err(TrainError::Config { key: "weights", problem })
-        }
+/// The same with experts that stay with their ranks. All ranks fail alike.
+fn leaving_experts(plan: ShardPlan, config: &ModelConfig, (device, job): (&Device, &Job)) -> Result<ShardPlan> {
+    let sees_peers = match device {
+        Device::Cuda(device) if job.mesh().size() > 1 => gpu::see_each_other(Ranks { device, comm: &*job.comm })?,
+        Device::Cuda(_) | Device::Cpu => true,
+    };
+    match choice::cannot_stay(config, job.mesh().size(), sees_peers) {
+        Some(problem) => Err(choice::refused(&problem)),
+        None => Ok(plan.leaving_experts()),
     }
 }
 
@@ -84,8 +83,8 @@ impl Bench {
         let mesh = job.mesh();
         let plan = shards(&units, mesh.size(), machine.compute);
         let plan = match holding.experts {
-            Experts::Stay if mesh.size() > 1 => leaving_experts(plan, &config)?,
-            Experts::Stay | Experts::Come => plan,
+            Experts::Stay => leaving_experts(plan, &config, (&machine.device, job))?,
+            Experts::Come => plan,
         };
         let model = Model::new(&config, &units)?.to_device(&machine.device)?;
         let schedules = Schedules::of(&model);
@@ -135,12 +134,9 @@ impl Bench {
     /// To be called with all batches to come, before the first of them. Every rank calls it: rows of batches as large as these
     /// can go to experts of other ranks, where experts stay.
     pub fn meet<'a>(&mut self, batches: impl IntoIterator<Item = &'a Padded>) -> Result<()> {
-        let size = RowsSize {
-            num_experts: self.config.num_experts,
-            most_rows: batches.into_iter().map(|batch| batch.num_rows * batch.seq_len).max().unwrap_or(0),
-            width: self.config.hidden_size,
-            dtype: self.machine.compute.dtype(),
-        };
+        let of_rank = |batch: &Padded| batch.num_rows.div_ceil(self.mesh().size()) * batch.seq_len;
+        let most_rows = batches.into_iter().map(of_rank).max().unwrap_or(0);
+        let size = rows_size(&self.config, most_rows, self.machine.compute);
         let Trainer { plan, device, job, .. } = &self.trainer;
         self.trainer.rows = gpu_store::routed_rows(plan, size, device, job)?;
         Ok(())

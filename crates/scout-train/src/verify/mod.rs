@@ -95,7 +95,8 @@ pub fn verify_on_threads(folder: &Path, world_size: usize, holding: Holding) -> 
 }
 
 /// The same on one of the ranks of a job: row i of every batch belongs to rank i modulo their number, weights are
-/// sharded, and every rank returns the same verdict. A GPU has tolerances of its own. Fails on all ranks when one of them cannot go on.
+/// sharded, and every rank returns the same verdict. A GPU has tolerances of its own. Fails on all ranks when one of them
+/// cannot go on.
 pub fn verify_on_rank(folder: &Path, job: &Job, (machine, holding): (&Machine, Holding)) -> Result<Verdict> {
     let rank = job.mesh().rank();
     verdict_on(folder, job, (machine, holding))

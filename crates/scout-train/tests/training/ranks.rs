@@ -6,6 +6,7 @@ use scout_model::Keep;
 use scout_telemetry::Progress;
 use scout_train::plan::ModelSource;
 use scout_train::prepare::{plan_model, prepare};
+use scout_train::ways::Experts;
 use scout_train::{identity, run};
 
 use crate::bench::{Bench, assert_all_near, assert_near, bits, on_every_rank, train, train_on_ranks};
@@ -141,6 +142,7 @@ fn rows_that_go_to_experts_of_other_ranks_train_to_the_same_bits() {
             let outcomes = on_every_rank(world_size, |job| {
                 let prepared = prepare(&config, world_size).unwrap();
                 assert_eq!(prepared.plan.way.keep, memory.unwrap_or(Keep::Everything).into());
+                assert_eq!(prepared.plan.way.experts == Experts::Stay, weights == "expert-resident");
                 let whole = run::run(&config, prepared, &job, &mut Progress::silent()).unwrap();
                 bits(&whole.losses)
             });
@@ -159,6 +161,7 @@ fn what_there_is_no_room_to_keep_of_rows_that_came_is_made_again_to_the_same_bit
     let config = bench.config(&["weights=expert-resident", "lora_target=all+experts", "per_device_train_batch_size=2"]);
     let prepared = prepare(&config, 4).unwrap();
     let planned = prepared.plan.settings.most_kept_rows;
+    assert_eq!(prepared.plan.way.experts, Experts::Stay);
     let train = |most_kept_rows| {
         on_every_rank(4, |job| {
             let mut trainer = run::build(&config, &prepared, &job).unwrap();

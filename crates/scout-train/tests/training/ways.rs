@@ -434,6 +434,11 @@ fn experts_stay_where_that_is_faster_and_nothing_else_changes() {
     ] {
         assert_eq!(on_gpus(8, more).way.experts, expected, "{more:?}");
     }
+    // How many layers are to be whole is written, and with `expert-resident` it is all of them but experts.
+    let written = on_gpus(8, &["resident_layers=7"]);
+    assert_eq!((written.way.experts, written.way.resident.num_layers), (Experts::Come, 7));
+    let all_but = on_gpus(8, &["resident_layers=7", "weights=expert-resident"]);
+    assert_eq!((all_but.way.experts, all_but.way.resident.num_layers), (Experts::Stay, 7));
     // Three ranks cannot share sixteen experts, and rows do not travel between GPUs that see nothing of each other.
     let blind = Hardware { sees_peers: false, ..gpus(8) };
     for (hardware, problem) in [(gpus(3), "which 3 ranks cannot share equally"), (blind, "shown each other's memory")] {
@@ -446,6 +451,18 @@ fn experts_stay_where_that_is_faster_and_nothing_else_changes() {
         assert_eq!(error.exit_code(), ExitCode::BadConfig);
         assert!(error.to_string().contains(problem), "{error}");
     }
+}
+
+#[test]
+fn where_rows_of_all_ranks_find_no_room_it_is_said_that_they_need_not_come() {
+    // All of eight long rows may be for one of the ranks.
+    let plan = |weights| {
+        let keys = ["cutoff_len=65536", "per_device_train_batch_size=1", "device_memory=110GiB", weights];
+        RunPlan::resolve(&config(&keys), scout(), gpus(8), None, None)
+    };
+    assert_eq!(["weights=zero3", "weights=auto"].map(|weights| plan(weights).unwrap().way.experts), [Experts::Come; 2]);
+    let error = plan("weights=expert-resident").unwrap_err();
+    assert!(error.hint().unwrap().contains("leave `weights: expert-resident` out"), "{error}");
 }
 
 #[test]

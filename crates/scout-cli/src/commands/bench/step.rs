@@ -216,10 +216,11 @@ fn about(bench: &StepBench, machine: &Machine) -> Vec<String> {
     let config = &bench.plan.source.config;
     let mut lines = vec![
         format!(
-            "{} layers of width {}, {} experts, {} parameters, {} trained, {:?}, {}",
+            "{} layers of width {}, {} experts that {}, {} parameters, {} trained, {:?}, {}",
             config.num_layers,
             config.hidden_size,
             config.num_experts,
+            bench.plan.way.experts.word(),
             grouped(config.num_params()),
             grouped(bench.plan.num_trained() as u64),
             machine.compute,
@@ -336,6 +337,7 @@ fn of_plan(bench: &StepBench) -> Value {
         "embedding_resident": resident.embedding, "head_resident": resident.head,
         "keep": plan.settings.keep.to_string(), "experts": plan.way.experts.word(), "runs": plan.runs,
         "lookahead": bench.lookahead(), "ring_bytes": plan.memory.gathered.0,
+        "arriving_bytes": plan.memory.arriving.0,
         "predicted_peak_bytes": plan.memory.total().0,
         "predicted_step_s": plan.way.time.map(|time| time.seconds),
         "predicted_exposed_comm": plan.way.time.map(|time| time.exposed_share()),
