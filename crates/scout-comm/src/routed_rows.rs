@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use scout_core::DType;
-use scout_device::{Buffer, Counts, Dealt, DeviceError, RowExchange, Tensor};
+use scout_device::{Buffer, Counts, Dealt, DeviceError, Piece, RowExchange, Tensor};
 
 use crate::communicator::Communicator;
 use crate::error::{CommError, Result};
@@ -85,25 +86,34 @@ impl RowsOnHost {
     fn arrived(&self, sorted: &Tensor, dealt: &Dealt) -> Result<Tensor> {
         let (size, own) = (self.comm.mesh().size(), self.comm.mesh().rank().0);
         let most = (0..size).map(|rank| dealt.num_sent_by(rank)).max().unwrap_or(0);
-        let ((all, len), (_, width)) = (self.hear(sorted, most)?, sorted.dims2(WHAT)?);
-        let mut rows = vec![0.0; dealt.num_arriving() * width];
-        for (from, piece) in (0..size).flat_map(|from| dealt.pieces(from, own).map(move |piece| (from, piece))) {
-            let sent = &all.f32s()?[from * len..][piece.sent.start * width..piece.sent.end * width];
-            rows[piece.arrives.start * width..piece.arrives.end * width].copy_from_slice(sent);
-        }
-        Ok(Tensor::from_f32(rows, [dealt.num_arriving(), width])?)
+        let pieces = |from| dealt.pieces(from, own).map(|Piece { sent, arrives }| (sent, arrives)).collect();
+        self.moved(sorted, (most, dealt.num_arriving()), pieces)
     }
 
     fn returned(&self, results: &Tensor, dealt: &Dealt) -> Result<Tensor> {
         let (size, own) = (self.comm.mesh().size(), self.comm.mesh().rank().0);
         let most = (0..size).map(|rank| dealt.num_arriving_at(rank)).max().unwrap_or(0);
-        let ((all, len), (_, width)) = (self.hear(results, most)?, results.dims2(WHAT)?);
-        let mut rows = vec![0.0; dealt.num_sent() * width];
-        for (to, piece) in (0..size).flat_map(|to| dealt.pieces(own, to).map(move |piece| (to, piece))) {
-            let came = &all.f32s()?[to * len..][piece.arrives.start * width..piece.arrives.end * width];
-            rows[piece.sent.start * width..piece.sent.end * width].copy_from_slice(came);
+        let pieces = |to| dealt.pieces(own, to).map(|Piece { sent, arrives }| (arrives, sent)).collect();
+        self.moved(results, (most, dealt.num_sent()), pieces)
+    }
+
+    /// `num_rows` rows out of those of all ranks, of whom none has more than `most`: `pieces` says which of a rank's become
+    /// which of them.
+    fn moved(
+        &self,
+        own: &Tensor,
+        (most, num_rows): (usize, usize),
+        pieces: impl Fn(usize) -> Vec<(Range<usize>, Range<usize>)>,
+    ) -> Result<Tensor> {
+        let ((all, len), (_, width)) = (self.hear(own, most)?, own.dims2(WHAT)?);
+        let (all, mut rows) = (all.f32s()?, vec![0.0; num_rows * width]);
+        for other in 0..self.comm.mesh().size() {
+            for (from, to) in pieces(other) {
+                let heard = &all[other * len..][from.start * width..from.end * width];
+                rows[to.start * width..to.end * width].copy_from_slice(heard);
+            }
         }
-        Ok(Tensor::from_f32(rows, [dealt.num_sent(), width])?)
+        Ok(Tensor::from_f32(rows, [num_rows, width])?)
     }
 }
 

@@ -132,7 +132,7 @@ fn does_not_fit(config: &RunConfig, run: &Run, residency: Residency) -> TrainErr
             tokens: run.rows.largest_run(way.runs).num_tokens,
             resident_layers: way.resident.num_layers,
             num_layers: run.pass.config.num_layers,
-            experts: way.experts,
+            experts_stay: way.experts == Experts::Stay,
         },
         hint: remedy(config, run, residency),
     }

@@ -8,8 +8,6 @@ use scout_core::{ByteCount, ExitCode};
 use scout_model::{Keep, ModelError};
 use scout_shard::ShardError;
 
-use crate::ways::Experts;
-
 pub type Result<T> = std::result::Result<T, TrainError>;
 
 #[derive(Debug, thiserror::Error)]
@@ -60,13 +58,14 @@ pub struct Least {
     /// Whole on every rank.
     pub resident_layers: usize,
     pub num_layers: usize,
-    pub experts: Experts,
+    /// With their ranks, however many layers are whole on all.
+    pub experts_stay: bool,
 }
 
 impl fmt::Display for Least {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Least { keep, runs, tokens, experts, resident_layers, num_layers } = *self;
-        let but_experts = if experts == Experts::Stay { " but for their experts" } else { "" };
+        let Least { keep, runs, tokens, resident_layers, num_layers, experts_stay } = *self;
+        let but_experts = if experts_stay { " but for their experts" } else { "" };
         let again = match keep {
             Keep::Everything => "nothing computed again",
             Keep::AllButGateUp => "gate and up computed again",
