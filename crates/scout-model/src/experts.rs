@@ -149,24 +149,24 @@ impl ExpertsBlock {
         let norm_D = shared_unit.param(param::NORM)?;
         let normed_TD = rms_norm::forward(&saved.x_TD, &norm_D, self.rms_norm_eps)?.y;
         let wants_input = !saved.all_keep_routed || self.trains_gate_up(pass, gradients);
-        let under_way = self.routed_set_out(&dy_TD, wants_input.then_some(&normed_TD), &saved, pass)?;
+        let under_way_there = self.routed_set_out(&dy_TD, wants_input.then_some(&normed_TD), &saved, pass)?;
         let half_back = self.shared_down_backward(&shared_unit, &dy_TD, &normed_TD, &saved, pass, gradients)?;
-        // The second half covers the way back of results. Where none travel it comes first: what it waits with is wide.
-        let (dshared_TD, under_way) = match &saved.place {
+        let second_half = |gradients: &mut Gradients| {
+            self.shared_gate_up_backward(&shared_unit, half_back, (&normed_TD, &saved), pass, gradients)
+        };
+        // It covers the way back of results. Where none travel it comes first: what it waits with is wide.
+        let (dshared_TD, under_way_back);
+        match &saved.place {
             Place::Here => {
-                let dshared_TD =
-                    self.shared_gate_up_backward(&shared_unit, half_back, (&normed_TD, &saved), pass, gradients)?;
-                (dshared_TD, self.routed_backward(weights, under_way, &saved, pass, gradients)?)
+                dshared_TD = second_half(gradients)?;
+                under_way_back = self.routed_backward(weights, under_way_there, &saved, pass, gradients)?;
             }
             Place::Dealt(_) => {
-                let under_way = self.routed_backward(weights, under_way, &saved, pass, gradients)?;
-                (
-                    self.shared_gate_up_backward(&shared_unit, half_back, (&normed_TD, &saved), pass, gradients)?,
-                    under_way,
-                )
+                under_way_back = self.routed_backward(weights, under_way_there, &saved, pass, gradients)?;
+                dshared_TD = second_half(gradients)?;
             }
-        };
-        let du_sorted_TD = under_way.come_back()?;
+        }
+        let du_sorted_TD = under_way_back.come_back()?;
         let router_ED = shared_unit.param(param::ROUTER)?;
         let RouterGradient { dx: dnormed_TD, dlogit_T } =
             router::backward(&du_sorted_TD, &normed_TD, &saved.routing, &router_ED, &dshared_TD)?;

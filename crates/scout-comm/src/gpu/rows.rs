@@ -50,6 +50,15 @@ pub struct RowsSize {
     pub dtype: DType,
 }
 
+/// Where in the memory of every rank what arrives lies, in bytes.
+struct Places {
+    /// Of rows, which take turns.
+    arrivals: [usize; 2],
+    results: usize,
+    counts: usize,
+    end: usize,
+}
+
 /// Which of the places for rows those of `round` arrive at.
 fn place(round: u32) -> usize {
     round as usize % 2
@@ -105,23 +114,17 @@ impl RowsSize {
 
     /// What an exchange takes of each of so many GPUs. All rows may be for the experts of one rank.
     pub fn bytes(&self, world_size: usize) -> ByteCount {
-        ByteCount(self.end(world_size) as u64)
+        ByteCount(self.places(world_size).end as u64)
     }
 
-    /// Bytes of arriving rows, of results, and of counts.
-    fn parts(&self, world_size: usize) -> [usize; 3] {
-        let rows = |count: usize| (self.dtype.size().0 as usize * count * self.width).next_multiple_of(Arena::GRAIN);
-        let counts = (4 * world_size * (self.num_experts + 1)).next_multiple_of(Arena::GRAIN);
-        [rows(world_size * self.most_rows), rows(self.most_rows), counts]
-    }
-
-    fn starts(&self, world_size: usize) -> [usize; 4] {
-        let [arrival, results, _] = self.parts(world_size);
-        [0, arrival, 2 * arrival, 2 * arrival + results]
-    }
-
-    fn end(&self, world_size: usize) -> usize {
-        self.starts(world_size)[3] + self.parts(world_size)[2]
+    fn places(&self, world_size: usize) -> Places {
+        let after = |start: usize, bytes: u64| (start + bytes as usize).next_multiple_of(Arena::GRAIN);
+        let arriving = self.bytes_of_rows(world_size * self.most_rows).0;
+        let second = after(0, arriving);
+        let results = after(second, arriving);
+        let counts = after(results, self.bytes_of_rows(self.most_rows).0);
+        let num_counts = world_size * (self.num_experts + 1);
+        Places { arrivals: [0, second], results, counts, end: after(counts, 4 * num_counts as u64) }
     }
 
     fn bytes_of_rows(&self, rows: usize) -> ByteCount {
@@ -184,7 +187,7 @@ impl RowsOnGpus {
         let RowsOnGpus { mesh, size, said, others, outward, .. } = self;
         let each = size.num_experts + 1;
         offsets.expect_dims(WHAT, &[each])?;
-        let (own, start) = (mesh.rank().0 * each, size.starts(mesh.size())[3]);
+        let (own, start) = (mesh.rank().0 * each, size.places(mesh.size()).counts);
         for rank in mapped::rotation(*mesh) {
             others.of(rank).push(ByteCount((start + 4 * own) as u64), offsets, outward)?;
             said.raise(COUNTS_ARE_THERE, rank, round, outward)?;
@@ -198,7 +201,7 @@ impl RowsOnGpus {
     fn queue_rows(&self, state: &mut State, round: u32, rows: &Tensor, dealt: &Dealt) -> Result<Event> {
         let RowsOnGpus { mesh, size, said, others, outward, .. } = self;
         let (own, place) = (mesh.rank().0, place(round));
-        let start = size.starts(mesh.size())[place] as u64;
+        let start = size.places(mesh.size()).arrivals[place] as u64;
         for rank in mapped::rotation(*mesh) {
             for piece in dealt.pieces(own, rank) {
                 let to = ByteCount(start) + size.bytes_of_rows(piece.arrives.start);
@@ -216,7 +219,7 @@ impl RowsOnGpus {
     fn queue_results(&self, state: &mut State, results: &Tensor, dealt: &Dealt) -> Result<Event> {
         let RowsOnGpus { mesh, size, said, others, outward, .. } = self;
         let own = mesh.rank().0;
-        let start = size.starts(mesh.size())[2] as u64;
+        let start = size.places(mesh.size()).results as u64;
         for rank in mapped::rotation(*mesh) {
             for piece in dealt.pieces(rank, own) {
                 let to = ByteCount(start) + size.bytes_of_rows(piece.sent.start);
@@ -269,7 +272,7 @@ const WHAT: &str = "rows between GPUs";
 impl State {
     fn of(size: &RowsSize, mesh: Mesh, (device, arena): (&Arc<CudaDevice>, &Arena)) -> scout_device::Result<State> {
         let world_size = mesh.size();
-        let [first, second, results, counts] = size.starts(world_size);
+        let Places { arrivals: [first, second], results, counts, .. } = size.places(world_size);
         let rows = |start, count: usize| {
             let bytes = size.bytes_of_rows(count).0 as usize;
             let block = arena.take_at(Purpose::Gathered, start, bytes)?;
@@ -350,5 +353,30 @@ impl RowExchange for RowsOnGpus {
 impl fmt::Debug for RowsOnGpus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} between {} GPUs", self.size, self.mesh.size())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_arrives_lies_one_behind_the_other() {
+        let size = RowsSize { num_experts: 16, most_rows: 300, width: 5, dtype: DType::BF16 };
+        for world_size in [1, 2, 8] {
+            let Places { arrivals: [first, second], results, counts, end } = size.places(world_size);
+            let rows = |count: usize| 2 * 5 * count;
+            let lens = [rows(world_size * 300), rows(world_size * 300), rows(300), 4 * world_size * 17];
+            let starts = [first, second, results, counts, end];
+            for (ends, len) in starts.windows(2).zip(lens) {
+                assert!(ends[0] % Arena::GRAIN == 0 && (len..len + Arena::GRAIN).contains(&(ends[1] - ends[0])));
+            }
+            assert_eq!((first, size.bytes(world_size)), (0, ByteCount(end as u64)));
+        }
+    }
+
+    #[test]
+    fn rows_that_set_out_one_after_the_other_arrive_at_different_places() {
+        assert_eq!([1, 2, 3, u32::MAX, 0].map(place), [1, 0, 1, 1, 0]);
     }
 }
