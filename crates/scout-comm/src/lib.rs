@@ -38,5 +38,5 @@ pub use meeting::{Approach, MeetingPlace, Seat, Through, meet};
 pub use mpi::MpiCommunicator;
 pub use op::{Called, Op};
 pub use peer::{Introduction, PeerName};
-pub use routed_rows::{RoutedRows, RowsOnHost};
+pub use routed_rows::RoutedRows;
 pub use verdict::Verdict;

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use scout_core::DType;
-use scout_device::{Buffer, Counts, Dealt, DeviceError, Piece, RowExchange, Tensor};
+use scout_device::{Buffer, Counts, Dealt, Device, DeviceError, Piece, RowExchange, Tensor};
 
 use crate::communicator::Communicator;
 use crate::error::{CommError, Result};
-use crate::gpu::RowsOnGpus;
+use crate::gpu::{Ranks, RowsOnGpus, RowsSize};
+use crate::job::Job;
 use crate::words;
 
 /// How the rows of a job travel. All of its ranks hold the same kind.
@@ -22,6 +23,16 @@ pub enum RoutedRows {
 }
 
 impl RoutedRows {
+    /// Every rank calls it with the same size; all fail where one does.
+    pub fn connect(device: &Device, job: &Job, size: RowsSize) -> Result<RoutedRows> {
+        Ok(match device {
+            Device::Cpu => RoutedRows::OnHost(RowsOnHost::new(job.comm.clone())),
+            Device::Cuda(device) => {
+                RoutedRows::OnGpus(Box::new(RowsOnGpus::connect(Ranks { device, comm: &*job.comm }, size)?))
+            }
+        })
+    }
+
     /// What blocks see of it.
     pub fn exchange(&self) -> &dyn RowExchange {
         match self {

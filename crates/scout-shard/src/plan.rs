@@ -106,6 +106,11 @@ impl ShardPlan {
         ShardPlan { units: self.units.into_iter().map(left).collect(), ..self }
     }
 
+    /// Whether rows have to go to experts of other ranks.
+    pub fn leaves_experts(&self) -> bool {
+        self.units.iter().any(|unit| unit.placement == Placement::OwnExperts)
+    }
+
     /// The same plan where gathers bring whole units, so many ahead.
     pub fn bringing_whole_units(&self, lookahead: usize) -> ShardPlan {
         ShardPlan { reads_in_place: false, lookahead, ..self.clone() }
@@ -386,6 +391,9 @@ mod tests {
         let units = [unit(0, &[10]), unit(1, &[4, 2, 3]), unit(2, &[10])];
         let plan = ShardPlan::new(&units, 2, &none_resident, 1).leaving_experts();
         let schedule = schedule(&[&[0], &[1], &[2]]);
+        assert!(
+            plan.leaves_experts() && !ShardPlan::new(&units, 3, &none_resident, 1).leaving_experts().leaves_experts()
+        );
         assert_eq!([0, 1, 2].map(|at| plan.is_gathered(&schedule, at, 0)), [true, false, true]);
         assert_eq!((plan.ahead_of(&schedule, 0..1), plan.gathered_peak(&schedule)), (3, ByteCount(4 * 20)));
         assert_eq!(plan.kept_bytes(), ByteCount(4 * (5 + 12 + 5)));

@@ -36,10 +36,9 @@ pub fn choose(config: &RunConfig, run: &Run) -> Result<(Way, Vec<Way>)> {
 
 /// Where tokens and experts may come together. By itself a run lets rows travel only where nothing else than speed changes.
 pub fn experts(config: &RunConfig, hardware: &Hardware, (model, trained): (&ModelConfig, &WeightSet)) -> Result<MayBe> {
-    let sees_peers = hardware.kind == Kind::Host || hardware.sees_peers;
     let problem = match trained.is_empty() {
         false if hardware.world_size > 1 => Some("weights that are trained".to_string()),
-        _ => cannot_stay(model, hardware.world_size, sees_peers),
+        _ => cannot_stay(model, hardware.world_size, hardware.sees_peers),
     };
     match (config.device.weights, problem) {
         (written::Weights::ExpertResident, Some(problem)) => Err(refused(&problem)),
@@ -145,8 +144,7 @@ fn remedy(config: &RunConfig, run: &Run, residency: Residency) -> String {
     let come = Run { experts: MayBe::Only(Experts::Come), ..*run };
     let (free, as_written) = (needed(run, Residency::Free), needed(run, residency));
     if run.experts == MayBe::Only(Experts::Stay) && needed(&come, residency).fits() {
-        return "leave `weights: expert-resident` out: there is room for all rows of all ranks to come to one of them"
-            .to_string();
+        return "leave `weights: expert-resident` out: with it each rank needs room for the rows of all".to_string();
     }
     let forbids = match residency {
         Residency::Layers(_) if free.total() < as_written.total() => Some("lower `resident_layers`, or leave it out"),
@@ -173,19 +171,17 @@ fn others(config: &RunConfig, run: &Run, residency: Residency) -> String {
         remedies.push(format!("lower `cutoff_len` to {shorter}"));
     }
     let world_size = run.hardware.world_size;
-    let num_experts = run.pass.config.num_experts;
     let stay = Run { experts: MayBe::Only(Experts::Stay), ..*run };
-    let may_stay = run.hardware.kind == Kind::Gpu && run.hardware.sees_peers && world_size > 1;
     let is_lora = !run.pass.lora.projections.is_empty();
     if run.experts == MayBe::Only(Experts::Come)
-        && may_stay
+        && world_size > 1
         && is_lora
-        && num_experts.is_multiple_of(world_size)
+        && may_stay(run, world_size)
         && fits(&stay)
     {
         remedies.push("set `weights: expert-resident`".to_string());
     }
-    let can_share = |ranks: &usize| run.experts != MayBe::Only(Experts::Stay) || num_experts.is_multiple_of(*ranks);
+    let can_share = |ranks: &usize| run.experts != MayBe::Only(Experts::Stay) || may_stay(run, *ranks);
     if let Some(more) = doubles(world_size).filter(can_share).find(|more| fits(&with_ranks(run, *more))) {
         remedies.push(format!("use {more} ranks"));
     }
@@ -223,10 +219,14 @@ fn with_rows<'a>(run: &Run<'a>, (fewer, batch): (usize, usize), cutoff: usize) -
     Run { rows, pass, ..*run }
 }
 
+fn may_stay(run: &Run, world_size: usize) -> bool {
+    cannot_stay(run.pass.config, world_size, run.hardware.sees_peers).is_none()
+}
+
 /// The same on more ranks, each of which trains no more than now.
 fn with_ranks<'a>(run: &Run<'a>, world_size: usize) -> Run<'a> {
     let experts = match run.experts {
-        MayBe::Either if !run.pass.config.num_experts.is_multiple_of(world_size) => MayBe::Only(Experts::Come),
+        MayBe::Either if !may_stay(run, world_size) => MayBe::Only(Experts::Come),
         experts => experts,
     };
     Run { hardware: Hardware { world_size, ..run.hardware }, experts, ..*run }

@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use scout_comm::gpu::{self, Chosen, GatherMemory, OpenWay, Ranks, RowsOnGpus, RowsSize, Sample, Way, Wish};
-use scout_comm::{Job, RoutedRows, RowsOnHost};
+use scout_comm::Job;
+use scout_comm::gpu::{self, Chosen, GatherMemory, OpenWay, Ranks, Sample, Way, Wish};
 use scout_device::cuda::{Arena, CudaDevice};
-use scout_device::{Device, Purpose, Tensor};
+use scout_device::{Purpose, Tensor};
 use scout_shard::{Placement, Ring, Schedule, ShardPlan, ShardStore, ring_bytes, with_whole_units};
 
 use crate::error::{Result, TrainError};
@@ -91,19 +91,6 @@ impl<'a> GpuRoom<'a> {
         let store = ShardStore::on_gpu(&plan, kept, ring);
         Ok((plan, store))
     }
-}
-
-/// How rows get to experts that stay with their ranks, where `plan` leaves them there. Every rank calls it.
-pub fn routed_rows(plan: &ShardPlan, size: RowsSize, device: &Device, job: &Job) -> Result<Option<RoutedRows>> {
-    if plan.units().iter().all(|unit| unit.placement != Placement::OwnExperts) {
-        return Ok(None);
-    }
-    Ok(Some(match device {
-        Device::Cpu => RoutedRows::OnHost(RowsOnHost::new(job.comm.clone())),
-        Device::Cuda(device) => {
-            RoutedRows::OnGpus(Box::new(RowsOnGpus::connect(Ranks { device, comm: &*job.comm }, size)?))
-        }
-    }))
 }
 
 /// The plan where `way` gathers, in the memory that `plan` says. The same on all ranks.

@@ -76,7 +76,8 @@ pub struct Hardware {
     pub kind: Kind,
     pub compute: ComputeType,
     pub room: Room,
-    /// Whether GPUs of other ranks can be shown each other's memory. Taken for granted of those that are not here.
+    /// Whether rows can go from rank to rank: on the host always, between GPUs where they can be shown each other's memory. Taken
+    /// for granted of those that are not here.
     pub sees_peers: bool,
 }
 

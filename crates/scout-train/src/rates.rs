@@ -25,7 +25,7 @@ const MEMORY_SLOWDOWN: f64 = 0.13;
 /// Bytes a second of rows between the ranks, in pieces of some hundred rows, and how long the first is under way.
 pub const ROWS: f64 = 300e9;
 pub const FIRST_ROW: f64 = 60e-6;
-/// What even the slowest rank waits each time that rows or results of others are to be there.
+/// What even the slowest rank waits in each layer and direction for rows and results of others to be there: two short waits.
 pub const MEETING: f64 = 25e-6;
 /// Bytes a second and rank of NCCL's reduce-scatter and all-gather when nothing else runs.
 pub const REDUCE: f64 = 320e9;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use scout_checkpoint::{LoadedAdapter, ModelFolder};
-use scout_comm::Job;
 use scout_comm::gpu::Wish;
+use scout_comm::{Job, RoutedRows};
 use scout_config::{Gather, RunConfig};
 use scout_core::{ByteCount, Phase, UnitSpec};
 use scout_device::{Account, Device};
@@ -18,7 +18,7 @@ use scout_telemetry::{EvalResults, Progress, StepRecord, TrainResults};
 use crate::adapter::{AdapterState, initial_values};
 use crate::attention_plans::{Made, Sizes};
 use crate::error::{Result, TrainError};
-use crate::gpu_store::{self, GpuRoom};
+use crate::gpu_store::GpuRoom;
 use crate::load::Reading;
 use crate::machine::Machine;
 use crate::plan::{RunPlan, StepsPlan};
@@ -256,7 +256,8 @@ fn assemble(parts: Parts, job: &Job, account: Account, (shards, store): (ShardPl
     let weights = TrainedWeights::new(plan.weights.clone(), &shards, &account)?;
     let adapter = adapter.to_machine(machine)?;
     let device = machine.device.clone();
-    let rows = gpu_store::routed_rows(&shards, plan.rows_size(), &device, job)?;
+    let connect = || RoutedRows::connect(&device, job, plan.rows_size());
+    let rows = shards.leaves_experts().then(connect).transpose()?;
     let model = Model::new(model_config, &plan.units)?.to_device(&device)?;
     let (schedules, job, settings) = (plan.schedules.clone(), job.clone(), plan.settings);
     let ahead = Mutex::default();

@@ -380,6 +380,11 @@ fn as_json(plan: &RunPlan, balance: Option<Balance>) -> serde_json::Value {
             "name": shard.spec.name,
             "parameters": shard.spec.num_elements(),
             "bytes": shard.spec.bytes(dtype).0,
+            "held": match shard.placement {
+                Placement::Resident => "whole",
+                Placement::Sharded => "in parts",
+                Placement::OwnExperts => "own experts",
+            },
             "kept_elements": shard.shard_len,
             "kept_bytes": dtype.size().0 * shard.shard_len as u64,
             "gathered_bytes": if is_sharded { dtype.size().0 * plan.shards.gathered_len(id) as u64 } else { 0 },

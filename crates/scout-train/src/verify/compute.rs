@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use scout_checkpoint::{AdapterLayout, LoadedAdapter, ModelFolder, adapter};
-use scout_comm::Job;
 use scout_comm::gpu::{self, Ranks, Wish};
+use scout_comm::{Job, RoutedRows};
 use scout_core::{ByteCount, ExitCode, Mesh};
 use scout_device::{Account, Device, Purpose, Tensor};
 use scout_model::head::Loss;
@@ -26,7 +26,7 @@ use super::together::{agree, merge_rows};
 use super::training::Recipe;
 use crate::adapter::AdapterState;
 use crate::error::{Result, TrainError};
-use crate::gpu_store::{self, GpuRoom};
+use crate::gpu_store::GpuRoom;
 use crate::gradients;
 use crate::machine::{ComputeType, Machine};
 use crate::readers::Readers;
@@ -138,7 +138,8 @@ impl Bench {
         let most_rows = batches.into_iter().map(of_rank).max().unwrap_or(0);
         let size = rows_size(&self.config, most_rows, self.machine.compute);
         let Trainer { plan, device, job, .. } = &self.trainer;
-        self.trainer.rows = gpu_store::routed_rows(plan, size, device, job)?;
+        let connect = || RoutedRows::connect(device, job, size);
+        self.trainer.rows = plan.leaves_experts().then(connect).transpose()?;
         Ok(())
     }
 

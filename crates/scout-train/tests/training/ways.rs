@@ -466,6 +466,20 @@ fn where_rows_of_all_ranks_find_no_room_it_is_said_that_they_need_not_come() {
 }
 
 #[test]
+fn where_gathered_experts_find_no_room_it_is_said_that_they_may_stay() {
+    // Few rows take less room than one unit that is gathered.
+    let refused = |memory: &str, weights: &str| {
+        let keys = ["cutoff_len=128", "per_device_train_batch_size=1", memory, weights];
+        RunPlan::resolve(&config(&keys), scout(), gpus(2), None, None).unwrap_err()
+    };
+    let TrainError::DoesNotFit { needed, .. } = refused("device_memory=1GiB", "weights=expert-resident") else {
+        panic!("a model of 108 B parameters found room in 1 GiB")
+    };
+    let hint = refused(&format!("device_memory={}", needed.0), "weights=zero3").hint().unwrap();
+    assert!(hint.contains("set `weights: expert-resident`"), "{hint}");
+}
+
+#[test]
 fn room_for_rows_grows_with_the_ranks_that_may_send_them_and_what_is_kept_does_not() {
     let plan = |world_size, rows: &str| {
         let rows = format!("per_device_train_batch_size={rows}");
