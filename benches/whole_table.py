@@ -30,6 +30,7 @@ bf16: true
 ALPACA = ["--lengths", "tests/fixtures/alpaca_lengths.json", "--routing", "natural", "--warm-up", "0"]
 # Runs whose bits are compared: every sum in a fixed order.
 TWELVE_LAYERS = ["deterministic=true", "--layers", "12", "--batch", "8", "--steps", "20"]
+PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peer_fsdp2.py")
 ALL_LAYERS = ["deterministic=true", "--batch", "4", "--steps", "20"]
 
 
@@ -92,6 +93,14 @@ class Table:
         if any(other != one for other in others):
             raise Failed(f"{what}: losses differ: {bits}")
         yield what, f"{len(one)} losses equal in {', '.join(bits)}; the last is {one[-1]}"
+
+    def peer(self, name, arguments, seconds):
+        """What FSDP2 and transformers found of the same work."""
+        found = self.path(name + ".json")
+        ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(self.options.gpus)]
+        self.run(name, [*ranks, PEER, "--json", found, *arguments], seconds)
+        with open(found) as file:
+            return json.load(file)
 
     def mpirun(self):
         return ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(self.options.gpus), self.options.binary]
@@ -210,6 +219,19 @@ def alpaca(table, name, rows):
     )
 
 
+def beside(table):
+    """FSDP2 and transformers, then this program, on the same GPUs (needs PyTorch and transformers)"""
+    for rows, seconds in [(1, 8), (16, 16)]:
+        work = ["--batch", str(rows)]
+        eager = table.peer(f"peer{rows}", work, 200)["tok_s_gpu"]
+        compiled = table.peer(f"peer{rows}_compiled", [*work, "--compile"], 300)["tok_s_gpu"]
+        own = table.step(f"beside{rows}", [*work, "--seconds", str(seconds)], 200)["tok_s_gpu"]
+        yield f"{rows} x 2,048 beside FSDP2", (
+            f"{own:,.0f} tokens/s a GPU beside {eager:,.0f}, and {compiled:,.0f} with layers compiled:"
+            f" {own / eager:.2f} and {own / compiled:.2f} times as fast"
+        )
+
+
 def soak16(table):
     """60 steps of 16 x 2,048"""
     yield from soak(table, "soak16", 16, 60)
@@ -293,7 +315,7 @@ def memory_held(table):
     return [int(line) for line in used.split()]
 
 
-PARTS = [check, gather, bits12, one, sixteen, zero3, h100, alpaca16, alpaca1, bits48, load, kill, soak16, soak4]
+PARTS = [check, gather, bits12, one, sixteen, zero3, h100, alpaca16, alpaca1, bits48, load, kill, beside, soak16, soak4]
 
 
 def main():

@@ -33,6 +33,8 @@ pub enum Routing {
     Balanced,
     /// The router, whose weights are random too.
     Natural,
+    /// One expert of each layer gets all, and the others nothing: as uneven as a router can be.
+    One,
 }
 
 /// Made-up rows, dealt to ranks, micro-batches and updates as a run that does not pack deals its own: in their order,
@@ -103,9 +105,9 @@ impl Workload {
 
     /// What `rank` computes in each update of an epoch.
     fn batches(&self, config: &ModelConfig, rank: usize, routing: Routing) -> Result<Vec<Vec<Batch>>> {
-        let routed = |batch: Batch| match routing {
-            Routing::Natural => Ok(batch),
-            Routing::Balanced => Ok(Batch { routes: Some(balanced(config, batch.num_tokens())?), ..batch }),
+        let routed = |batch: Batch| {
+            let routes = routing.of_tokens(config, batch.num_tokens())?;
+            Ok(Batch { routes, ..batch })
         };
         let of_update = |update| {
             let (batches, _) = self.data.update(update, rank, config.attention_chunk_size)?;
@@ -199,10 +201,19 @@ fn made_up(rows: &[Row], vocab_size: usize) -> ExampleSet {
     examples
 }
 
-fn balanced(config: &ModelConfig, num_tokens: usize) -> Result<Routes> {
-    let expert = |layer: usize, token: usize| ((token + layer) % config.num_experts) as u32;
-    let of_layer = |layer| Ok(Tensor::from_u32((0..num_tokens).map(|t| expert(layer, t)).collect(), [num_tokens])?);
-    (0..config.num_layers).map(of_layer).collect()
+impl Routing {
+    /// Nothing where the router decides.
+    fn of_tokens(self, config: &ModelConfig, num_tokens: usize) -> Result<Option<Routes>> {
+        let taker: fn(usize, usize) -> usize = match self {
+            Routing::Natural => return Ok(None),
+            Routing::Balanced => |layer, token| token + layer,
+            Routing::One => |layer, _| layer,
+        };
+        let expert = |layer, token| (taker(layer, token) % config.num_experts) as u32;
+        let of_layer =
+            |layer| Tensor::from_u32((0..num_tokens).map(|token| expert(layer, token)).collect(), [num_tokens]);
+        Ok(Some((0..config.num_layers).map(of_layer).collect::<scout_device::Result<_>>()?))
+    }
 }
 
 #[cfg(test)]
@@ -239,6 +250,10 @@ mod tests {
             let shares: Vec<usize> = shares.collect();
             assert!(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1, "{shares:?}");
         }
+        let routes = Routing::One.of_tokens(&model, 3).unwrap().unwrap();
+        let of_layers = [0, 1, 2, 3].map(|expert| [expert; 3]);
+        assert_eq!(routes.iter().map(|layer| layer.u32s().unwrap().to_vec()).collect::<Vec<_>>(), of_layers);
+        assert!(Routing::Natural.of_tokens(&model, 3).unwrap().is_none());
     }
 
     #[test]

@@ -48,6 +48,29 @@ fn a_run_that_accumulates_gradients_and_its_benchmark_compute_the_same_runs() {
     }
 }
 
+#[test]
+fn where_one_expert_gets_all_rows_experts_that_stay_train_to_the_same_bits() {
+    let bench = Bench::new();
+    for world in [2, 4] {
+        let [come, stay] = ["weights=zero3", "weights=expert-resident"].map(|weights| {
+            let config = bench.config(&[weights, "lora_target=all", "per_device_train_batch_size=2"]);
+            let source = prepare(&config, world).unwrap().plan.source;
+            let rows = vec![Row { num_tokens: 9, num_learned: 3 }; 2 * world];
+            let of_ranks = on_every_rank(world, |job| {
+                let workload = Workload::new(&config, &source.config, &rows, world, 2).unwrap();
+                let plan = workload.plan(source.clone(), world).unwrap();
+                let mut bench = StepBench::new(workload, plan, (&world.into(), &job), Routing::One).unwrap();
+                let losses: Vec<u64> = (0..3).map(|_| bench.step().unwrap().report.loss.to_bits()).collect();
+                bench.leave().unwrap();
+                losses
+            });
+            assert!(of_ranks.iter().all(|losses| *losses == of_ranks[0]), "{world} ranks, {weights}");
+            of_ranks[0].clone()
+        });
+        assert_eq!(come, stay, "{world} ranks");
+    }
+}
+
 /// Rows of a micro-batch, micro-batches, memory of each GPU in GiB.
 #[test]
 fn rows_of_one_length_are_planned_on_eight_gpus_as_a_plan_without_data_has_them() {

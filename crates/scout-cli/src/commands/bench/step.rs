@@ -92,6 +92,8 @@ enum RoutingName {
     Balanced,
     /// The router, whose weights are random too
     Natural,
+    /// One expert of each layer gets all: as uneven as a router can be
+    One,
 }
 
 pub fn run(step: &Step) -> anyhow::Result<ExitCode> {
@@ -208,6 +210,7 @@ impl From<RoutingName> for Routing {
         match name {
             RoutingName::Balanced => Routing::Balanced,
             RoutingName::Natural => Routing::Natural,
+            RoutingName::One => Routing::One,
         }
     }
 }
