@@ -176,7 +176,7 @@ def main():
         dist.barrier()
         timed = [step() for _ in range(options.steps)]
     seconds = [of_step for of_step, _ in timed]
-    step_s = statistics.mean(seconds)
+    step_s = statistics.median(seconds)
     found = {
         "peer": "FSDP2", "torch": torch.__version__, "transformers": transformers.__version__,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu", "world": dist.get_world_size(),
@@ -184,7 +184,7 @@ def main():
         "keep": options.keep, "compile": options.compile,
         "parameters": sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad),
         "trained": sum(parameter.numel() for parameter in trained),
-        "step_s": step_s, "step_s_spread": [min(seconds), statistics.median(seconds), max(seconds)],
+        "step_s": step_s, "step_s_spread": [min(seconds), step_s, max(seconds)],
         "steps": options.steps, "tok_s_gpu": options.batch * options.seq / step_s,
         "memory_peak_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
         "losses": losses + [loss for _, loss in timed],

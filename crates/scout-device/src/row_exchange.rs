@@ -2,7 +2,8 @@
 //! answer through it; neither knows the other.
 
 use std::fmt;
-use std::ops::Range;
+use std::iter::Sum;
+use std::ops::{Add, Range};
 use std::sync::Arc;
 
 use crate::tensor::Tensor;
@@ -45,6 +46,44 @@ pub struct Dealt {
     offsets: Vec<Vec<u32>>,
     /// Of what arrives here, by own expert.
     arriving: Vec<u32>,
+}
+
+/// How evenly rows were dealt to ranks, over any number of exchanges.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Evenness {
+    num_rows: u64,
+    /// If all ranks had as many as the busiest of each exchange.
+    if_all_were_busiest: u64,
+}
+
+impl Evenness {
+    pub fn of(dealt: &Dealt) -> Evenness {
+        let of_ranks = || (0..dealt.num_ranks()).map(|rank| dealt.num_arriving_at(rank) as u64);
+        let most = of_ranks().max().unwrap_or(0);
+        Evenness { num_rows: of_ranks().sum(), if_all_were_busiest: most * dealt.num_ranks() as u64 }
+    }
+
+    /// Rows of the busiest rank, for whom all others wait, of an even share; none where no rows were dealt.
+    pub fn busiest(&self) -> Option<f64> {
+        (self.num_rows > 0).then(|| self.if_all_were_busiest as f64 / self.num_rows as f64)
+    }
+}
+
+impl Add for Evenness {
+    type Output = Evenness;
+
+    fn add(self, other: Evenness) -> Evenness {
+        Evenness {
+            num_rows: self.num_rows + other.num_rows,
+            if_all_were_busiest: self.if_all_were_busiest + other.if_all_were_busiest,
+        }
+    }
+}
+
+impl Sum for Evenness {
+    fn sum<I: Iterator<Item = Evenness>>(all: I) -> Evenness {
+        all.fold(Evenness::default(), Add::add)
+    }
 }
 
 /// Neighbouring rows for one expert on their way from one rank to another.
@@ -191,6 +230,18 @@ mod tests {
                 assert_eq!(sent, (0..dealt.num_sent()).collect::<Vec<_>>(), "{to} of {world_size}");
             }
         }
+    }
+
+    #[test]
+    fn all_ranks_wait_for_the_busiest_of_each_exchange() {
+        let dealt = |offsets| Dealt::new(0, offsets).unwrap();
+        // Of twelve rows seven come to the first rank; of two all to the second.
+        let (uneven, lopsided) = (dealt(offsets()), dealt(vec![vec![0, 0, 1], vec![0, 0, 1]]));
+        let of = |all: &[&Dealt]| all.iter().map(|dealt| Evenness::of(dealt)).sum::<Evenness>().busiest();
+        assert_eq!(of(&[&uneven]), Some(14.0 / 12.0));
+        assert_eq!(of(&[&lopsided]), Some(2.0));
+        assert_eq!(of(&[&uneven, &lopsided]), Some(18.0 / 14.0));
+        assert_eq!((of(&[]), of(&[&dealt(vec![vec![0; 3]; 2])])), (None, None));
     }
 
     #[test]

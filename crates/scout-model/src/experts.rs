@@ -85,7 +85,7 @@ impl ExpertsBlock {
         let under_way = routed_rows::set_out(&routing, pass, u_sorted_TD)?;
         let shared = self.shared_gate_up(&shared_unit, &normed.y, pass)?;
         let hidden_TF = swiglu::forward(&shared.gate_up)?;
-        let (u_sorted_TD, place) = under_way.arrive_and_stay(&routing)?;
+        let (u_sorted_TD, place) = under_way.arrive_and_stay(&routing, pass)?;
         let unit = weights.take(self.units.gate_up)?;
         let offsets = place.offsets(&routing)?;
         let routed = self.routed_gate_up(&unit, &u_sorted_TD, (&routing, &place), pass)?;

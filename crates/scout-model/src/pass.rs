@@ -1,9 +1,9 @@
 //! What one pass through the model carries beside activations and weights.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
-use scout_device::{Dealt, RowExchange, Tensor};
+use scout_device::{Dealt, Evenness, RowExchange, Tensor};
 
 use crate::batch::{Batch, Routes};
 use crate::lora::LoraWeights;
@@ -139,6 +139,14 @@ pub struct Pass<'a> {
     /// Where other ranks keep some of the experts: how rows get there. Then units of experts are this rank's own.
     pub exchange: Option<&'a dyn RowExchange>,
     pub kept_rows: KeptRows,
+    /// Of the rows that have come to experts so far.
+    pub evenness: Cell<Evenness>,
+}
+
+impl Pass<'_> {
+    pub(crate) fn have_arrived(&self, dealt: &Dealt) {
+        self.evenness.set(self.evenness.get() + Evenness::of(dealt));
+    }
 }
 
 /// Sees intermediate tensors by name; training sees none of them.

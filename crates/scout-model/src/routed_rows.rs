@@ -75,11 +75,12 @@ impl SetOut<'_> {
     }
 
     /// The same for the first time, and who computes the rows of this layer from now on.
-    pub fn arrive_and_stay(self, routing: &Routing) -> Result<(Tensor, Place)> {
+    pub fn arrive_and_stay(self, routing: &Routing, pass: &Pass) -> Result<(Tensor, Place)> {
         match self {
             SetOut::Here(rows) => Ok((rows()?, Place::Here)),
             SetOut::UnderWay { exchange, .. } => {
                 let (rows, dealt) = exchange.arrive()?;
+                pass.have_arrived(&dealt);
                 // They came behind the counts of all ranks, so nobody waits: memory of a message that is read is used again.
                 routing.offsets()?;
                 Ok((rows, Place::Dealt(dealt)))

@@ -37,6 +37,8 @@ pub struct StepRecord {
     /// way, its host for what other ranks had to say. Collectives that the GPU runs among its arithmetic, and its waits for
     /// sums, are not in it; `bench step` counts them too, on all ranks.
     pub exposed_comm: Option<f64>,
+    /// Rows that came to the experts of the busiest rank of each layer, of an even share; `None` where experts are gathered.
+    pub busiest_experts: Option<f64>,
     pub mem_peak: Option<ByteCount>,
     /// Tokens of all ranks since training began.
     pub total_tokens: Option<u64>,
@@ -114,6 +116,7 @@ struct Line {
     tok_s_gpu: Option<f64>,
     mfu: Option<f64>,
     exposed_comm: Option<f64>,
+    busiest_experts: Option<f64>,
     mem_peak: Option<u64>,
 }
 
@@ -140,6 +143,7 @@ impl Line {
             tok_s_gpu: record.tok_s_gpu,
             mfu: record.mfu,
             exposed_comm: record.exposed_comm,
+            busiest_experts: record.busiest_experts,
             mem_peak: record.mem_peak.map(|bytes| bytes.0),
         }
     }
@@ -206,6 +210,7 @@ mod tests {
             "tok_s_gpu",
             "mfu",
             "exposed_comm",
+            "busiest_experts",
             "mem_peak",
             "throughput",
             "total_tokens",

@@ -21,7 +21,7 @@ use crate::load;
 use crate::machine::{Hardware, Kind};
 use crate::memory::{self, LargestBatch, MemoryPlan};
 use crate::optimizer::OptimizerSettings;
-use crate::rates::Link;
+use crate::rates::{self, Link};
 use crate::reducer::most_in_flight;
 use crate::runs::{Largest, Rows};
 use crate::schedule::{Decay, LearningRate};
@@ -257,6 +257,7 @@ impl Work {
         };
         let layout = LoraLayout::new(model, &self.lora);
         let experts = choice::experts(config, &hardware, (model, &self.weights))?;
+        let expected = || rates::busiest(model.num_experts, hardware.world_size);
         Ok(Run {
             units: &self.units,
             schedules: &self.schedules,
@@ -265,6 +266,7 @@ impl Work {
             rows,
             link: Link::of(config.device.gather, hardware.world_size),
             experts,
+            busiest: data.and_then(|data| data.busiest).unwrap_or_else(expected),
             num_adapter_elements: layout.num_elements(),
             trained: AdapterState::bytes(&layout, &hardware) + self.weight_bytes(config, &hardware),
             budget: choice::budget(config.device.device_memory, hardware.memory()),
@@ -282,13 +284,15 @@ impl Work {
 }
 
 /// What the data says about the run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DataCounts {
     pub num_rows: usize,
     pub updates_per_epoch: usize,
     pub trained: Largest,
     /// Of held-out rows, as many at a time as an update has; nothing where they are not scored.
     pub scored: Largest,
+    /// How many times an even share of all rows the busiest rank's experts have, where that is known.
+    pub busiest: Option<f64>,
 }
 
 fn adapter_layout(config: &RunConfig, style: NameStyle) -> AdapterLayout {

@@ -27,6 +27,9 @@ pub const ROWS: f64 = 300e9;
 pub const FIRST_ROW: f64 = 60e-6;
 /// What even the slowest rank waits in each layer and direction for rows and results of others to be there: two short waits.
 pub const MEETING: f64 = 25e-6;
+/// By how much of their mean the shares of a layer's experts differ, as a standard deviation, where a router decides. A guess:
+/// what random weights make of it on two ranks lengthens steps as 0.2 and 0.7 would.
+const SPREAD_OF_EXPERTS: f64 = 0.2;
 /// Bytes a second and rank of NCCL's reduce-scatter and all-gather when nothing else runs.
 pub const REDUCE: f64 = 320e9;
 
@@ -53,6 +56,13 @@ pub fn products(compute: ComputeType) -> f64 {
         ComputeType::Bf16 => PRODUCTS_BF16,
         ComputeType::F32 => PRODUCTS_F32,
     }
+}
+
+/// Rows that come to be expected at the busiest of so many ranks that share a layer's experts, of an even share: the largest of
+/// so many sums of shares that differ by chance.
+pub fn busiest(num_experts: usize, world_size: usize) -> f64 {
+    let (each, ranks) = (num_experts as f64 / world_size as f64, world_size as f64);
+    (1.0 + SPREAD_OF_EXPERTS * (2.0 * ranks.ln() / each).sqrt()).min(ranks)
 }
 
 /// What moves units into a rank.
@@ -85,5 +95,21 @@ impl Link {
             memory_slowdown: MEMORY_SLOWDOWN,
             brings_others_alone: way.brings_others_alone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fewer_experts_a_rank_has_the_busier_is_the_busiest_of_them() {
+        let [alone, two, four, eight, sixteen] = [1, 2, 4, 8, 16].map(|world_size| busiest(16, world_size));
+        assert_eq!(alone, 1.0);
+        assert!(
+            [two, four, eight, sixteen].is_sorted() && two > 1.05 && sixteen < 1.5,
+            "{two} {four} {eight} {sixteen}"
+        );
+        assert!(busiest(2, 2) < 2.0);
     }
 }

@@ -10,7 +10,7 @@ use scout_comm::gpu::Wish;
 use scout_comm::{Job, RoutedRows};
 use scout_config::{Gather, RunConfig};
 use scout_core::{ByteCount, Phase, UnitSpec};
-use scout_device::{Account, Device};
+use scout_device::{Account, Device, Evenness};
 use scout_model::{LoraLayout, Model};
 use scout_shard::{ShardPlan, ShardStore};
 use scout_telemetry::{EvalResults, Progress, StepRecord, TrainResults};
@@ -376,6 +376,7 @@ impl<'a> Session<'a> {
                 }
             },
             exposed_comm: Some((waited - self.line_waited).as_secs_f64() / seconds),
+            busiest_experts: self.since_line.iter().map(|report| report.evenness).sum::<Evenness>().busiest(),
             mem_peak: memory_peak(&trainer.device),
             ..self.record(step)
         };

@@ -13,7 +13,7 @@ use scout_shard::Ring;
 use crate::attention_plans::{self, Sizes};
 use crate::error::Result;
 use crate::machine::{Hardware, Machine};
-use crate::plan::{ModelSource, RunPlan};
+use crate::plan::{DataCounts, ModelSource, RunPlan};
 use crate::prepare::{RunData, row_cost};
 use crate::run;
 use crate::trainer::{StepReport, Trainer};
@@ -42,6 +42,7 @@ pub enum Routing {
 pub struct Workload {
     config: RunConfig,
     data: RunData,
+    routing: Routing,
 }
 
 /// One rank of a benchmark.
@@ -69,7 +70,7 @@ pub fn with_layers(source: ModelSource, num_layers: usize) -> ModelSource {
 }
 
 impl Workload {
-    /// Updates of as many micro-batches as `config` accumulates, each of `batch` rows on each of `world` ranks.
+    /// Updates of as many micro-batches as `config` accumulates, each of `batch` rows on each of `world` ranks. The router decides.
     pub fn new(config: &RunConfig, model: &ModelConfig, rows: &[Row], world: usize, batch: usize) -> Result<Workload> {
         let mut config = config.clone();
         config.model.random_weights = true;
@@ -90,7 +91,11 @@ impl Workload {
             statistics: *examples.statistics(),
             examples,
         };
-        Ok(Workload { config, data })
+        Ok(Workload { config, data, routing: Routing::Natural })
+    }
+
+    pub fn routed(self, routing: Routing) -> Workload {
+        Workload { routing, ..self }
     }
 
     /// Of an epoch.
@@ -100,13 +105,20 @@ impl Workload {
 
     /// What a run of it needs.
     pub fn plan(&self, source: ModelSource, hardware: impl Into<Hardware>) -> Result<RunPlan> {
-        RunPlan::resolve(&self.config, source, hardware, Some(self.data.counts(&self.config)), None)
+        let hardware: Hardware = hardware.into();
+        let busiest = match self.routing {
+            Routing::Natural => None,
+            Routing::Balanced => Some(1.0),
+            Routing::One => Some(hardware.world_size as f64),
+        };
+        let counts = DataCounts { busiest, ..self.data.counts(&self.config) };
+        RunPlan::resolve(&self.config, source, hardware, Some(counts), None)
     }
 
     /// What `rank` computes in each update of an epoch.
-    fn batches(&self, config: &ModelConfig, rank: usize, routing: Routing) -> Result<Vec<Vec<Batch>>> {
+    fn batches(&self, config: &ModelConfig, rank: usize) -> Result<Vec<Vec<Batch>>> {
         let routed = |batch: Batch| {
-            let routes = routing.of_tokens(config, batch.num_tokens())?;
+            let routes = self.routing.of_tokens(config, batch.num_tokens())?;
             Ok(Batch { routes, ..batch })
         };
         let of_update = |update| {
@@ -119,16 +131,10 @@ impl Workload {
 
 impl StepBench {
     /// On the machine that was planned for. Every rank calls it.
-    pub fn new(
-        workload: Workload,
-        plan: RunPlan,
-        (machine, job): (&Machine, &Job),
-        routing: Routing,
-    ) -> Result<StepBench> {
-        let Workload { config, data } = workload;
-        let workload = Workload { data: RunData { runs: plan.runs, ..data }, config };
+    pub fn new(workload: Workload, plan: RunPlan, (machine, job): (&Machine, &Job)) -> Result<StepBench> {
+        let workload = Workload { data: RunData { runs: plan.runs, ..workload.data }, ..workload };
         let model = &plan.source.config;
-        let updates = workload.batches(model, job.mesh().rank().0, routing)?;
+        let updates = workload.batches(model, job.mesh().rank().0)?;
         let sizes = || Sizes::of_batches(updates.iter().flatten(), model.attention_chunk_size);
         attention_plans::prepare(machine, model, sizes)?;
         let (trainer, said) = run::build_random(&workload.config, &plan, machine, job)?;
@@ -235,7 +241,7 @@ mod tests {
     #[test]
     fn rows_learn_their_last_tokens_and_balanced_experts_get_equal_shares() {
         let model = config(SynthShape::Tiny, None);
-        let batches = workload(&[9, 3], 1, 2).batches(&model, 0, Routing::Balanced).unwrap();
+        let batches = workload(&[9, 3], 1, 2).routed(Routing::Balanced).batches(&model, 0).unwrap();
         let [batch] = &batches[0][..] else { panic!("{} batches", batches[0].len()) };
         // The first token of a row is predicted by nothing.
         assert_eq!(&*batch.target_rows.u32s().unwrap(), &[5, 6, 7, 9, 10]);
@@ -262,7 +268,7 @@ mod tests {
         // Three rows on two ranks of one row: the second update wraps to the first row.
         let workload = workload(&[8, 9, 10], 2, 1);
         assert_eq!(workload.num_updates(), 2);
-        let of_rank = |rank| workload.batches(&model, rank, Routing::Natural).unwrap();
+        let of_rank = |rank| workload.batches(&model, rank).unwrap();
         let tokens = |batches: &[Vec<Batch>]| -> Vec<usize> {
             batches.iter().map(|update| update.iter().map(Batch::num_tokens).sum()).collect()
         };
@@ -280,7 +286,7 @@ mod tests {
         let workload = accumulating(3, &[8; 7], 2, 2);
         assert_eq!(workload.num_updates(), 1);
         for rank in 0..2 {
-            let batches = workload.batches(&model, rank, Routing::Balanced).unwrap();
+            let batches = workload.batches(&model, rank).unwrap();
             let tokens: Vec<usize> = batches[0].iter().map(Batch::num_tokens).collect();
             assert_eq!(tokens, [16; 3]);
         }
@@ -301,7 +307,7 @@ mod tests {
         let workload = workload(&[12], 1, 1);
         let plan = workload.plan(source, 1).unwrap();
         let job = Job::alone(Duration::from_secs(60));
-        let mut bench = StepBench::new(workload, plan, (&1.into(), &job), Routing::Natural).unwrap();
+        let mut bench = StepBench::new(workload, plan, (&1.into(), &job)).unwrap();
         let losses: Vec<f64> = (0..3).map(|_| bench.step().unwrap().report.loss).collect();
         assert!(losses[2] < losses[0], "{losses:?}");
     }

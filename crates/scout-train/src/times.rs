@@ -83,6 +83,8 @@ pub struct Times<'a> {
     pub keep: Keeping,
     /// As of a pass in memory.
     pub num_sources: usize,
+    /// Rows that come to the experts of the rank that all wait for, of an even share.
+    pub busiest: f64,
     pub num_tokens: f64,
     /// On average.
     pub row_length: f64,
@@ -136,7 +138,8 @@ impl Times<'_> {
                 let adapted = self.adapters(&[Projection::ExpertsDown]);
                 self.experts_product(f, d)
                     + adapted
-                    + self.rows(3.0 * f + 4.0 * d)
+                    + self.arrived_rows(3.0 * f)
+                    + self.rows(4.0 * d)
                     + starts(5)
                     + self.results(self.product(f, d))
             }
@@ -171,7 +174,8 @@ impl Times<'_> {
                 let products = self.experts_product(f, d) + self.experts_product(d, 2.0 * f);
                 products
                     + self.adapters_backward(&adapted)
-                    + self.rows(10.0 * d + 5.0 * f)
+                    + self.rows(10.0 * d)
+                    + self.arrived_rows(5.0 * f)
                     + starts(9)
                     + self.results(self.product(d, 2.0 * f))
             }
@@ -235,7 +239,7 @@ impl Times<'_> {
     /// Each token through the matrix of its expert, or as many of all ranks through those of this one.
     fn experts_product(&self, from: f64, to: f64) -> Work {
         let num_experts = self.config.num_experts as f64 / self.num_sources as f64;
-        self.by_the_slower(self.num_tokens + WASTED_ROWS * num_experts, from * to, num_experts)
+        self.by_the_slower(self.busiest * self.num_tokens + WASTED_ROWS * num_experts, from * to, num_experts)
     }
 
     /// By operations, or by bytes where few rows pass such matrices.
@@ -248,6 +252,11 @@ impl Times<'_> {
     /// A sweep over rows of this width.
     fn rows(&self, width: f64) -> Work {
         Work::memory(self.num_tokens * width * self.element_size() / MEMORY)
+    }
+
+    /// The same over those that came to experts.
+    fn arrived_rows(&self, width: f64) -> Work {
+        self.busiest * self.rows(width)
     }
 
     /// Thin products: the input is read, and what is added to the output is written.

@@ -1,12 +1,13 @@
 //! The trainer: one step readable on a page. Gather, compute, release, reduce and update are visible calls in this
 //! order; what is gathered when was decided by the plan before the first batch.
 
+use std::cell::Cell;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use scout_comm::{Job, RoutedRows};
 use scout_core::Phase;
-use scout_device::{Account, Device, Tensor};
+use scout_device::{Account, Device, Evenness, Tensor};
 use scout_model::head::Loss;
 use scout_model::pass::Dropout;
 use scout_model::{AttendedPairs, Batch, Block, Keeping, KeptRows, LoraWeights, Model, NoTrace, Pass, Trace};
@@ -72,6 +73,8 @@ pub struct StepReport {
     pub learning_rate: f64,
     pub num_tokens: usize,
     pub attended_pairs: AttendedPairs,
+    /// Of rows among ranks, where experts stay with theirs.
+    pub evenness: Evenness,
 }
 
 impl Schedules {
@@ -115,11 +118,13 @@ impl Trainer {
         let lora = self.adapter.weights()?;
         let mut gradients = self.gradients(micro_batches.len())?;
         let mut losses = Vec::with_capacity(micro_batches.len());
+        let mut evenness = Evenness::default();
         for batch in micro_batches {
             self.job.whereabouts.enter_step(Phase::Forward, step as u64 + 1);
             let batch = batch.to_device(&self.device)?;
             let pass = self.pass(&batch, &lora, Some(step));
             losses.push(self.forward_backward(&pass, &mut gradients, &mut NoTrace)?);
+            evenness = evenness + pass.evenness.get();
         }
         drop(lora); // it is about to change
         let num_tokens: usize = micro_batches.iter().map(Batch::num_tokens).sum();
@@ -149,6 +154,7 @@ impl Trainer {
             learning_rate,
             num_tokens: num_tokens as usize,
             attended_pairs: AttendedPairs { in_documents: in_documents as u64, in_chunks: in_chunks as u64 },
+            evenness,
         })
     }
 
@@ -265,7 +271,16 @@ impl Trainer {
         let dropout = step.filter(|_| probability > 0.0).map(|step| Dropout { probability, seed, step: step as u64 });
         let exchange = self.rows.as_ref().map(RoutedRows::exchange);
         let kept_rows = KeptRows::at_most(self.settings.most_kept_rows);
-        Pass { batch, lora, dropout, keep, routes: batch.routes.as_ref(), exchange, kept_rows }
+        Pass {
+            batch,
+            lora,
+            dropout,
+            keep,
+            routes: batch.routes.as_ref(),
+            exchange,
+            kept_rows,
+            evenness: Cell::default(),
+        }
     }
 
     /// Training goes on behind it as at its beginning: what was under way for it makes room.

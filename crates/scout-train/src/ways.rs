@@ -88,6 +88,8 @@ pub struct Way {
     pub memory: MemoryPlan,
     /// Unknown on the host.
     pub time: Option<StepTime>,
+    /// As of times: what the prediction assumes.
+    pub busiest: f64,
 }
 
 /// Predicted for the largest update, if its runs are even.
@@ -158,6 +160,8 @@ pub struct Run<'a> {
     pub rows: Rows,
     pub link: Link,
     pub experts: MayBe,
+    /// As of times, where experts stay.
+    pub busiest: f64,
     pub num_adapter_elements: usize,
     /// Adapter, or trained weights, with all that goes with them.
     pub trained: ByteCount,
@@ -313,6 +317,7 @@ impl Run<'_> {
             lookahead: held.shards.lookahead(),
             memory: self.memory(choices, held.shard, held.gathered),
             time: is_on_gpu.then(|| self.step(choices, &held.shards, &self.work(choices))),
+            busiest: self.busiest(choices.experts),
         }
     }
 
@@ -350,13 +355,21 @@ impl Run<'_> {
         }
     }
 
+    fn busiest(&self, experts: Experts) -> f64 {
+        match experts {
+            Experts::Come => 1.0,
+            Experts::Stay => self.busiest,
+        }
+    }
+
     /// Of each use of a unit by one run.
     fn work(&self, Choices { keep, experts, runs }: Choices) -> Vec<Work> {
         let (Pass { config, lora, compute, .. }, update) = (self.pass, self.rows.trained.update);
         let (num_tokens, num_rows) = (update.num_tokens as f64, update.num_rows.max(1) as f64);
         let row_length = num_tokens / num_rows;
         let (num_sources, num_tokens) = (self.num_sources(experts), num_tokens / runs as f64);
-        let times = Times { config, lora, compute, keep, num_sources, num_tokens, row_length };
+        let busiest = self.busiest(experts);
+        let times = Times { config, lora, compute, keep, num_sources, busiest, num_tokens, row_length };
         times.of_order(self.units, &self.schedules.train)
     }
 

@@ -131,6 +131,7 @@ pub fn summary(plan: &RunPlan) -> Vec<String> {
         false => keeping_table(plan),
     });
     lines.extend(plan.way.time.map(step_words));
+    lines.extend(plan.ways.iter().find(|way| way.experts == Experts::Stay && way.time.is_some()).map(busiest_words));
     if !plan.weights.is_empty() {
         let parts = TrainedWeights::bytes(&plan.weights, &plan.shards);
         let in_flight = most_in_flight(&plan.weights, &plan.shards, &plan.schedules.send);
@@ -257,6 +258,13 @@ fn step_words(time: StepTime) -> String {
         seconds(time.seconds),
         grouped(time.num_tokens as u64),
         grouped(time.tokens_per_second() as u64)
+    )
+}
+
+fn busiest_words(way: &Way) -> String {
+    let busiest = way.busiest;
+    format!(
+        "           where experts stay, with {busiest:.2} times an even share of each layer's rows for the busiest rank"
     )
 }
 

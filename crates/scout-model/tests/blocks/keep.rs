@@ -1,5 +1,7 @@
 //! What a block keeps for its backward pass changes its memory and no bit of its results.
 
+use std::cell::Cell;
+
 use scout_core::Projection;
 use scout_device::Tensor;
 use scout_model::pass::Dropout;
@@ -106,5 +108,6 @@ fn pass_of<'a>(pass: &Pass<'a>) -> Pass<'a> {
         routes: pass.routes,
         exchange: pass.exchange,
         kept_rows: KeptRows::at_most(0),
+        evenness: Cell::default(),
     }
 }

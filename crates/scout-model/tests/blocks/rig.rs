@@ -1,6 +1,7 @@
 //! A small model with values that look random, and passes through its parts as a trainer makes them. Checks only that
 //! units are taken in the order a block promises.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -108,6 +109,7 @@ impl Rig {
             routes: None,
             exchange: None,
             kept_rows: KeptRows::at_most(0),
+            evenness: Cell::default(),
         }
     }
 

@@ -147,6 +147,10 @@ fn rows_that_go_to_experts_of_other_ranks_train_to_the_same_bits() {
                 bits(&whole.losses)
             });
             assert!(outcomes.iter().all(|losses| *losses == outcomes[0]));
+            let log = std::fs::read_to_string(output.join("trainer_log.jsonl")).unwrap();
+            let first: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+            let busiest = first["busiest_experts"].as_f64();
+            assert_eq!(busiest.is_some_and(|busiest| busiest > 1.0), weights == "expert-resident", "{busiest:?}");
             let results = std::fs::read_to_string(output.join("eval_results.json")).unwrap();
             let loss = results.lines().find(|line| line.contains("eval_loss")).unwrap().to_string();
             (outcomes[0].clone(), loss, std::fs::read(output.join("adapter_model.safetensors")).unwrap())

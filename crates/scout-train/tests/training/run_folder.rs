@@ -54,7 +54,7 @@ fn every_logged_step_has_a_line_whose_loss_is_its_bits() {
         for key in ["step_time", "tok_s_gpu"] {
             assert!(line[key].as_f64().unwrap() > 0.0, "{key}");
         }
-        for key in ["mfu", "exposed_comm", "mem_peak"] {
+        for key in ["mfu", "exposed_comm", "busiest_experts", "mem_peak"] {
             assert!(line.get(key).is_some(), "{key}");
         }
     }

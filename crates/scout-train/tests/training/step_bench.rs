@@ -38,7 +38,7 @@ fn a_run_that_accumulates_gradients_and_its_benchmark_compute_the_same_runs() {
         assert_eq!((steps.num_rows, steps.updates_per_epoch), (rows.len(), plan.steps.unwrap().updates_per_epoch));
         let of_bench = on_every_rank(WORLD, |job| {
             let plan = workload().plan(plan.source.clone(), WORLD).unwrap();
-            runs(StepBench::new(workload(), plan, (&WORLD.into(), &job), Routing::Natural).unwrap().updates())
+            runs(StepBench::new(workload(), plan, (&WORLD.into(), &job)).unwrap().updates())
         });
         let of_run = |rank: usize| -> Runs {
             let update = |step| data.update(step, rank, model.attention_chunk_size).unwrap().0;
@@ -57,9 +57,9 @@ fn where_one_expert_gets_all_rows_experts_that_stay_train_to_the_same_bits() {
             let source = prepare(&config, world).unwrap().plan.source;
             let rows = vec![Row { num_tokens: 9, num_learned: 3 }; 2 * world];
             let of_ranks = on_every_rank(world, |job| {
-                let workload = Workload::new(&config, &source.config, &rows, world, 2).unwrap();
+                let workload = Workload::new(&config, &source.config, &rows, world, 2).unwrap().routed(Routing::One);
                 let plan = workload.plan(source.clone(), world).unwrap();
-                let mut bench = StepBench::new(workload, plan, (&world.into(), &job), Routing::One).unwrap();
+                let mut bench = StepBench::new(workload, plan, (&world.into(), &job)).unwrap();
                 let losses: Vec<u64> = (0..3).map(|_| bench.step().unwrap().report.loss.to_bits()).collect();
                 bench.leave().unwrap();
                 losses

@@ -62,7 +62,8 @@ fn measured_steps_are_predicted_within_seven_percent() {
         let source = with_layers(scout(), layers);
         let batch = LargestBatch { num_rows: rows, num_tokens: tokens, longest_row: longest };
         let trained = Largest::of_alike(batch, 1);
-        let data = DataCounts { num_rows: rows, updates_per_epoch: 1, trained, scored: Largest::default() };
+        let data =
+            DataCounts { num_rows: rows, updates_per_epoch: 1, trained, scored: Largest::default(), busiest: None };
         let plan = RunPlan::resolve(&config(&[]), source, gpus(1), Some(data), None).unwrap();
         let way = plan.ways.iter().find(|way| way.keep == keep.into()).unwrap();
         let predicted = way.time.unwrap().seconds;
@@ -410,10 +411,23 @@ fn on_gpus(world_size: usize, more: &[&str]) -> RunPlan {
     RunPlan::resolve(&config(&keys), scout(), gpus(world_size), None, None).unwrap()
 }
 
+/// The same where the busiest rank's experts are known to get so many times an even share of all rows, each 2,048 tokens long.
+fn on_gpus_with_busiest(world_size: usize, num_rows: usize, busiest: Option<f64>) -> RunPlan {
+    let batch = LargestBatch { num_rows, num_tokens: 2048 * num_rows, longest_row: 2048 };
+    let (trained, scored) = (Largest::of_alike(batch, 1), Largest::default());
+    let data = DataCounts { num_rows: num_rows * world_size, updates_per_epoch: 1, trained, scored, busiest };
+    let rows = format!("per_device_train_batch_size={num_rows}");
+    let config = config(&["cutoff_len=2048", "device_memory=139GiB", "weights=auto", &rows]);
+    RunPlan::resolve(&config, scout(), gpus(world_size), Some(data), None).unwrap()
+}
+
 #[test]
 fn steps_of_two_gpus_whose_experts_stay_are_predicted_within_seven_percent() {
-    for (rows, runs, measured) in [(1, 1, 0.2833), (4, 2, 1.0599), (16, 8, 4.2170)] {
-        let plan = on_gpus(2, &[&format!("per_device_train_batch_size={rows}")]);
+    // Routing balanced, and by the router of random weights.
+    for (rows, busiest, runs, measured) in
+        [(1, Some(1.0), 1, 0.2833), (4, Some(1.0), 2, 1.0599), (16, Some(1.0), 8, 4.2170), (1, None, 1, 0.3041)]
+    {
+        let plan = on_gpus_with_busiest(2, rows, busiest);
         assert_eq!((plan.way.experts, plan.runs), (Experts::Stay, runs), "{rows} rows");
         let ratio = seconds(&plan) / measured;
         assert!((0.93..=1.07).contains(&ratio), "{rows} rows: {} s, measured {measured} s", seconds(&plan));
@@ -432,7 +446,8 @@ fn experts_stay_where_that_is_faster_and_nothing_else_changes() {
         // How much memory is found may not decide it.
         (&["deterministic=true"], Experts::Come),
     ] {
-        assert_eq!(on_gpus(8, more).way.experts, expected, "{more:?}");
+        let one_row = [&["per_device_train_batch_size=1", "gradient_accumulation_steps=1"], more].concat();
+        assert_eq!(on_gpus(8, &one_row).way.experts, expected, "{more:?}");
     }
     // How many layers are to be whole is written, and with `expert-resident` it is all of them but experts.
     let written = on_gpus(8, &["resident_layers=7"]);
@@ -451,6 +466,23 @@ fn experts_stay_where_that_is_faster_and_nothing_else_changes() {
         assert_eq!(error.exit_code(), ExitCode::BadConfig);
         assert!(error.to_string().contains(problem), "{error}");
     }
+}
+
+#[test]
+fn experts_come_where_too_many_rows_for_one_rank_would_cost_more_than_gathers() {
+    // Eight ranks wait in each layer for the busiest of them. What gathers expose depends on how much there is to compute.
+    for (num_rows, busiest, expected) in [
+        (16, Some(1.0), Experts::Stay),
+        (16, None, Experts::Come),
+        (1, None, Experts::Stay),
+        (1, Some(2.0), Experts::Stay),
+        (1, Some(8.0), Experts::Come),
+    ] {
+        let plan = on_gpus_with_busiest(8, num_rows, busiest);
+        assert_eq!(plan.way.experts, expected, "{num_rows} rows, {busiest:?}");
+    }
+    let times = [Some(1.0), None, Some(2.0)].map(|busiest| seconds(&on_gpus_with_busiest(8, 1, busiest)));
+    assert!(times.is_sorted() && times[0] < times[2], "{times:?}");
 }
 
 #[test]

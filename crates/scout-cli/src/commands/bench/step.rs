@@ -124,7 +124,7 @@ fn measure(
     let num_rows = step.batch.map_or(config.train.per_device_train_batch_size, |rows| rows as usize);
     let rows_of_update = num_rows * config.train.gradient_accumulation_steps;
     let rows = rows(step, rows_of_update * world_size)?;
-    let workload = Workload::new(config, &source.config, &rows, world_size, num_rows)?;
+    let workload = Workload::new(config, &source.config, &rows, world_size, num_rows)?.routed(step.routing.into());
     let mut found = Found::by(config, seat)?;
     let plan = workload.plan(source, found.hardware(&*job.comm)?)?;
     let machine = found.machine(&plan)?;
@@ -136,7 +136,7 @@ fn measure(
         check_comparable(&machine, &plan, (&rows, rows_of_update, workload.num_updates()))?;
     }
     let num_updates = workload.num_updates();
-    let mut bench = StepBench::new(workload, plan, (&machine, job), step.routing.into())?;
+    let mut bench = StepBench::new(workload, plan, (&machine, job))?;
     tell(about(&bench, &machine))?;
     tell(unpacked(config).into_iter().collect())?;
     let all_sizes = WARM_UP.max(num_updates);
@@ -316,6 +316,7 @@ fn as_json(
         "tok_s_gpu": outcome.tokens_per_second(world_size), "useful_tflops": outcome.useful_tflops(world_size),
         "step_s": outcome.seconds_a_step(), "step_s_spread": outcome.spread, "steps": outcome.num_steps(),
         "step_s_all": (!outcome.step_seconds.is_empty()).then_some(&outcome.step_seconds), "drift": outcome.drift,
+        "busiest_experts": outcome.busiest_experts(),
         "seconds": outcome.seconds, "tokens": outcome.num_tokens, "loss_bits": outcome.loss_bits(),
         "formula": formula(plan),
     });

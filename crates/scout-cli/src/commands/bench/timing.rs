@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use scout_comm::Job;
-use scout_device::Device;
 use scout_device::cuda::Reading;
+use scout_device::{Device, Evenness};
 use scout_kernels::selftest::meter::mean_reading;
 use scout_telemetry::grouped;
 use scout_train::StepReport;
@@ -146,6 +146,11 @@ impl Outcome {
         self.reports.iter().map(|report| format!("{:08x}", (report.loss as f32).to_bits())).collect()
     }
 
+    /// See [`scout_telemetry::StepRecord::busiest_experts`].
+    pub fn busiest_experts(&self) -> Option<f64> {
+        self.reports.iter().map(|report| report.evenness).sum::<Evenness>().busiest()
+    }
+
     pub fn lines(&self, world_size: usize) -> Vec<String> {
         let milliseconds = 1e3 * self.seconds_a_step();
         let a_step = match self.spread.map(|spread| spread.map(|seconds| seconds * 1e3)) {
@@ -164,6 +169,9 @@ impl Outcome {
             ),
             a_step,
         ];
+        if let Some(busiest) = self.busiest_experts() {
+            lines.push(format!("the busiest rank's experts had {busiest:.2} times an even share of each layer's rows"));
+        }
         if let Some(drift) = self.drift {
             lines.push(format!("the last quarter of the steps took {:+.2} % against the first", 100.0 * drift));
         }
