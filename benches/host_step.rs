@@ -10,11 +10,11 @@ use scout_comm::Job;
 use scout_config::RunConfig;
 use scout_core::DType;
 use scout_model::{Batch, ModelConfig, NoTrace};
-use scout_train::Trainer;
 use scout_train::plan::useful_flops;
 use scout_train::prepare::prepare;
 use scout_train::run::build;
 use scout_train::synth::{SynthRequest, SynthShape, write_folder};
+use scout_train::{Seated, Trainer};
 use serde_json::json;
 
 const NUM_DOCUMENTS: usize = 8;
@@ -80,7 +80,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn small_trainer(folder: &std::path::Path) -> Result<(Trainer, ModelConfig)> {
+fn small_trainer(folder: &std::path::Path) -> Result<(Seated, ModelConfig)> {
     write_folder(folder, &SynthRequest { shape: SynthShape::Small, num_layers: None, dtype: DType::F32, seed: 1 })?;
     let path = folder.display();
     let text = format!(

@@ -2,7 +2,6 @@
 //! and the exit code of the cause.
 
 use std::io::Write;
-use std::process::ExitCode as ProcessExitCode;
 
 use scout_comm::{CommError, Verdict};
 use scout_config::ConfigError;
@@ -41,12 +40,12 @@ impl std::fmt::Display for JobEnded {
 
 impl std::error::Error for JobEnded {}
 
-/// Prints `error` to stderr and returns the code to leave with. Why a job ended was said by one of its ranks already.
-pub fn report(error: &anyhow::Error) -> ProcessExitCode {
+/// Prints `error` to stderr and leaves with its code. Why a job ended was said by one of its ranks already.
+pub fn leave(error: &anyhow::Error) -> ! {
     if error.downcast_ref::<JobEnded>().is_none() {
         say(error);
     }
-    ProcessExitCode::from(exit_code(error).code())
+    leave_at_once(exit_code(error).code().into())
 }
 
 /// Prints `error`, and its hint, to stderr.

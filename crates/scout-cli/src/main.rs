@@ -51,16 +51,16 @@ enum Command {
 fn main() -> ExitCode {
     failure::speak_plainly_of_bugs();
     if let Err(error) = surroundings::begin_as_one_of_several() {
-        return failure::report(&error.into());
+        failure::leave(&error.into());
     }
     if let Err(alone) = ranks::tie_to_parent(&surroundings::variable) {
-        return failure::report(&alone.into());
+        failure::leave(&alone.into());
     }
     let arguments = Arguments::parse();
     match std::panic::catch_unwind(|| run(arguments.command)) {
         Ok(Ok(code)) => code,
-        Ok(Err(error)) => failure::report(&error),
-        Err(_) => ExitCode::from(scout_core::ExitCode::Internal.code()),
+        Ok(Err(error)) => failure::leave(&error),
+        Err(_) => failure::leave_at_once(scout_core::ExitCode::Internal.code().into()),
     }
 }
 

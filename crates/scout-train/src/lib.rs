@@ -42,4 +42,4 @@ pub mod ways;
 pub mod weight_set;
 
 pub use error::{Result, TrainError};
-pub use trainer::{StepReport, StepSettings, Trainer};
+pub use trainer::{Seated, StepReport, StepSettings, Trainer};

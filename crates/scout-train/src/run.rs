@@ -26,7 +26,7 @@ use crate::prepare::{Prepared, RunData, evaluation_interval};
 use crate::readers::{Progressed, Readers, with_signs_of_life};
 use crate::recorder::{Recorder, Summary};
 use crate::trained_weights::TrainedWeights;
-use crate::trainer::{StepReport, Trainer};
+use crate::trainer::{Seated, StepReport, Trainer};
 use crate::{attention_plans, gpu_weights, load, recorder, save, synth};
 
 /// Operations in bf16 a second of an H100 or H200 on paper, of which `mfu` is the share that was useful.
@@ -78,7 +78,7 @@ pub fn run(config: &RunConfig, prepared: Prepared, job: &Job, progress: &mut Pro
         if let (TrainError::NotANumber { .. }, Some(trainer)) = (error, &mut trainer) {
             let _ = trainer.leave();
         }
-        // The others are told before anything is freed that they may be fetching from.
+        // The others are told before anything is freed.
         job.comm.abort(&format!("rank {rank}: {}", error.with_causes()));
     })
 }
@@ -88,7 +88,7 @@ fn run_on_this_rank(
     config: &RunConfig,
     prepared: &Prepared,
     job: &Job,
-    (progress, seat): (&mut Progress, &mut Option<Trainer>),
+    (progress, seat): (&mut Progress, &mut Option<Seated>),
 ) -> Result<Outcome> {
     let mut recorder = match job.mesh().is_first() {
         true => Some(Recorder::create(config, progress)?),
@@ -165,23 +165,18 @@ fn read_and_prepare(
 }
 
 /// Reads this rank's weights and puts the trainer together.
-pub fn build(config: &RunConfig, prepared: &Prepared, job: &Job) -> Result<Trainer> {
+pub fn build(config: &RunConfig, prepared: &Prepared, job: &Job) -> Result<Seated> {
     Ok(build_parts(Parts::of(config, prepared), job)?.0)
 }
 
 /// The same for a plan without data, with random weights: what a benchmark runs on. Beside it what there is to say to people.
-pub fn build_random(
-    config: &RunConfig,
-    plan: &RunPlan,
-    machine: &Machine,
-    job: &Job,
-) -> Result<(Trainer, Vec<String>)> {
+pub fn build_random(config: &RunConfig, plan: &RunPlan, machine: &Machine, job: &Job) -> Result<(Seated, Vec<String>)> {
     let mut config = config.clone();
     config.model.random_weights = true;
     build_parts(Parts { config: &config, plan, machine, start: None }, job)
 }
 
-fn build_parts(parts: Parts, job: &Job) -> Result<(Trainer, Vec<String>)> {
+fn build_parts(parts: Parts, job: &Job) -> Result<(Seated, Vec<String>)> {
     let account = parts.account();
     let Weights { walked, said, .. } = read_weights(parts, job, &account, &mut Readers::default())?;
     Ok((assemble(parts, job, account, walked)?, said))
@@ -241,7 +236,7 @@ fn wish(config: &RunConfig) -> Wish {
     }
 }
 
-fn assemble(parts: Parts, job: &Job, account: Account, (shards, store): (ShardPlan, ShardStore)) -> Result<Trainer> {
+fn assemble(parts: Parts, job: &Job, account: Account, (shards, store): (ShardPlan, ShardStore)) -> Result<Seated> {
     let Parts { config, plan, machine, start } = parts;
     let mesh = job.mesh();
     let model_config = &plan.source.config;
@@ -261,7 +256,21 @@ fn assemble(parts: Parts, job: &Job, account: Account, (shards, store): (ShardPl
     let model = Model::new(model_config, &plan.units)?.to_device(&device)?;
     let (schedules, job, settings) = (plan.schedules.clone(), job.clone(), plan.settings);
     let ahead = Mutex::default();
-    Ok(Trainer { model, plan: shards, store, rows, adapter, weights, job, device, account, schedules, settings, ahead })
+    let trainer = Trainer {
+        model,
+        plan: shards,
+        store,
+        rows,
+        adapter,
+        weights,
+        job,
+        device,
+        account,
+        schedules,
+        settings,
+        ahead,
+    };
+    Ok(trainer.into())
 }
 
 fn random_weights(plan: &RunPlan, seed: u64, rank: scout_core::Rank, account: &Account) -> Result<ShardStore> {

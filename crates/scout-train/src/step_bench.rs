@@ -16,7 +16,7 @@ use crate::machine::{Hardware, Machine};
 use crate::plan::{DataCounts, ModelSource, RunPlan};
 use crate::prepare::{RunData, row_cost};
 use crate::run;
-use crate::trainer::{StepReport, Trainer};
+use crate::trainer::{Seated, StepReport};
 
 /// One made-up row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct StepBench {
     pub plan: RunPlan,
     /// What was found out about ways of gathering, for people.
     pub said: Vec<String>,
-    trainer: Trainer,
+    trainer: Seated,
     /// What this rank computes in each update of an epoch; steps take them in turns.
     updates: Vec<Vec<Batch>>,
     next_step: usize,

@@ -2,6 +2,7 @@
 //! order; what is gathered when was decided by the plan before the first batch.
 
 use std::cell::Cell;
+use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -52,6 +53,14 @@ pub struct Trainer {
     pub settings: StepSettings,
     /// Units that are whole or under way for the next training pass.
     pub ahead: Mutex<Ahead>,
+}
+
+/// A trainer among others, until it leaves. On a GPU, a trainer that failed ends with its process: others may be reaching into
+/// its memory, and to give that and its place in NCCL's group back takes seconds in which nobody would know whose failure it was.
+pub struct Seated {
+    // None while it is dropped.
+    trainer: Option<Trainer>,
+    has_left: bool,
 }
 
 /// The order in which units are used, forward and back again or forward alone, and in which their gradients are ready.
@@ -165,9 +174,8 @@ impl Trainer {
         Ok(self.job.comm.waited() + on_gpu + for_rows)
     }
 
-    /// The end of all gathering. On GPUs ranks reach into each other's memory, so nobody frees any before all of them have
-    /// come here; every rank calls it.
-    pub fn leave(&mut self) -> Result<()> {
+    /// See [`Seated::leave`].
+    fn end_gathering(&mut self) -> Result<()> {
         self.take_ahead().let_go()?;
         if let Some(rows) = self.rows.take() {
             rows.leave(&*self.job.comm)?;
@@ -295,6 +303,44 @@ impl Trainer {
 
     fn walk<'a>(&'a self, schedule: &'a Schedule) -> Walk<'a> {
         Walk::new(&self.plan, &self.store, &self.job, &self.account, schedule)
+    }
+}
+
+impl Seated {
+    /// The end of all gathering. On GPUs ranks reach into each other's memory, so nobody frees any before all of them have
+    /// come here; every rank calls it.
+    pub fn leave(&mut self) -> Result<()> {
+        self.has_left = true;
+        self.end_gathering()
+    }
+}
+
+impl From<Trainer> for Seated {
+    fn from(trainer: Trainer) -> Seated {
+        Seated { trainer: Some(trainer), has_left: false }
+    }
+}
+
+impl Deref for Seated {
+    type Target = Trainer;
+
+    fn deref(&self) -> &Trainer {
+        self.trainer.as_ref().expect("none only while it is dropped")
+    }
+}
+
+impl DerefMut for Seated {
+    fn deref_mut(&mut self) -> &mut Trainer {
+        self.trainer.as_mut().expect("none only while it is dropped")
+    }
+}
+
+impl Drop for Seated {
+    fn drop(&mut self) {
+        match (&self.device, self.has_left) {
+            (Device::Cuda(_), false) => std::mem::forget(self.trainer.take()),
+            _ => drop(self.trainer.take()),
+        }
     }
 }
 

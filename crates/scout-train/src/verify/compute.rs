@@ -32,7 +32,7 @@ use crate::machine::{ComputeType, Machine};
 use crate::readers::Readers;
 use crate::sums::sum_over_ranks;
 use crate::trained_weights::TrainedWeights;
-use crate::trainer::{Schedules, Trainer};
+use crate::trainer::{Schedules, Seated, Trainer};
 use crate::ways::{Experts, LOOKAHEAD, rows_size};
 use crate::{choice, gpu_weights, load};
 
@@ -42,7 +42,7 @@ pub struct Bench {
     pub config: ModelConfig,
     pub style: NameStyle,
     folder: PathBuf,
-    trainer: Trainer,
+    trainer: Seated,
     modules: Vec<scout_core::LoraModule>,
     read: [ByteCount; 2],
     machine: Machine,
@@ -127,6 +127,7 @@ impl Bench {
             settings,
             ahead,
         };
+        let trainer = trainer.into();
         let (folder, machine) = (folder.to_path_buf(), machine.clone());
         Ok(Bench { config, style, folder, trainer, modules: Vec::new(), read, machine, routes: None })
     }
@@ -137,7 +138,7 @@ impl Bench {
         let of_rank = |batch: &Padded| batch.num_rows.div_ceil(self.mesh().size()) * batch.seq_len;
         let most_rows = batches.into_iter().map(of_rank).max().unwrap_or(0);
         let size = rows_size(&self.config, most_rows, self.machine.compute);
-        let Trainer { plan, device, job, .. } = &self.trainer;
+        let Trainer { plan, device, job, .. } = &*self.trainer;
         let connect = || RoutedRows::connect(device, job, size);
         self.trainer.rows = plan.leaves_experts().then(connect).transpose()?;
         Ok(())
@@ -224,7 +225,7 @@ impl Bench {
 
     /// What this rank has held and read so far.
     pub fn held(&self) -> Held {
-        let Trainer { account, plan, schedules, .. } = &self.trainer;
+        let Trainer { account, plan, schedules, .. } = &*self.trainer;
         let gathered = [&schedules.train, &schedules.evaluate].map(|schedule| plan.gathered_peak(schedule));
         let [read, read_planned] = self.read;
         Held {

@@ -13,7 +13,7 @@ use scout_telemetry::Progress;
 use scout_train::prepare::{Prepared, prepare};
 use scout_train::run::{self, Outcome};
 use scout_train::synth::{SynthRequest, SynthShape, write_folder};
-use scout_train::{Result, StepReport, Trainer};
+use scout_train::{Result, Seated, StepReport, Trainer};
 use tempfile::TempDir;
 
 /// Longer than any test takes; a rank that fails leaves the others waiting this long at most.
@@ -69,7 +69,7 @@ pub fn alone() -> Job {
     Job::alone(DEADLINE)
 }
 
-pub fn trainer(config: &RunConfig) -> (Prepared, Trainer) {
+pub fn trainer(config: &RunConfig) -> (Prepared, Seated) {
     let prepared = prepare(config, 1).unwrap();
     let trainer = run::build(config, &prepared, &alone()).unwrap();
     (prepared, trainer)
