@@ -2,17 +2,18 @@
 
     torchrun --nproc-per-node 2 benches/peer_fsdp2.py --batch 4 --json peer.json
 
-What is compared is how Scout is sharded and computed, so what would only make the peer slow is replaced, as somebody who
-knows the tools would: transformers computes all experts for every token and holds all logits; here each token meets one
-expert, in PyTorch's grouped product, and logits live for a chunk of tokens, with the gradient made beside the loss. Layers
-are computed again in the backward pass unless `--keep` says otherwise. Weights are random, routing is balanced, and rows
-have one length, as there.
+What is compared is how Scout is sharded and computed, so what makes the peer slowest is replaced: transformers computes all
+experts for every token and holds all logits; here each token meets one expert, in PyTorch's grouped product, and logits live
+for a chunk of tokens, with the gradient made beside the loss. Norms, rotation and the order of memory are transformers' own,
+gathers FSDP2's own. Layers are computed again in the backward pass unless `--keep` says otherwise. Weights are random,
+routing is balanced, and rows have one length, as there. Adapters and their optimizer are in bf16, where ours are in f32.
 """
 
 import argparse
 import json
 import os
 import statistics
+import sys
 import time
 
 # Memory of all layers and of a whole one gathered is nearly all there is: it must not lie in pieces.
@@ -29,7 +30,7 @@ from transformers.models.llama4 import modeling_llama4 as llama4
 from transformers.models.llama4.configuration_llama4 import Llama4TextConfig
 
 LORA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-# The first is the faster on Hopper.
+# The first is the faster on Hopper, where PyTorch finds it fit.
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
 TOKENS_OF_LOGITS = 4096
 
@@ -186,7 +187,10 @@ def main():
         "trained": sum(parameter.numel() for parameter in trained),
         "step_s": step_s, "step_s_spread": [min(seconds), step_s, max(seconds)],
         "steps": options.steps, "tok_s_gpu": options.batch * options.seq / step_s,
-        "memory_peak_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+        "memory_reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+        # Each retry empties the allocator's pool and waits for the GPU.
+        "allocation_retries": torch.cuda.memory_stats()["num_alloc_retries"] if on_gpu else None,
+        "command": " ".join(sys.argv),
         "losses": losses + [loss for _, loss in timed],
     }
     if dist.get_rank() == 0:

@@ -2,8 +2,9 @@
 
     python3 benches/whole_table.py --gpus 8 --out results [PART ...]
 
-Needs a release build of scout-dist and nothing but Python's own library, and for one part `mpirun`. Without parts all
-of them run; `--help` lists them. Each leaves its JSON and what was printed in the folder. Ends with 1 if a part failed.
+Needs a release build of scout-dist and nothing but Python's own library, and for two parts `mpirun` or PyTorch and
+transformers. Without parts all of them run; `--help` lists them. Each leaves its JSON and what was printed in the folder.
+Ends with 1 if a part failed.
 """
 
 import argparse
@@ -30,8 +31,8 @@ bf16: true
 ALPACA = ["--lengths", "tests/fixtures/alpaca_lengths.json", "--routing", "natural", "--warm-up", "0"]
 # Runs whose bits are compared: every sum in a fixed order.
 TWELVE_LAYERS = ["deterministic=true", "--layers", "12", "--batch", "8", "--steps", "20"]
-PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peer_fsdp2.py")
 ALL_LAYERS = ["deterministic=true", "--batch", "4", "--steps", "20"]
+PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peer_fsdp2.py")
 
 
 class Failed(Exception):
@@ -221,14 +222,21 @@ def alpaca(table, name, rows):
 
 def beside(table):
     """FSDP2 and transformers, then this program, on the same GPUs (needs PyTorch and transformers)"""
+    if table.options.device != "cuda" or table.options.step:
+        raise Failed("peers compute all layers, on GPUs: leave `--device` and `--step` out")
     for rows, seconds in [(1, 8), (16, 16)]:
         work = ["--batch", str(rows)]
-        eager = table.peer(f"peer{rows}", work, 200)["tok_s_gpu"]
-        compiled = table.peer(f"peer{rows}_compiled", [*work, "--compile"], 300)["tok_s_gpu"]
-        own = table.step(f"beside{rows}", [*work, "--seconds", str(seconds)], 200)["tok_s_gpu"]
+        peers = [table.peer(f"peer{rows}", work, 200), table.peer(f"peer{rows}_compiled", [*work, "--compile"], 300)]
+        own = table.step(f"beside{rows}", [*work, "--seconds", str(seconds)], 200)
+        for key in ["layers", "batch", "seq"]:
+            if any(peer[key] != own[key] for peer in peers):
+                raise Failed(f"{key} differ: {[found[key] for found in [own, *peers]]}")
+        eager, compiled = [peer["tok_s_gpu"] for peer in peers]
+        retries = [peer["allocation_retries"] for peer in peers]
         yield f"{rows} x 2,048 beside FSDP2", (
-            f"{own:,.0f} tokens/s a GPU beside {eager:,.0f}, and {compiled:,.0f} with layers compiled:"
-            f" {own / eager:.2f} and {own / compiled:.2f} times as fast"
+            f"{own['tok_s_gpu']:,.0f} tokens/s a GPU beside {eager:,.0f}, and {compiled:,.0f} with layers compiled:"
+            f" {own['tok_s_gpu'] / eager:.2f} and {own['tok_s_gpu'] / compiled:.2f} times as fast; retries of"
+            f" allocations there: {retries}"
         )
 
 

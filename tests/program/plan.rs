@@ -143,7 +143,7 @@ fn the_table_of_units_adds_up_to_the_shard_however_layers_are_held() {
         let chosen = said.lines().find(|line| line.ends_with("  chosen")).unwrap();
         assert!(chosen.contains(expected), "{said}");
         assert_eq!(chosen.contains(" stay +"), expected.contains('+'), "{said}");
-        let is_assumed = said.contains("with 1.17 times an even share of each layer's rows for the busiest rank");
+        let is_assumed = said.contains("with 1.10 times an even share of each layer's rows for the busiest rank");
         assert_eq!(is_assumed, expected.contains("stay"), "{said}");
         let lines = said.lines().skip_while(|line| !line.starts_with("unit ")).skip(1);
         let is_unit = |line: &&str| !line.starts_with("gathered ") && !line.starts_with("experts ");

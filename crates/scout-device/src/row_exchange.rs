@@ -52,7 +52,7 @@ pub struct Dealt {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Evenness {
     num_rows: u64,
-    /// If all ranks had as many as the busiest of each exchange.
+    /// How many it would be if in each exchange all ranks had as many as the busiest.
     if_all_were_busiest: u64,
 }
 
@@ -63,8 +63,8 @@ impl Evenness {
         Evenness { num_rows: of_ranks().sum(), if_all_were_busiest: most * dealt.num_ranks() as u64 }
     }
 
-    /// Rows of the busiest rank, for whom all others wait, of an even share; none where no rows were dealt.
-    pub fn busiest(&self) -> Option<f64> {
+    /// How many times an even share the busiest rank had, for whom all others wait; `None` where no rows were dealt.
+    pub fn busiest_share(&self) -> Option<f64> {
         (self.num_rows > 0).then(|| self.if_all_were_busiest as f64 / self.num_rows as f64)
     }
 }
@@ -237,7 +237,7 @@ mod tests {
         let dealt = |offsets| Dealt::new(0, offsets).unwrap();
         // Of twelve rows seven come to the first rank; of two all to the second.
         let (uneven, lopsided) = (dealt(offsets()), dealt(vec![vec![0, 0, 1], vec![0, 0, 1]]));
-        let of = |all: &[&Dealt]| all.iter().map(|dealt| Evenness::of(dealt)).sum::<Evenness>().busiest();
+        let of = |all: &[&Dealt]| all.iter().map(|dealt| Evenness::of(dealt)).sum::<Evenness>().busiest_share();
         assert_eq!(of(&[&uneven]), Some(14.0 / 12.0));
         assert_eq!(of(&[&lopsided]), Some(2.0));
         assert_eq!(of(&[&uneven, &lopsided]), Some(18.0 / 14.0));

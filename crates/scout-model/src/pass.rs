@@ -144,7 +144,7 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    pub(crate) fn have_arrived(&self, dealt: &Dealt) {
+    pub(crate) fn count_arrivals(&self, dealt: &Dealt) {
         self.evenness.set(self.evenness.get() + Evenness::of(dealt));
     }
 }

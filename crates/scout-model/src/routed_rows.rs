@@ -80,7 +80,7 @@ impl SetOut<'_> {
             SetOut::Here(rows) => Ok((rows()?, Place::Here)),
             SetOut::UnderWay { exchange, .. } => {
                 let (rows, dealt) = exchange.arrive()?;
-                pass.have_arrived(&dealt);
+                pass.count_arrivals(&dealt);
                 // They came behind the counts of all ranks, so nobody waits: memory of a message that is read is used again.
                 routing.offsets()?;
                 Ok((rows, Place::Dealt(dealt)))

@@ -37,7 +37,8 @@ pub struct StepRecord {
     /// way, its host for what other ranks had to say. Collectives that the GPU runs among its arithmetic, and its waits for
     /// sums, are not in it; `bench step` counts them too, on all ranks.
     pub exposed_comm: Option<f64>,
-    /// Rows that came to the experts of the busiest rank of each layer, of an even share; `None` where experts are gathered.
+    /// How many times an even share of rows came to the busiest rank's experts, on average over layers; `None` where experts are
+    /// gathered.
     pub busiest_experts: Option<f64>,
     pub mem_peak: Option<ByteCount>,
     /// Tokens of all ranks since training began.

@@ -27,7 +27,7 @@ use crate::runs::{Largest, Rows};
 use crate::schedule::{Decay, LearningRate};
 use crate::trained_weights::TrainedWeights;
 use crate::trainer::{Schedules, StepSettings};
-use crate::ways::{LOOKAHEAD, Run, Way, rows_size};
+use crate::ways::{Experts, LOOKAHEAD, MayBe, Run, Way, rows_size};
 use crate::weight_set::WeightSet;
 
 /// Where the model comes from.
@@ -62,6 +62,8 @@ pub struct RunPlan {
     /// The fastest first where they differ in more than what they keep and memory is known; else from the one that keeps the
     /// most, and where experts come before where they stay.
     pub ways: Vec<Way>,
+    /// How many times an even share of rows is expected at the busiest rank's experts, where they may stay.
+    pub busiest_share: Option<f64>,
     /// How algorithms of a GPU are chosen: the same in every run, or by their speed.
     pub choice: Choice,
     pub steps: Option<StepsPlan>,
@@ -131,6 +133,7 @@ impl RunPlan {
         let more_than_free = config.device.device_memory.filter(is_more);
         let shards = run.shards(&way.resident, way.experts, way.lookahead);
         let choice = run.pass.choice;
+        let busiest_share = (run.experts != MayBe::Only(Experts::Come)).then_some(run.busiest_share);
         let steps = data.map(|data| steps(config, data));
         let settings = step_settings(config, &way, steps, work.dropout);
         let adapter_layout = adapter_layout(config, source.style);
@@ -149,6 +152,7 @@ impl RunPlan {
             runs: way.runs,
             way,
             ways,
+            busiest_share,
             choice,
             steps,
             settings,
@@ -257,7 +261,7 @@ impl Work {
         };
         let layout = LoraLayout::new(model, &self.lora);
         let experts = choice::experts(config, &hardware, (model, &self.weights))?;
-        let expected = || rates::busiest(model.num_experts, hardware.world_size);
+        let expected = || rates::busiest_share(model.num_experts, hardware.world_size);
         Ok(Run {
             units: &self.units,
             schedules: &self.schedules,
@@ -266,7 +270,7 @@ impl Work {
             rows,
             link: Link::of(config.device.gather, hardware.world_size),
             experts,
-            busiest: data.and_then(|data| data.busiest).unwrap_or_else(expected),
+            busiest_share: data.and_then(|data| data.busiest_share).unwrap_or_else(expected),
             num_adapter_elements: layout.num_elements(),
             trained: AdapterState::bytes(&layout, &hardware) + self.weight_bytes(config, &hardware),
             budget: choice::budget(config.device.device_memory, hardware.memory()),
@@ -291,8 +295,8 @@ pub struct DataCounts {
     pub trained: Largest,
     /// Of held-out rows, as many at a time as an update has; nothing where they are not scored.
     pub scored: Largest,
-    /// How many times an even share of all rows the busiest rank's experts have, where that is known.
-    pub busiest: Option<f64>,
+    /// How many times an even share of all rows the busiest rank's experts have, where that is known beforehand.
+    pub busiest_share: Option<f64>,
 }
 
 fn adapter_layout(config: &RunConfig, style: NameStyle) -> AdapterLayout {

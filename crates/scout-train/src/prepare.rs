@@ -274,7 +274,7 @@ impl RunData {
                 scored.meet(&update, |row| self.held_out.length(*row));
             }
         }
-        DataCounts { num_rows, updates_per_epoch, trained, scored, busiest: None }
+        DataCounts { num_rows, updates_per_epoch, trained, scored, busiest_share: None }
     }
 
     /// What no update exceeds, whatever the order. Balanced micro-batches have no more tokens than they were dealt with, and

@@ -385,7 +385,7 @@ impl<'a> Session<'a> {
                 }
             },
             exposed_comm: Some((waited - self.line_waited).as_secs_f64() / seconds),
-            busiest_experts: self.since_line.iter().map(|report| report.evenness).sum::<Evenness>().busiest(),
+            busiest_experts: self.since_line.iter().map(|report| report.evenness).sum::<Evenness>().busiest_share(),
             mem_peak: memory_peak(&trainer.device),
             ..self.record(step)
         };

@@ -106,12 +106,12 @@ impl Workload {
     /// What a run of it needs.
     pub fn plan(&self, source: ModelSource, hardware: impl Into<Hardware>) -> Result<RunPlan> {
         let hardware: Hardware = hardware.into();
-        let busiest = match self.routing {
+        let busiest_share = match self.routing {
             Routing::Natural => None,
             Routing::Balanced => Some(1.0),
             Routing::One => Some(hardware.world_size as f64),
         };
-        let counts = DataCounts { busiest, ..self.data.counts(&self.config) };
+        let counts = DataCounts { busiest_share, ..self.data.counts(&self.config) };
         RunPlan::resolve(&self.config, source, hardware, Some(counts), None)
     }
 

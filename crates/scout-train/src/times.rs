@@ -83,8 +83,8 @@ pub struct Times<'a> {
     pub keep: Keeping,
     /// As of a pass in memory.
     pub num_sources: usize,
-    /// Rows that come to the experts of the rank that all wait for, of an even share.
-    pub busiest: f64,
+    /// How many times an even share of rows comes to the experts of the rank that all wait for.
+    pub busiest_share: f64,
     pub num_tokens: f64,
     /// On average.
     pub row_length: f64,
@@ -189,7 +189,8 @@ impl Times<'_> {
             return Work::default();
         }
         let num_sources = self.num_sources as f64;
-        let bytes = self.num_tokens * self.widths().d * self.element_size() * (num_sources - 1.0) / num_sources;
+        let rows = self.busiest_share * self.num_tokens * (num_sources - 1.0) / num_sources;
+        let bytes = rows * self.widths().d * self.element_size();
         Work::waiting(MEETING + (FIRST_ROW + bytes / ROWS - cover.seconds()).max(0.0))
     }
 
@@ -239,7 +240,7 @@ impl Times<'_> {
     /// Each token through the matrix of its expert, or as many of all ranks through those of this one.
     fn experts_product(&self, from: f64, to: f64) -> Work {
         let num_experts = self.config.num_experts as f64 / self.num_sources as f64;
-        self.by_the_slower(self.busiest * self.num_tokens + WASTED_ROWS * num_experts, from * to, num_experts)
+        self.by_the_slower(self.busiest_share * self.num_tokens + WASTED_ROWS * num_experts, from * to, num_experts)
     }
 
     /// By operations, or by bytes where few rows pass such matrices.
@@ -256,7 +257,7 @@ impl Times<'_> {
 
     /// The same over those that came to experts.
     fn arrived_rows(&self, width: f64) -> Work {
-        self.busiest * self.rows(width)
+        self.busiest_share * self.rows(width)
     }
 
     /// Thin products: the input is read, and what is added to the output is written.
@@ -288,7 +289,14 @@ impl Times<'_> {
             Projection::ExpertsGateUp => [d, 2.0 * f],
         };
         let adapted = projections.iter().filter(|projection| self.lora.projections.contains(projection));
-        self.rows(adapted.map(|&projection| width(ends(projection), projection)).sum())
+        let work = adapted.map(|&projection| {
+            let width = width(ends(projection), projection);
+            match projection {
+                Projection::ExpertsGateUp | Projection::ExpertsDown => self.arrived_rows(width),
+                _ => self.rows(width),
+            }
+        });
+        work.fold(Work::default(), Add::add)
     }
 
     fn element_size(&self) -> f64 {

@@ -127,13 +127,13 @@ impl Trainer {
         let lora = self.adapter.weights()?;
         let mut gradients = self.gradients(micro_batches.len())?;
         let mut losses = Vec::with_capacity(micro_batches.len());
-        let mut evenness = Evenness::default();
+        let mut evenness = Vec::with_capacity(micro_batches.len());
         for batch in micro_batches {
             self.job.whereabouts.enter_step(Phase::Forward, step as u64 + 1);
             let batch = batch.to_device(&self.device)?;
             let pass = self.pass(&batch, &lora, Some(step));
             losses.push(self.forward_backward(&pass, &mut gradients, &mut NoTrace)?);
-            evenness = evenness + pass.evenness.get();
+            evenness.push(pass.evenness.get());
         }
         drop(lora); // it is about to change
         let num_tokens: usize = micro_batches.iter().map(Batch::num_tokens).sum();
@@ -163,7 +163,7 @@ impl Trainer {
             learning_rate,
             num_tokens: num_tokens as usize,
             attended_pairs: AttendedPairs { in_documents: in_documents as u64, in_chunks: in_chunks as u64 },
-            evenness,
+            evenness: evenness.into_iter().sum(),
         })
     }
 

@@ -88,15 +88,13 @@ pub struct Way {
     pub memory: MemoryPlan,
     /// Unknown on the host.
     pub time: Option<StepTime>,
-    /// As of times: what the prediction assumes.
-    pub busiest: f64,
 }
 
 /// Predicted for the largest update, if its runs are even.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepTime {
     pub seconds: f64,
-    /// Of it, while a rank only waits for others.
+    /// Of it, while the busiest rank only waits for others.
     pub exposed: f64,
     /// Of one rank.
     pub num_tokens: usize,
@@ -161,7 +159,7 @@ pub struct Run<'a> {
     pub link: Link,
     pub experts: MayBe,
     /// As of times, where experts stay.
-    pub busiest: f64,
+    pub busiest_share: f64,
     pub num_adapter_elements: usize,
     /// Adapter, or trained weights, with all that goes with them.
     pub trained: ByteCount,
@@ -317,7 +315,6 @@ impl Run<'_> {
             lookahead: held.shards.lookahead(),
             memory: self.memory(choices, held.shard, held.gathered),
             time: is_on_gpu.then(|| self.step(choices, &held.shards, &self.work(choices))),
-            busiest: self.busiest(choices.experts),
         }
     }
 
@@ -355,21 +352,14 @@ impl Run<'_> {
         }
     }
 
-    fn busiest(&self, experts: Experts) -> f64 {
-        match experts {
-            Experts::Come => 1.0,
-            Experts::Stay => self.busiest,
-        }
-    }
-
     /// Of each use of a unit by one run.
     fn work(&self, Choices { keep, experts, runs }: Choices) -> Vec<Work> {
         let (Pass { config, lora, compute, .. }, update) = (self.pass, self.rows.trained.update);
         let (num_tokens, num_rows) = (update.num_tokens as f64, update.num_rows.max(1) as f64);
         let row_length = num_tokens / num_rows;
         let (num_sources, num_tokens) = (self.num_sources(experts), num_tokens / runs as f64);
-        let busiest = self.busiest(experts);
-        let times = Times { config, lora, compute, keep, num_sources, busiest, num_tokens, row_length };
+        let busiest_share = if experts == Experts::Stay { self.busiest_share } else { 1.0 };
+        let times = Times { config, lora, compute, keep, num_sources, busiest_share, num_tokens, row_length };
         times.of_order(self.units, &self.schedules.train)
     }
 

@@ -131,7 +131,7 @@ pub fn summary(plan: &RunPlan) -> Vec<String> {
         false => keeping_table(plan),
     });
     lines.extend(plan.way.time.map(step_words));
-    lines.extend(plan.ways.iter().find(|way| way.experts == Experts::Stay && way.time.is_some()).map(busiest_words));
+    lines.extend(plan.busiest_share.filter(|_| plan.way.time.is_some()).map(busiest_words));
     if !plan.weights.is_empty() {
         let parts = TrainedWeights::bytes(&plan.weights, &plan.shards);
         let in_flight = most_in_flight(&plan.weights, &plan.shards, &plan.schedules.send);
@@ -261,10 +261,9 @@ fn step_words(time: StepTime) -> String {
     )
 }
 
-fn busiest_words(way: &Way) -> String {
-    let busiest = way.busiest;
+fn busiest_words(share: f64) -> String {
     format!(
-        "           where experts stay, with {busiest:.2} times an even share of each layer's rows for the busiest rank"
+        "           where experts stay, with {share:.2} times an even share of each layer's rows for the busiest rank"
     )
 }
 
@@ -437,6 +436,7 @@ fn as_json(plan: &RunPlan, balance: Option<Balance>) -> serde_json::Value {
         "ways": plan.ways.iter().map(way).collect::<Vec<_>>(),
         "keeps": plan.settings.keep.to_string(),
         "experts": plan.way.experts.word(),
+        "expected_busiest_experts": plan.busiest_share,
         "runs": plan.runs,
         "steps": plan.steps.map(|steps| json!({
             "rows": steps.num_rows, "updates_per_epoch": steps.updates_per_epoch,

@@ -32,7 +32,7 @@ fn resolve(config: &RunConfig, hardware: impl Into<Hardware>, data: Option<DataC
 /// Rows of equal length.
 fn counts(num_rows: usize, updates_per_epoch: usize, most_tokens: usize) -> DataCounts {
     let trained = Largest::of_alike(LargestBatch::of([most_tokens]), 1);
-    DataCounts { num_rows, updates_per_epoch, trained, scored: Largest::default(), busiest: None }
+    DataCounts { num_rows, updates_per_epoch, trained, scored: Largest::default(), busiest_share: None }
 }
 
 /// Rows, ranks, overrides → updates an epoch, updates in all, warm-up.

@@ -62,8 +62,13 @@ fn measured_steps_are_predicted_within_seven_percent() {
         let source = with_layers(scout(), layers);
         let batch = LargestBatch { num_rows: rows, num_tokens: tokens, longest_row: longest };
         let trained = Largest::of_alike(batch, 1);
-        let data =
-            DataCounts { num_rows: rows, updates_per_epoch: 1, trained, scored: Largest::default(), busiest: None };
+        let data = DataCounts {
+            num_rows: rows,
+            updates_per_epoch: 1,
+            trained,
+            scored: Largest::default(),
+            busiest_share: None,
+        };
         let plan = RunPlan::resolve(&config(&[]), source, gpus(1), Some(data), None).unwrap();
         let way = plan.ways.iter().find(|way| way.keep == keep.into()).unwrap();
         let predicted = way.time.unwrap().seconds;
@@ -412,10 +417,10 @@ fn on_gpus(world_size: usize, more: &[&str]) -> RunPlan {
 }
 
 /// The same where the busiest rank's experts are known to get so many times an even share of all rows, each 2,048 tokens long.
-fn on_gpus_with_busiest(world_size: usize, num_rows: usize, busiest: Option<f64>) -> RunPlan {
+fn on_gpus_with_busiest(world_size: usize, num_rows: usize, busiest_share: Option<f64>) -> RunPlan {
     let batch = LargestBatch { num_rows, num_tokens: 2048 * num_rows, longest_row: 2048 };
     let (trained, scored) = (Largest::of_alike(batch, 1), Largest::default());
-    let data = DataCounts { num_rows: num_rows * world_size, updates_per_epoch: 1, trained, scored, busiest };
+    let data = DataCounts { num_rows: num_rows * world_size, updates_per_epoch: 1, trained, scored, busiest_share };
     let rows = format!("per_device_train_batch_size={num_rows}");
     let config = config(&["cutoff_len=2048", "device_memory=139GiB", "weights=auto", &rows]);
     RunPlan::resolve(&config, scout(), gpus(world_size), Some(data), None).unwrap()

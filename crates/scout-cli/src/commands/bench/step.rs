@@ -344,6 +344,7 @@ fn of_plan(bench: &StepBench) -> Value {
         "arriving_bytes": plan.memory.arriving.0,
         "predicted_peak_bytes": plan.memory.total().0,
         "predicted_step_s": plan.way.time.map(|time| time.seconds),
+        "expected_busiest_experts": plan.busiest_share,
         "predicted_exposed_comm": plan.way.time.map(|time| time.exposed_share()),
     })
 }

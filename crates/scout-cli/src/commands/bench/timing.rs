@@ -148,7 +148,7 @@ impl Outcome {
 
     /// See [`scout_telemetry::StepRecord::busiest_experts`].
     pub fn busiest_experts(&self) -> Option<f64> {
-        self.reports.iter().map(|report| report.evenness).sum::<Evenness>().busiest()
+        self.reports.iter().map(|report| report.evenness).sum::<Evenness>().busiest_share()
     }
 
     pub fn lines(&self, world_size: usize) -> Vec<String> {
