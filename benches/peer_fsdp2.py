@@ -4,8 +4,8 @@
 
 What is compared is how Scout is sharded and computed, so what makes the peer slowest is replaced: transformers computes all
 experts for every token and holds all logits; here each token meets one expert, in PyTorch's grouped product, and logits live
-for a chunk of tokens, with the gradient made beside the loss. Norms, rotation and the order of memory are transformers' own,
-gathers FSDP2's own. Layers are computed again in the backward pass unless `--keep` says otherwise. Weights are random,
+for a chunk of tokens, with the gradient made beside the loss; norms are PyTorch's fused ones. Rotation and the order of
+memory are transformers' own, gathers FSDP2's. Layers are computed again in the backward pass unless `--keep` says otherwise. Weights are random,
 routing is balanced, and rows have one length, as there. Adapters and their optimizer are in bf16, where ours are in f32.
 """
 
@@ -45,7 +45,21 @@ class Adapted(nn.Module):
         self.up = nn.Linear(rank, base.out_features, bias=False)
 
     def forward(self, x):
-        return self.base(x) + self.up(self.down(x)) * 2.0
+        return self.base(x) + self.up(2.0 * self.down(x))
+
+
+class Reorder(torch.autograd.Function):
+    """Rows in the order of a permutation, and their gradient in that of its inverse: without sorting or atomic sums."""
+
+    @staticmethod
+    def forward(ctx, x, order, inverse):
+        ctx.save_for_backward(order, inverse)
+        return x[order]
+
+    @staticmethod
+    def backward(ctx, of_rows):
+        order, inverse = ctx.saved_tensors
+        return of_rows[inverse], None, None
 
 
 def one_expert_a_token(moe, hidden):
@@ -55,11 +69,17 @@ def one_expert_a_token(moe, hidden):
     expert = torch.arange(x.shape[0], device=x.device) % moe.num_experts
     score = torch.sigmoid(logits.gather(1, expert[:, None]).float()).to(x.dtype)
     order = torch.argsort(expert, stable=True)
+    inverse = torch.argsort(order)
     ends = (expert[:, None] == torch.arange(moe.num_experts, device=x.device)).sum(0).cumsum(0).to(torch.int32)
-    gate_up = F.grouped_mm((x * score)[order], moe.experts.gate_up_proj, offs=ends)
+    gate_up = F.grouped_mm(Reorder.apply(x * score, order, inverse), moe.experts.gate_up_proj, offs=ends)
     gate, up = gate_up.chunk(2, dim=-1)
     routed = F.grouped_mm(F.silu(gate) * up, moe.experts.down_proj, offs=ends)
-    return moe.shared_expert(x).index_add(0, order, routed), logits
+    return moe.shared_expert(x) + Reorder.apply(routed, inverse, order), logits
+
+
+def fused_norm(norm, x):
+    """In place of the `forward` of both of transformers' norms."""
+    return F.rms_norm(x, x.shape[-1:], getattr(norm, "weight", None), norm.eps)
 
 
 class Loss(torch.autograd.Function):
@@ -74,8 +94,8 @@ class Loss(torch.autograd.Function):
             total += (of_all[:, 0] - logits.gather(1, label[:, None])[:, 0]).sum()
             share = logits.sub_(of_all).exp_()
             share.scatter_add_(1, label[:, None], share.new_full((len(label), 1), -1.0))
-            torch.matmul((share / len(labels)).to(x.dtype), head, out=into)
-        ctx.save_for_backward(gradient)
+            torch.matmul(share.to(x.dtype), head, out=into)
+        ctx.save_for_backward(gradient.div_(len(labels)))
         return total / len(labels)
 
     @staticmethod
@@ -122,12 +142,18 @@ def build(options, device):
     model.train()
     if not options.keep:
         model.text.gradient_checkpointing_enable({"use_reentrant": False})
-    for layer in model.text.layers:
+    layers = list(model.text.layers)
+    for layer in layers:
         if options.compile:
             layer.compile()
         fully_shard(layer)
-    for unit in (model.text.embed_tokens, model.head, model):
+    # The gradient of the head's input is made beside the loss: on the way back it is not needed again.
+    fully_shard(model.head, reshard_after_forward=False)
+    for unit in (model.text.embed_tokens, model):
         fully_shard(unit)
+    if options.ahead:
+        for index, layer in enumerate(layers):
+            layer.set_modules_to_forward_prefetch(layers[index + 1 : index + 1 + options.ahead])
     model.to_empty(device=device)
     for parameter in model.parameters():
         part = parameter.to_local().data
@@ -144,6 +170,7 @@ def main():
     parser.add_argument("--rank", type=int, default=8, help="of LoRA")
     parser.add_argument("--keep", action="store_true", help="keep what the backward pass needs, in place of computing again")
     parser.add_argument("--compile", action="store_true", help="compile each layer")
+    parser.add_argument("--ahead", type=int, default=0, help="layers that forward gathers ahead; as FSDP2 itself does if 0")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--shape", default="{}", help="JSON of other numbers than Scout's, for a trial run")
@@ -156,6 +183,7 @@ def main():
     dist.init_process_group("nccl" if on_gpu else "gloo")
     torch.manual_seed(7 + dist.get_rank())
     llama4.Llama4TextMoe.forward = one_expert_a_token
+    llama4.Llama4TextRMSNorm.forward = llama4.Llama4TextL2Norm.forward = fused_norm
     model, config = build(options, device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=on_gpu)
@@ -182,7 +210,7 @@ def main():
         "peer": "FSDP2", "torch": torch.__version__, "transformers": transformers.__version__,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu", "world": dist.get_world_size(),
         "layers": options.layers, "batch": options.batch, "seq": options.seq, "lora_rank": options.rank,
-        "keep": options.keep, "compile": options.compile,
+        "keep": options.keep, "compile": options.compile, "ahead": options.ahead,
         "parameters": sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad),
         "trained": sum(parameter.numel() for parameter in trained),
         "step_s": step_s, "step_s_spread": [min(seconds), step_s, max(seconds)],
