@@ -5,8 +5,9 @@
 What is compared is how Scout is sharded and computed, so what makes the peer slowest is replaced: transformers computes all
 experts for every token and holds all logits; here each token meets one expert, in PyTorch's grouped product, and logits live
 for a chunk of tokens, with the gradient made beside the loss; norms are PyTorch's fused ones. Rotation and the order of
-memory are transformers' own, gathers FSDP2's. Layers are computed again in the backward pass unless `--keep` says otherwise. Weights are random,
-routing is balanced, and rows have one length, as there. Adapters and their optimizer are in bf16, where ours are in f32.
+memory are transformers' own, gathers FSDP2's. Layers are computed again in the backward pass unless `--keep` says
+otherwise. Weights are random, routing is balanced, and rows have one length, as there. Adapters and their optimizer are
+in bf16, where ours are in f32.
 """
 
 import argparse

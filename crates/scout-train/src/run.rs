@@ -71,26 +71,15 @@ impl<'a> Parts<'a> {
 /// ends one rank ends all of them, with the same reason.
 pub fn run(config: &RunConfig, prepared: Prepared, job: &Job, progress: &mut Progress) -> Result<Outcome> {
     let rank = job.mesh().rank();
-    let mut trainer = None;
-    let outcome = run_on_this_rank(config, &prepared, job, (progress, &mut trainer));
-    outcome.inspect_err(|error| {
-        // All ranks come to this at the same step: what they have begun to gather ends first, as after a good end.
-        if let (TrainError::NotANumber { .. }, Some(trainer)) = (error, &mut trainer) {
-            let _ = trainer.leave();
-        }
-        // The others are told before anything is freed.
+    run_on_this_rank(config, &prepared, job, progress).inspect_err(|error| {
         job.comm.abort(&format!("rank {rank}: {}", error.with_causes()));
+        // As of a seated trainer, for what failed before there was one: nobody waits for this rank's farewell to NCCL's group.
+        std::mem::forget(prepared.machine.clone());
     })
 }
 
-/// Puts a trainer into `seat`, where it stays if something fails.
-fn run_on_this_rank(
-    config: &RunConfig,
-    prepared: &Prepared,
-    job: &Job,
-    (progress, seat): (&mut Progress, &mut Option<Seated>),
-) -> Result<Outcome> {
-    let mut recorder = match job.mesh().is_first() {
+fn run_on_this_rank(config: &RunConfig, prepared: &Prepared, job: &Job, progress: &mut Progress) -> Result<Outcome> {
+    let recorder = match job.mesh().is_first() {
         true => Some(Recorder::create(config, progress)?),
         false => None,
     };
@@ -98,7 +87,21 @@ fn run_on_this_rank(
     let parts = Parts::of(config, prepared);
     let account = parts.account();
     let walked = read_and_prepare(parts, &prepared.data, job, &account, progress)?;
-    let trainer = seat.insert(assemble(parts, job, account, walked)?);
+    let mut trainer = assemble(parts, job, account, walked)?;
+    let outcome = train(config, prepared, &mut trainer, (recorder, progress));
+    if let Err(TrainError::NotANumber { .. }) = &outcome {
+        // All ranks come to this at the same step: what they have begun to gather ends first, as after a good end.
+        let _ = trainer.leave();
+    }
+    outcome
+}
+
+fn train(
+    config: &RunConfig,
+    prepared: &Prepared,
+    trainer: &mut Seated,
+    (mut recorder, progress): (Option<Recorder>, &mut Progress),
+) -> Result<Outcome> {
     let steps = prepared.plan.steps.expect("a prepared run knows its steps");
     let mut session = Session::begin(config, prepared, steps, trainer)?;
     progress.begin(0, steps.total_steps as u64);
@@ -111,7 +114,7 @@ fn run_on_this_rank(
             }
         }
         if session.evaluates_after(step) {
-            job.whereabouts.enter(Phase::Evaluate);
+            trainer.job.whereabouts.enter(Phase::Evaluate);
             let (record, results) = session.evaluate(step, trainer)?;
             if let Some(recorder) = &mut recorder {
                 recorder.evaluated(&record, results, progress)?;
@@ -121,12 +124,12 @@ fn run_on_this_rank(
     }
     progress.finish();
     let outcome = session.finish(recorder::folder_of(config)?.to_path_buf(), memory_peak(&trainer.device));
-    job.whereabouts.enter(Phase::Save);
+    trainer.job.whereabouts.enter(Phase::Save);
     save::save(config, prepared, trainer, &outcome.output_dir)?;
     if let Some(recorder) = recorder {
         recorder.finish(config, &outcome.summary)?;
     }
-    job.comm.barrier()?; // nobody leaves before the result is on disk
+    trainer.job.comm.barrier()?; // nobody leaves before the result is on disk
     trainer.leave()?;
     Ok(outcome)
 }
