@@ -310,8 +310,9 @@ impl Seated {
     /// The end of all gathering. On GPUs ranks reach into each other's memory, so nobody frees any before all of them have
     /// come here; every rank calls it.
     pub fn leave(&mut self) -> Result<()> {
+        self.end_gathering()?;
         self.has_left = true;
-        self.end_gathering()
+        Ok(())
     }
 }
 
