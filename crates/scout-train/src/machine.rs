@@ -67,6 +67,13 @@ impl Machine {
         };
         Ok(Machine { world_size, device, compute, gpus })
     }
+
+    /// Every rank calls it when all have come to a good end: then the GPUs of the ranks take leave of each other.
+    pub fn leave(&self) {
+        if let Some(group) = &self.gpus {
+            group.leave();
+        }
+    }
 }
 
 /// What a plan must know of the machine that it is made for. The machine need not be there.

@@ -71,11 +71,9 @@ impl<'a> Parts<'a> {
 /// ends one rank ends all of them, with the same reason.
 pub fn run(config: &RunConfig, prepared: Prepared, job: &Job, progress: &mut Progress) -> Result<Outcome> {
     let rank = job.mesh().rank();
-    run_on_this_rank(config, &prepared, job, progress).inspect_err(|error| {
-        job.comm.abort(&format!("rank {rank}: {}", error.with_causes()));
-        // As of a seated trainer, for what failed before there was one: nobody waits for this rank's farewell to NCCL's group.
-        std::mem::forget(prepared.machine.clone());
-    })
+    run_on_this_rank(config, &prepared, job, progress)
+        .inspect(|_| prepared.machine.leave())
+        .inspect_err(|error| job.comm.abort(&format!("rank {rank}: {}", error.with_causes())))
 }
 
 fn run_on_this_rank(config: &RunConfig, prepared: &Prepared, job: &Job, progress: &mut Progress) -> Result<Outcome> {

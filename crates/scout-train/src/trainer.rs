@@ -56,7 +56,7 @@ pub struct Trainer {
 }
 
 /// A trainer among others, until it leaves. On a GPU, a trainer that failed ends with its process: others may be reaching into
-/// its memory, and to give that and its place in NCCL's group back takes seconds in which nobody would know whose failure it was.
+/// its memory, and to free it waits for streams that wait for others.
 pub struct Seated {
     // None while it is dropped.
     trainer: Option<Trainer>,

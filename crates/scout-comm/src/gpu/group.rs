@@ -85,6 +85,11 @@ impl GpuGroup {
         Ok(self.device.communicate(compute, || "all-gather, NCCL".to_string(), queue)?)
     }
 
+    /// Every rank calls it when all have come to a good end. Dropped without, the group is left to the end of the process.
+    pub fn leave(&self) {
+        self.nccl.leave();
+    }
+
     /// Fails when NCCL has noticed on its own that something went wrong.
     pub fn check(&self) -> Result<()> {
         Ok(self.nccl.check()?)

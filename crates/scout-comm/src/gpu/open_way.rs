@@ -83,6 +83,9 @@ impl OpenWay {
         let OpenWay { gather, memory, .. } = self;
         drop(ManuallyDrop::into_inner(gather));
         comm.barrier()?; // nobody has mapped what is freed now
+        if let Some(nccl) = &memory.nccl {
+            nccl.leave();
+        }
         drop(ManuallyDrop::into_inner(memory));
         Ok(())
     }

@@ -84,7 +84,10 @@ impl Way {
         };
         let (parts, ring) = match self {
             // Windows are not to be had everywhere; plain memory is.
-            Way::NcclByCopy => exchange::all_can(comm, "NCCL's copy engines", asked)?,
+            Way::NcclByCopy => exchange::all_can(comm, "NCCL's copy engines", asked).inspect_err(|_| {
+                // All ranks go on without it.
+                nccl.iter().for_each(|nccl| nccl.leave());
+            })?,
             _ => exchange::must_agree(comm, asked)?,
         };
         Ok(GatherMemory { parts, ring, nccl })

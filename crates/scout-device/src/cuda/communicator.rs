@@ -26,6 +26,8 @@ pub struct Communicator {
     raw: Mutex<Option<Raw>>,
     /// No call begins any more, and whoever waits for one leaves.
     aborted: AtomicBool,
+    /// Every rank is about to drop it.
+    has_left: AtomicBool,
     patience: Duration,
 }
 
@@ -53,8 +55,14 @@ impl Communicator {
         if raw.is_null() {
             return Err(problem(&nccl, raw, CALL, code));
         }
-        let (context, aborted) = (context.clone(), AtomicBool::new(false));
-        let communicator = Communicator { context, nccl, raw: Mutex::new(Some(Raw(raw))), aborted, patience };
+        let communicator = Communicator {
+            context: context.clone(),
+            nccl,
+            raw: Mutex::new(Some(Raw(raw))),
+            aborted: AtomicBool::new(false),
+            has_left: AtomicBool::new(false),
+            patience,
+        };
         communicator.call(CALL, |_, _| code)?;
         Ok(communicator)
     }
@@ -153,6 +161,12 @@ impl Communicator {
         }
     }
 
+    /// Every rank calls it when all have come to a good end: dropped after this, it takes leave of the others, which do the
+    /// same. Dropped without, it is left to the end of the process, for a peer that is gone would never answer.
+    pub fn leave(&self) {
+        self.has_left.store(true, Ordering::Release);
+    }
+
     fn is_aborted(&self) -> bool {
         self.aborted.load(Ordering::Acquire)
     }
@@ -179,15 +193,17 @@ impl Communicator {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        let Some(raw) = self.raw.get_mut().ok().and_then(Option::take) else { return };
+        let all_take_leave = *self.has_left.get_mut() && !self.is_aborted();
+        let raw = self.raw.get_mut().ok().and_then(Option::take);
+        let Some(raw) = raw.filter(|_| all_take_leave) else { return };
         let finalize = || -> Result<()> {
             self.context.driver()?;
             // SAFETY: alive, and not used after an error.
             let code = unsafe { (self.nccl.ncclCommFinalize)(raw.0) };
             self.watch(raw.0, "ncclCommFinalize", code, FAREWELL)
         };
-        let is_quiet = !self.is_aborted() && finalize().is_ok();
-        self.end(raw, if is_quiet { self.nccl.ncclCommDestroy } else { self.nccl.ncclCommAbort });
+        let end = if finalize().is_ok() { self.nccl.ncclCommDestroy } else { self.nccl.ncclCommAbort };
+        self.end(raw, end);
     }
 }
 

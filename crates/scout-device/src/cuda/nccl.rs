@@ -250,6 +250,11 @@ impl Nccl {
         Ok(unsafe { Arena::over(name, (memory.address(), bytes), home, Box::new(memory)) })
     }
 
+    /// Every rank calls it when all have come to a good end. Dropped without, it is left to the end of the process.
+    pub fn leave(&self) {
+        self.communicator.leave();
+    }
+
     /// Fails when something went wrong since the last call, with what NCCL noted about it. Does not wait.
     pub fn check(&self) -> Result<()> {
         self.communicator.check()

@@ -100,6 +100,7 @@ pub fn verify_on_threads(folder: &Path, world_size: usize, holding: Holding) -> 
 pub fn verify_on_rank(folder: &Path, job: &Job, (machine, holding): (&Machine, Holding)) -> Result<Verdict> {
     let rank = job.mesh().rank();
     verdict_on(folder, job, (machine, holding))
+        .inspect(|_| machine.leave())
         .inspect_err(|error| job.comm.abort(&format!("rank {rank}: {}", error.with_causes())))
 }
 

@@ -107,6 +107,7 @@ fn measure(arguments: &Comm, (seat, job): (&Seat, &Job)) -> anyhow::Result<ExitC
         print(&format!("# average bus bandwidth: {average:.2} GB/s, wrong values: {num_wrong}"))?;
     }
     job.comm.barrier().map_err(TrainError::from)?; // nobody closes what others still use
+    bench.nccl.leave();
     if let Some(output) = json {
         let lines: Vec<Value> = all.iter().map(|measured| measured.as_json(mesh.size())).collect();
         let found = json!({ "library": "NCCL", "collectives": lines, "busbw_average": average, "wrong": num_wrong });

@@ -64,6 +64,7 @@ fn measure(
     let tell = &mut |progressed: Progressed| progress.reading(progressed.done, progressed.in_all);
     let rates = load_bench::measure(&folder, &plan.shards, (&machine.device, streams), job, tell)?;
     progress.finish_reading();
+    machine.leave();
     if !job.mesh().is_first() {
         return Ok(ExitCode::Success);
     }

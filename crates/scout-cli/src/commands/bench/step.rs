@@ -170,6 +170,7 @@ fn measure(
     let found = as_json((step, config, num_rows), &bench, (&outcome, profile.as_ref(), &ranks));
     // Whether or not anything can be written, others wait for this rank.
     bench.leave()?;
+    machine.leave();
     if let Some(output) = json {
         output.write_json(&results("step", (&machine.device, world_size), found))?;
     }
