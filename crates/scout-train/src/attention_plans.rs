@@ -2,7 +2,7 @@
 //! part of a second and would otherwise fall into the first steps. Knows batches by the lengths of their rows alone.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use scout_config::RunConfig;
 use scout_core::ByteCount;
@@ -24,15 +24,6 @@ const MOST_UPDATES: usize = 256;
 pub struct Sizes {
     /// Number of documents and tokens of the longest, with the most tokens of a batch like that.
     most_tokens: BTreeMap<(usize, usize), usize>,
-}
-
-/// Plans that were made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Made {
-    pub num_shapes: usize,
-    pub took: Duration,
-    /// The most scratch memory that a pass asks for.
-    pub scratch: ByteCount,
 }
 
 impl Sizes {
@@ -91,13 +82,17 @@ impl Sizes {
     }
 }
 
-/// Makes the plans for those sizes. Nothing where attention is not cuDNN's, and then nobody is asked for sizes either.
-pub fn prepare(machine: &Machine, config: &ModelConfig, sizes: impl FnOnce() -> Sizes) -> Result<Option<Made>> {
+/// Makes the plans for those sizes; returns what there is to say to people. Nothing where attention cannot be cuDNN's, and then
+/// nobody is asked for sizes either.
+pub fn prepare(machine: &Machine, config: &ModelConfig, sizes: impl FnOnce() -> Sizes) -> Result<Option<String>> {
     let Device::Cuda(gpu) = &machine.device else { return Ok(None) };
-    if !attention::is_by_cudnn(gpu, machine.compute.dtype(), config.head_dim) {
+    if !attention::suits_cudnn(machine.compute.dtype(), config.head_dim) {
         return Ok(None);
     }
-    let Some(attention) = gpu.attention() else { return Ok(None) };
+    let attention = match gpu.attention() {
+        Ok(attention) => attention,
+        Err(why) => return Ok(Some(format!("attention by our own kernels, which are slower than cuDNN's: {why}"))),
+    };
     let begun = Instant::now();
     let (mut num_shapes, mut scratch) = (0, ByteCount(0));
     for (shape, num_tokens) in sizes().shapes(config, gpu.sum_order())? {
@@ -108,7 +103,9 @@ pub fn prepare(machine: &Machine, config: &ModelConfig, sizes: impl FnOnce() -> 
         }
         num_shapes += 1;
     }
-    Ok(Some(Made { num_shapes, took: begun.elapsed(), scratch }))
+    let seconds = begun.elapsed().as_secs_f64();
+    let sizes = format!("{num_shapes} sizes of batches, which need at most {scratch} of scratch memory");
+    Ok(Some(format!("made attention's plans in {seconds:.1} s: for {sizes}")))
 }
 
 #[cfg(test)]

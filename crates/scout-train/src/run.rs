@@ -16,7 +16,7 @@ use scout_shard::{ShardPlan, ShardStore};
 use scout_telemetry::{EvalResults, Progress, StepRecord, TrainResults};
 
 use crate::adapter::{AdapterState, initial_values};
-use crate::attention_plans::{Made, Sizes};
+use crate::attention_plans::Sizes;
 use crate::error::{Result, TrainError};
 use crate::gpu_store::GpuRoom;
 use crate::load::Reading;
@@ -154,13 +154,8 @@ fn read_and_prepare(
     if let Some(reading) = reading {
         progress.say(&reading.on_all_ranks(&*job.comm)?)?;
     }
-    for line in said {
+    for line in said.into_iter().chain(made?) {
         progress.say(&line)?;
-    }
-    if let Some(Made { num_shapes, took, scratch }) = made? {
-        let seconds = took.as_secs_f64();
-        let sizes = format!("{num_shapes} sizes of batches, which need at most {scratch} of scratch memory");
-        progress.say(&format!("made attention's plans in {seconds:.1} s: for {sizes}"))?;
     }
     Ok(walked)
 }

@@ -136,8 +136,9 @@ impl StepBench {
         let model = &plan.source.config;
         let updates = workload.batches(model, job.mesh().rank().0)?;
         let sizes = || Sizes::of_batches(updates.iter().flatten(), model.attention_chunk_size);
-        attention_plans::prepare(machine, model, sizes)?;
+        let of_attention = attention_plans::prepare(machine, model, sizes)?;
         let (trainer, said) = run::build_random(&workload.config, &plan, machine, job)?;
+        let said = of_attention.into_iter().chain(said).collect();
         Ok(StepBench { plan, said, trainer, updates, next_step: 0 })
     }
 

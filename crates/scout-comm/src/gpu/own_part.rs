@@ -15,7 +15,7 @@ pub(super) struct OwnPart {
 }
 
 impl OwnPart {
-    pub fn of(rank: Rank, device: &Arc<CudaDevice>) -> Result<OwnPart> {
+    pub fn of(rank: Rank, device: &Arc<CudaDevice>) -> scout_device::Result<OwnPart> {
         Ok(OwnPart { rank, beside: Arc::new(Stream::new(device.context(), Priority::High)?) })
     }
 

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use scout_core::Mesh;
 use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, Stream};
 
+use super::exchange;
 use super::gather::{Gather, Part};
 use super::mapped::{self, Lines, OfOthers};
 use super::own_part::OwnPart;
@@ -36,13 +37,14 @@ impl Pull {
     pub fn map(device: &Arc<CudaDevice>, own: &Arena, comm: &dyn Communicator) -> Result<Pull> {
         mapped::must_be_one_host(comm)?;
         let mesh = comm.mesh();
+        let own_part = exchange::must_agree(comm, OwnPart::of(mesh.rank(), device))?;
         Ok(Pull {
             parts: OfOthers::map(device, own, comm)?,
             begun: Lines::between(device, comm)?,
             round: AtomicU32::new(0),
             mesh,
             own: own.clone(),
-            own_part: OwnPart::of(mesh.rank(), device)?,
+            own_part,
             stream: device.copy().clone(),
         })
     }

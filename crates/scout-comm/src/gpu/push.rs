@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use scout_core::Mesh;
 use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, Priority, Stream};
 
+use super::exchange;
 use super::gather::{Gather, Part};
 use super::mapped::{self, Lines, OfOthers};
 use super::own_part::OwnPart;
@@ -45,14 +46,16 @@ impl Push {
     pub fn map(device: &Arc<CudaDevice>, own: &Arena, comm: &dyn Communicator) -> Result<Push> {
         mapped::must_be_one_host(comm)?;
         let mesh = comm.mesh();
+        let own_part = exchange::must_agree(comm, OwnPart::of(mesh.rank(), device))?;
+        let outward = exchange::must_agree(comm, Stream::new(device.context(), Priority::High))?;
         Ok(Push {
             rings: OfOthers::map(device, own, comm)?,
             said: Lines::between(device, comm)?,
             round: AtomicU32::new(0),
             mesh,
             own: own.clone(),
-            own_part: OwnPart::of(mesh.rank(), device)?,
-            outward: Arc::new(Stream::new(device.context(), Priority::High)?),
+            own_part,
+            outward: Arc::new(outward),
             stream: device.copy().clone(),
         })
     }

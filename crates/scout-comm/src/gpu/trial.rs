@@ -1,5 +1,7 @@
 //! Which way units are gathered: the fastest of those that a configuration means and that work here, found by gathering.
 
+use std::time::Duration;
+
 use scout_core::{ByteCount, DType};
 use scout_device::cuda::DeviceBuffer;
 use scout_device::{DeviceError, Purpose, Tensor};
@@ -8,6 +10,7 @@ use super::exchange;
 use super::gather::Part;
 use super::open_way::OpenWay;
 use super::ways::{Ranks, Way};
+use crate::communicator::Communicator;
 use crate::error::{CommError, Result};
 
 /// A unit to try ways with: the largest that steps gather.
@@ -37,6 +40,8 @@ pub struct Chosen {
 
 /// Gathers of each way that are timed, after one that is not.
 const TIMED: usize = 3;
+/// A gather takes milliseconds: what has not come by then never comes, and the job is not to wait for it as for a step.
+const AT_MOST: Duration = Duration::from_secs(30);
 
 impl Wish {
     /// Ways that it allows.
@@ -99,10 +104,10 @@ fn time_on_all(way: Way, ranks: Ranks, Sample { part, stays }: Sample) -> Result
     let own = exchange::must_agree(comm, own)?;
     let opened = OpenWay::open(way, ranks, memory)?;
     let stays = stays && way.brings_others_alone();
-    let seconds = match time(&opened, Part { tensor: &own, stays }, ranks) {
+    let seconds = match time(&opened, Part { tensor: &own, stays }, comm) {
         Err(error @ CommError::NoWay { .. }) => {
             // Other ways need this stream and this memory: where they do not become free, there is no other way.
-            exchange::must_agree(comm, opened.stream().finish(device.patience()))?;
+            exchange::must_agree(comm, opened.stream().finish(AT_MOST))?;
             Err(error)
         }
         seconds => Ok(seconds?),
@@ -113,13 +118,13 @@ fn time_on_all(way: Way, ranks: Ranks, Sample { part, stays }: Sample) -> Result
 }
 
 /// Seconds of one gather on the slowest rank. A way that fails on one rank is none for any of them.
-fn time(gather: &OpenWay, part: Part, Ranks { device, comm }: Ranks) -> Result<f64> {
+fn time(gather: &OpenWay, part: Part, comm: &dyn Communicator) -> Result<f64> {
     const WAY: &str = "what was tried";
     let once = || -> Result<()> {
         let arrived = gather.gather(part, 0)?.arrived;
         Ok(arrived.iter().try_for_each(|event| gather.stream().wait_for(event))?)
     };
-    let first = once().and_then(|()| Ok(gather.stream().finish(device.patience())?));
+    let first = once().and_then(|()| Ok(gather.stream().finish(AT_MOST)?));
     exchange::all_can(comm, WAY, first)?; // and all begin together, so that nobody times the others' start
     let timed = || -> Result<f64> {
         let begun = gather.stream().record_time()?;
@@ -127,7 +132,7 @@ fn time(gather: &OpenWay, part: Part, Ranks { device, comm }: Ranks) -> Result<f
             once()?;
         }
         let done = gather.stream().record_time()?;
-        done.wait(device.patience())?;
+        done.wait(AT_MOST)?;
         Ok(done.since(&begun)?.as_secs_f64() / TIMED as f64)
     };
     exchange::largest(comm, exchange::all_can(comm, WAY, timed())?)

@@ -195,7 +195,7 @@ impl Block {
 
     /// To be called with every stream that is given work on this block: before the memory is used again, home waits
     /// for what was queued on `stream` until the block is dropped. Costs nothing for home itself.
-    pub(crate) fn is_used_on(&self, stream: &Arc<Stream>) {
+    pub(crate) fn fence_when_dropped(&self, stream: &Arc<Stream>) {
         if Arc::ptr_eq(stream, &self.memory.home) {
             return;
         }
@@ -207,7 +207,7 @@ impl Block {
 
     /// To be called instead when `stream` was given all the work on this block that it will get: home does not wait for
     /// what is queued there later.
-    pub(super) fn was_used_on(&self, stream: &Arc<Stream>) -> Result<()> {
+    pub(super) fn fence_now(&self, stream: &Arc<Stream>) -> Result<()> {
         if !Arc::ptr_eq(stream, &self.memory.home) {
             let fence = Arc::new(stream.record()?);
             let mut visitors = self.visitors.lock().expect("no holder of this lock panics");
@@ -224,7 +224,7 @@ impl Block {
 
     /// As [`Block::fill`], on another stream, which has to wait for whatever was queued on the block before.
     pub(super) fn fill_on(&self, stream: &Arc<Stream>, value: u8) -> Result<()> {
-        self.is_used_on(stream);
+        self.fence_when_dropped(stream);
         if self.bytes == 0 {
             return Ok(());
         }
@@ -265,13 +265,11 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        match self.owner.take() {
-            None => self.context.free(self.base),
-            // Unlike the driver, owners do not wait for work under way. Lost rather than freed under the GPU's hands.
-            Some(owner) => match self.becomes_idle() {
-                true => drop(owner),
-                false => std::mem::forget(owner),
-            },
+        // Owners do not wait for work under way, and the driver does without a deadline. Lost rather than freed under the GPU's hands.
+        match (self.becomes_idle(), self.owner.take()) {
+            (true, Some(owner)) => drop(owner),
+            (true, None) => self.context.free(self.base),
+            (false, owner) => std::mem::forget(owner),
         }
     }
 }

@@ -98,7 +98,7 @@ impl Attention {
             let memory = ForwardMemory { q, k, v, index, context, log_sum_exp, scratch: scratch.address() };
             // SAFETY: shapes and types were compared with the plan's in `check_inputs`, alignment in `read`, and the
             // results are as large as asked for above, fresh and at multiples of 512. Every block belongs to this
-            // device, and whoever takes one next comes later on the same stream, or waits for it (`is_used_on`).
+            // device, and whoever takes one next comes later on the same stream, or waits for it (`fence_when_dropped`).
             let run = || unsafe { runner.forward(shape, device.compute().raw().cast(), &memory, scale) };
             device.profiler().time(
                 device.compute(),
@@ -188,7 +188,7 @@ impl Attention {
                 let problem = format!("found a tensor at {address:#x}, expected a multiple of {ALIGNMENT}");
                 return Err(DeviceError::Value { what, problem });
             }
-            region.block.is_used_on(device.compute());
+            region.block.fence_when_dropped(device.compute());
         }
         Ok(addresses)
     }

@@ -170,7 +170,7 @@ impl Blas {
         let block = self.arena.take(Purpose::Workspace, WORKSPACE)?;
         if !Arc::ptr_eq(stream, self.arena.home()) {
             stream.wait_for(&self.arena.home().record()?)?;
-            block.is_used_on(stream);
+            block.fence_when_dropped(stream);
         }
         let address = block.address();
         state.workspaces.push((stream.clone(), block));
@@ -259,7 +259,7 @@ impl Blas {
         let scratch = (self.arena.take(Purpose::Workspace, bytes), self.arena.take(Purpose::Workspace, FLUSH));
         let (Ok(result), Ok(flush)) = scratch else { return Ok(candidates[0]) };
         stream.wait_for(&self.arena.home().record()?)?;
-        result.is_used_on(stream);
+        result.fence_when_dropped(stream);
         let operands = Operands { c: result.address(), ..operands };
         let run = |candidate: &Algorithm| -> Result<Duration> {
             const DEADLINE: Duration = Duration::from_secs(60);

@@ -130,7 +130,8 @@ impl Communicator {
         let raw = match self.raw.try_lock() {
             Ok(raw) => raw,
             // Another thread is in a call, and watches the same state.
-            Err(_) => return Ok(()),
+            Err(TryLockError::WouldBlock) => return Ok(()),
+            Err(TryLockError::Poisoned(_)) => return Err(gone(CALL)),
         };
         match &*raw {
             Some(Raw(raw)) if !self.is_aborted() => match self.state(*raw)? {

@@ -66,7 +66,7 @@ impl Default for CudaOptions {
 pub struct CudaDevice {
     // Fields are dropped in this order: what was made in the context goes before it.
     /// Made when first asked for; none where it cannot be.
-    attention: OnceLock<Option<Attention>>,
+    attention: OnceLock<std::result::Result<Attention, String>>,
     kernels: Kernels,
     blas: Blas,
     working: Arena,
@@ -185,12 +185,15 @@ impl CudaDevice {
         &self.profiler
     }
 
-    /// Attention by cuDNN. None where cuDNN is missing or too old, or the GPU is older than its engines for packed
-    /// documents: those need compute capability 9.0.
-    pub fn attention(&self) -> Option<&Attention> {
+    /// Attention by cuDNN, or why there is none: the library is missing or too old, or the GPU is older than its engines for
+    /// packed documents.
+    pub fn attention(&self) -> std::result::Result<&Attention, &str> {
         const OLDEST: u32 = 90;
-        let make = || Attention::new(&self.context).ok().filter(|_| self.properties().architecture >= OLDEST);
-        self.attention.get_or_init(make).as_ref()
+        let make = || match self.properties().architecture {
+            OLDEST.. => Attention::new(&self.context).map_err(|error| error.to_string()),
+            _ => Err("cuDNN computes it on GPUs of compute capability 9.0 and newer".to_string()),
+        };
+        self.attention.get_or_init(make).as_ref().map_err(String::as_str)
     }
 
     /// Whether sums may be taken in another order in every run. Where the same algorithms are to compute the same products

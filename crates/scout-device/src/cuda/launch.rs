@@ -118,15 +118,15 @@ impl CudaDevice {
             match argument {
                 Argument::In(tensor) | Argument::Part(tensor, _) => {
                     let region = tensor.region(kernel.name())?;
-                    region.block.is_used_on(stream);
+                    region.block.fence_when_dropped(stream);
                     words.push(region.address());
                 }
                 Argument::Out(buffer) | Argument::OutPart(buffer, _) | Argument::InOut(buffer, _) => {
-                    buffer.block().is_used_on(stream);
+                    buffer.block().fence_when_dropped(stream);
                     words.push(buffer.address());
                 }
                 Argument::Map(map) => {
-                    map.tensor().region(kernel.name())?.block.is_used_on(stream);
+                    map.tensor().region(kernel.name())?.block.fence_when_dropped(stream);
                     words.extend_from_slice(map.words());
                 }
                 Argument::Nothing => words.push(0),

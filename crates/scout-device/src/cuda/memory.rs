@@ -65,7 +65,7 @@ impl DeviceBuffer {
         &self.block
     }
 
-    /// Queues on the compute stream: every byte becomes 0.
+    /// Queues on the stream that is home to the memory, the compute stream for working memory: every byte becomes 0.
     pub fn clear(&mut self) -> Result<()> {
         self.must_be_alone("clear")?;
         self.block.fill(0)
@@ -133,14 +133,14 @@ impl DeviceBuffer {
         if bytes == 0 {
             return Ok(());
         }
-        region.block.is_used_on(stream);
+        region.block.fence_when_dropped(stream);
         let to = self.address() + (self.dtype.size() * start as u64).0;
         let driver = context.driver()?;
         // SAFETY: the range was checked above; nobody else looks at this buffer, so the two do not overlap; both blocks
         // stay until the stream is done with them.
         let code = unsafe { (driver.cuMemcpyDtoDAsync_v2)(to, region.address(), bytes, stream.raw()) };
         context.check("cuMemcpyDtoDAsync", code)?;
-        self.block.was_used_on(stream)
+        self.block.fence_now(stream)
     }
 
     /// Copies `bytes` over all of the buffer, on the compute stream. Stops the host until they are there: for loading
@@ -155,7 +155,9 @@ impl DeviceBuffer {
             return Ok(());
         }
         let (context, stream) = (self.block.context(), self.device.compute());
-        self.block.is_used_on(stream);
+        // The driver may wait for what was queued before, without a deadline.
+        stream.finish(self.device.patience())?;
+        self.block.fence_when_dropped(stream);
         let driver = context.driver()?;
         let from = bytes.as_ptr().cast::<c_void>();
         // SAFETY: both sides have as many bytes, nobody else looks at the buffer, and `bytes` is borrowed until the

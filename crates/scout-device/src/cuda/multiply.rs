@@ -78,9 +78,9 @@ impl CudaDevice {
                 let problem = "found a factor on another device".to_string();
                 return Err(DeviceError::Value { what: "matrix product on the GPU", problem });
             }
-            region.block.is_used_on(stream);
+            region.block.fence_when_dropped(stream);
         }
-        c.block().is_used_on(stream);
+        c.block().fence_when_dropped(stream);
         if problem.m == 0 || problem.n == 0 {
             return Ok(());
         }

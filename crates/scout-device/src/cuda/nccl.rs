@@ -268,7 +268,7 @@ impl Nccl {
             let problem = "found memory or a stream of another device".to_string();
             return Err(DeviceError::Value { what: "collective between GPUs", problem });
         }
-        blocks.iter().for_each(|block| block.is_used_on(stream));
+        blocks.iter().for_each(|block| block.fence_when_dropped(stream));
         Ok(())
     }
 }

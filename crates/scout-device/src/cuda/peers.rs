@@ -14,7 +14,7 @@ use super::arena::{Arena, Block};
 use super::context::Context;
 use super::device::CudaDevice;
 use super::memory::DeviceBuffer;
-use super::stream::{Priority, Stream};
+use super::stream::Stream;
 use crate::tensor::Tensor;
 use crate::{DeviceError, Purpose, Result};
 
@@ -87,7 +87,7 @@ impl PeerArena {
         const WHAT: &str = "flag of another GPU";
         let offset = FLAG.saturating_mul(index as u64);
         must_lie_within(WHAT, (offset, FLAG), self.capacity)?;
-        self.is_used_on(WHAT, stream)?;
+        self.note_visitor(WHAT, stream)?;
         // Without further flags the driver puts a barrier of the whole system before the write.
         let flags = CUstreamWriteValue_flags::CU_STREAM_WRITE_VALUE_DEFAULT as u32;
         let driver = self.context.driver()?;
@@ -104,8 +104,8 @@ impl PeerArena {
         let bytes = part.bytes().0;
         must_lie_within(WHAT, (offset.0, bytes), self.capacity)?;
         must_be_same(WHAT, region.block.context(), &self.context)?;
-        self.is_used_on(WHAT, stream)?;
-        region.block.is_used_on(stream);
+        self.note_visitor(WHAT, stream)?;
+        region.block.fence_when_dropped(stream);
         if bytes == 0 {
             return Ok(());
         }
@@ -118,7 +118,7 @@ impl PeerArena {
     }
 
     /// Notes that `stream` gets work on the mapping. Fails for streams of another GPU.
-    fn is_used_on(&self, what: &'static str, stream: &Arc<Stream>) -> Result<()> {
+    fn note_visitor(&self, what: &'static str, stream: &Arc<Stream>) -> Result<()> {
         must_be_same(what, stream.context(), &self.context)?;
         let mut visitors = self.visitors.lock().expect("no holder of this lock panics");
         if !visitors.iter().any(|visitor| Arc::ptr_eq(visitor, stream)) {
@@ -157,8 +157,8 @@ impl DeviceBuffer {
         let (before, bytes) = byte_range(WHAT, &elements, self.num_elements(), self.dtype().size())?;
         must_lie_within(WHAT, (offset.0, bytes), from.capacity)?;
         must_be_same(WHAT, self.block().context(), &from.context)?;
-        from.is_used_on(WHAT, stream)?;
-        self.block().is_used_on(stream);
+        from.note_visitor(WHAT, stream)?;
+        self.block().fence_when_dropped(stream);
         if bytes == 0 {
             return Ok(());
         }
@@ -197,8 +197,8 @@ impl Flags {
     /// Stops the host until the flags are 0, so that no peer can write before.
     pub fn new(device: &Arc<CudaDevice>, count: usize) -> Result<Flags> {
         let bytes = ByteCount(FLAG * count.max(1) as u64);
-        let home = Arc::new(Stream::new(device.context(), Priority::Low)?);
-        let arena = device.arena("flags", Purpose::Workspace, bytes, &home)?;
+        let home = device.compute();
+        let arena = device.arena("flags", Purpose::Workspace, bytes, home)?;
         // The first block begins where the arena begins.
         let block = arena.take(Purpose::Workspace, bytes.0 as usize)?;
         block.fill(0)?;
@@ -225,7 +225,7 @@ impl Flags {
         }
         let context = self.block.context();
         must_be_same(WHAT, stream.context(), context)?;
-        self.block.is_used_on(stream);
+        self.block.fence_when_dropped(stream);
         let address = self.block.address() + FLAG * index as u64;
         // The comparison is that of a difference with its sign, so flags may pass the largest number and begin again.
         let at_least_flag = CUstreamWaitValue_flags::CU_STREAM_WAIT_VALUE_GEQ as u32;
@@ -242,7 +242,8 @@ impl Flags {
 
 impl Drop for Flags {
     fn drop(&mut self) {
-        // Peers may have these few bytes mapped longer than we need them. They stay until the process ends.
+        // Peers may have them mapped longer than we need them. They stay until the process ends, the 2 MiB that the driver gives
+        // at least.
         std::mem::forget(self.arena.clone());
     }
 }

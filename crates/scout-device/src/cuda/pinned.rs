@@ -94,7 +94,7 @@ impl Pinned {
         stream: &Arc<Stream>,
     ) -> Result<Copying> {
         self.must_hold(bytes)?;
-        block.is_used_on(stream);
+        block.fence_when_dropped(stream);
         let driver = self.context.driver()?;
         let from = self.start.as_ptr().cast::<c_void>();
         // SAFETY: both sides have `bytes` bytes (`must_hold`, and the caller's promise), the block knows of the stream, and
@@ -116,7 +116,7 @@ impl Pinned {
         stream: &Arc<Stream>,
     ) -> Result<Copying> {
         self.must_hold(bytes)?;
-        block.is_used_on(stream);
+        block.fence_when_dropped(stream);
         let driver = self.context.driver()?;
         let to = self.start.as_ptr().cast::<c_void>();
         // SAFETY: both sides have `bytes` bytes (`must_hold`, and the caller's promise), the block stays until `stream` is

@@ -29,7 +29,9 @@ pub(crate) fn read<E: bytemuck::Pod>(region: &Region, len: usize) -> Result<Vec<
         return Ok(elements);
     }
     let (context, stream) = (region.block.context(), region.device.compute());
-    region.block.is_used_on(stream);
+    // Here, where waiting has a deadline, and not in the driver.
+    stream.finish(region.device.patience())?;
+    region.block.fence_when_dropped(stream);
     let driver = context.driver()?;
     let to = bytes.as_mut_ptr().cast::<c_void>();
     // SAFETY: the caller's tensor has `len` elements from its address on, and so has `elements`, which is neither read

@@ -13,13 +13,13 @@ use super::{matrix_units, plain};
 use crate::Result;
 use crate::cuda::{expect_dtype, same_dtype};
 
-/// cuDNN, for heads of these sizes in bf16.
+/// cuDNN, where it is there and takes such heads.
 fn by_cudnn(device: &CudaDevice, dtype: DType, size: usize) -> Option<&dnn::Attention> {
-    if dtype == DType::BF16 && matches!(size, 64 | 128) { device.attention() } else { None }
+    if suits_cudnn(dtype, size) { device.attention().ok() } else { None }
 }
 
-pub(super) fn is_by_cudnn(device: &CudaDevice, dtype: DType, size: usize) -> bool {
-    by_cudnn(device, dtype, size).is_some()
+pub(super) fn suits_cudnn(dtype: DType, size: usize) -> bool {
+    dtype == DType::BF16 && matches!(size, 64 | 128)
 }
 
 impl Heads {

@@ -37,9 +37,9 @@ pub use segments::Segments;
 use crate::{Result, check};
 use heads::Heads;
 
-/// Whether attention of this element type and head size is cuDNN's on `device`.
-pub fn is_by_cudnn(device: &CudaDevice, dtype: DType, head_size: usize) -> bool {
-    cuda::is_by_cudnn(device, dtype, head_size)
+/// Whether attention of this element type and head size is cuDNN's, on GPUs that have it. Else it is our own kernels'.
+pub fn suits_cudnn(dtype: DType, head_size: usize) -> bool {
+    cuda::suits_cudnn(dtype, head_size)
 }
 
 /// `softmax(scale · q·kᵀ)·v`.

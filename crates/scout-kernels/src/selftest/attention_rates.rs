@@ -93,7 +93,7 @@ fn measure(device: &Arc<CudaDevice>, name: &str, lengths: &[u32]) -> Result<Atte
     let documents = Documents::send(&index, device)?;
     let saved =
         gpu_attention::Attended { context: attended.context.clone(), log_sum_exp: attended.log_sum_exp.clone() };
-    let cudnn = device.attention();
+    let cudnn = device.attention().ok();
     let cudnn_forward = cudnn.map(|cudnn| || cudnn.forward(qkv, &documents, *scale).map(drop));
     let cudnn_backward = cudnn.map(|cudnn| || cudnn.backward(dcontext, qkv, &saved, &documents, *scale).map(drop));
     forwards.extend(cudnn_forward.as_ref().map(|pass| pass as Pass));
