@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use scout_core::DType;
-use scout_device::{Buffer, Counts, Dealt, Device, DeviceError, Piece, RowExchange, Tensor};
+use scout_device::{Buffer, Counts, Dealt, Device, DeviceError, Piece, Round, RowExchange, Tensor};
 
 use crate::communicator::Communicator;
 use crate::error::{CommError, Result};
@@ -62,8 +62,15 @@ impl RoutedRows {
 /// By collectives among ranks that compute on the host: every rank hears all rows and takes its own. Right, and not fast.
 pub struct RowsOnHost {
     comm: Arc<dyn Communicator>,
-    under_way: Mutex<VecDeque<(Tensor, Arc<Dealt>)>>,
+    under_way: Mutex<UnderWay>,
     coming_back: Mutex<Option<(Tensor, Arc<Dealt>)>>,
+}
+
+#[derive(Default)]
+struct UnderWay {
+    /// Of the rows that set out last.
+    round: Round,
+    rows: VecDeque<(Round, Tensor, Arc<Dealt>)>,
 }
 
 impl fmt::Debug for RowsOnHost {
@@ -131,29 +138,35 @@ impl RowsOnHost {
 const WHAT: &str = "rows between ranks";
 
 impl RowExchange for RowsOnHost {
-    fn set_out(&self, sorted: &Tensor, counts: Counts) -> scout_device::Result<()> {
+    fn set_out(&self, sorted: &Tensor, counts: Counts) -> scout_device::Result<Round> {
         let dealt = match counts {
             Counts::New(offsets) => Arc::new(self.deal(offsets).map_err(of_ranks)?),
             Counts::Known(dealt) => dealt.clone(),
         };
-        self.under_way.lock().expect("no holder of this lock panics").push_back((sorted.clone(), dealt));
-        Ok(())
+        let mut under_way = self.under_way.lock().expect("no holder of this lock panics");
+        let round = under_way.round.next();
+        under_way.round = round;
+        under_way.rows.push_back((round, sorted.clone(), dealt));
+        Ok(round)
     }
 
-    fn arrive(&self) -> scout_device::Result<(Tensor, Arc<Dealt>)> {
-        let under_way = self.under_way.lock().expect("no holder of this lock panics").pop_front();
-        let (sorted, dealt) = under_way.ok_or_else(nothing_under_way)?;
+    fn arrive(&self, round: Round) -> scout_device::Result<(Tensor, Arc<Dealt>)> {
+        let rows = &mut self.under_way.lock().expect("no holder of this lock panics").rows;
+        let (_, sorted, dealt) = rows.pop_front_if(|(first, ..)| *first == round).ok_or_else(out_of_order)?;
         Ok((self.arrived(&sorted, &dealt).map_err(of_ranks)?, dealt))
     }
 
     fn send_back(&self, results: &Tensor, dealt: &Arc<Dealt>) -> scout_device::Result<()> {
-        *self.coming_back.lock().expect("no holder of this lock panics") = Some((results.clone(), dealt.clone()));
-        Ok(())
+        let mut coming_back = self.coming_back.lock().expect("no holder of this lock panics");
+        match coming_back.replace((results.clone(), dealt.clone())) {
+            None => Ok(()),
+            Some(_) => Err(out_of_order()),
+        }
     }
 
     fn come_back(&self) -> scout_device::Result<Tensor> {
         let coming_back = self.coming_back.lock().expect("no holder of this lock panics").take();
-        let (results, dealt) = coming_back.ok_or_else(nothing_under_way)?;
+        let (results, dealt) = coming_back.ok_or_else(out_of_order)?;
         self.returned(&results, &dealt).map_err(of_ranks)
     }
 }
@@ -166,8 +179,9 @@ pub(crate) fn of_ranks(cause: CommError) -> DeviceError {
     }
 }
 
-pub(crate) fn nothing_under_way() -> DeviceError {
-    DeviceError::Value { what: WHAT, problem: "found none under way, expected some that have set out".to_string() }
+pub(crate) fn out_of_order() -> DeviceError {
+    let problem = "found other rows under way, or none, expected those that are asked for and no others before them";
+    DeviceError::Value { what: WHAT, problem: problem.to_string() }
 }
 
 #[cfg(test)]
@@ -197,13 +211,13 @@ mod tests {
                     scope.spawn(move || {
                         let rank = comm.mesh().rank().0;
                         let rows = RowsOnHost::new(Arc::new(comm));
-                        assert!(rows.arrive().is_err());
+                        assert!(rows.arrive(Round(1)).is_err());
                         let own = offsets[rank].map(|offset: u32| offset);
                         let num_rows = own[4] as usize;
                         let sorted = tensor((0..num_rows).map(|row| value(rank, row)));
                         let told = Tensor::from_u32(own.to_vec(), [5]).unwrap();
-                        rows.set_out(&sorted, Counts::New(&told)).unwrap();
-                        let (arrived, dealt) = rows.arrive().unwrap();
+                        let first = rows.set_out(&sorted, Counts::New(&told)).unwrap();
+                        let (arrived, dealt) = rows.arrive(first).unwrap();
                         let found = arrived.to_f32_vec().unwrap();
                         for from in 0..2 {
                             for piece in dealt.pieces(from, rank) {
@@ -215,12 +229,18 @@ mod tests {
                         let doubled = tensor(found.chunks(WIDTH).map(|row| 2.0 * row[0]));
                         assert!(rows.come_back().is_err());
                         rows.send_back(&doubled, &dealt).unwrap();
+                        assert!(rows.send_back(&doubled, &dealt).is_err(), "the first have not come back");
                         let back = rows.come_back().unwrap().to_f32_vec().unwrap();
                         let expected = tensor((0..num_rows).map(|row| 2.0 * value(rank, row)));
                         assert_eq!(back, expected.to_f32_vec().unwrap());
-                        // Again, now that all know who sends what.
-                        rows.set_out(&sorted, Counts::Known(&dealt)).unwrap();
-                        assert_eq!(rows.arrive().unwrap().0.to_f32_vec().unwrap(), found);
+                        // Again, now that all know who sends what; others right behind them.
+                        let again = rows.set_out(&sorted, Counts::Known(&dealt)).unwrap();
+                        let halves = tensor((0..num_rows).map(|row| 0.5 * value(rank, row)));
+                        let behind = rows.set_out(&halves, Counts::Known(&dealt)).unwrap();
+                        assert!(rows.arrive(behind).is_err() && rows.arrive(first).is_err());
+                        assert_eq!(rows.arrive(again).unwrap().0.to_f32_vec().unwrap(), found);
+                        let half: Vec<f32> = found.iter().map(|value| 0.5 * value).collect();
+                        assert_eq!(rows.arrive(behind).unwrap().0.to_f32_vec().unwrap(), half);
                     });
                 }
             });

@@ -17,6 +17,6 @@ pub use buffer::Buffer;
 pub use device::Device;
 pub use error::{DeviceError, Result};
 pub use matrices::Matrices;
-pub use row_exchange::{Counts, Dealt, Evenness, Piece, RowExchange};
+pub use row_exchange::{Counts, Dealt, Evenness, Piece, Round, RowExchange};
 pub use tensor::Tensor;
 pub use weights::{UnitSource, UnitWeights};

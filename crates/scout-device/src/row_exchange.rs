@@ -10,15 +10,15 @@ use crate::tensor::Tensor;
 use crate::{DeviceError, Result};
 
 /// All ranks call the same methods in the same order, whatever their data: rows set out once or twice and arrive in this order,
-/// then results are sent back and come back.
+/// then results are sent back and come back. Out of this order they fail: rows look like rows, so nothing else would show it.
 pub trait RowExchange: fmt::Debug + Send + Sync {
     /// Rows of this rank, sorted by expert, set out for the ranks that keep the experts. What is queued from now on until
     /// [`RowExchange::arrive`] computes while they travel.
-    fn set_out(&self, sorted: &Tensor, counts: Counts) -> Result<()>;
+    fn set_out(&self, sorted: &Tensor, counts: Counts) -> Result<Round>;
 
     /// The rows of all ranks for the experts of this one, sorted by expert and among those of one by rank, and how all rows were
     /// dealt. They lie where later rows will arrive: nobody may keep them beyond [`RowExchange::send_back`].
-    fn arrive(&self) -> Result<(Tensor, Arc<Dealt>)>;
+    fn arrive(&self, round: Round) -> Result<(Tensor, Arc<Dealt>)>;
 
     /// `results`, which have a row for each that arrived, set out for the ranks that had sent them. What is queued from now on
     /// until [`RowExchange::come_back`] computes while they travel.
@@ -26,6 +26,17 @@ pub trait RowExchange: fmt::Debug + Send + Sync {
 
     /// What came back has a row for each that this rank had sent, in the same order. It lies where later results will come.
     fn come_back(&self) -> Result<Tensor>;
+}
+
+/// Which of the rows that have set out, one after the other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Round(pub u32);
+
+impl Round {
+    /// As flags between GPUs, numbers begin again behind the largest.
+    pub fn next(self) -> Round {
+        Round(self.0.wrapping_add(1))
+    }
 }
 
 /// How many rows each expert gets from this rank.

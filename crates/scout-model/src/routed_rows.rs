@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use scout_device::{Counts, Dealt, Result, RowExchange, Tensor};
+use scout_device::{Counts, Dealt, Result, Round, RowExchange, Tensor};
 use scout_kernels::router::Routing;
 
 use crate::pass::{KeptOfLayer, Pass};
@@ -25,6 +25,7 @@ pub enum SetOut<'a> {
     Here(Box<dyn Fn() -> Result<Tensor> + 'a>),
     UnderWay {
         exchange: &'a dyn RowExchange,
+        round: Round,
         arrived: OnceCell<Tensor>,
     },
 }
@@ -32,8 +33,8 @@ pub enum SetOut<'a> {
 /// What `rows` makes, which `routing` has sorted, sets out. What is queued until it arrives computes meanwhile.
 pub fn set_out<'a>(routing: &Routing, pass: &Pass<'a>, rows: impl Fn() -> Result<Tensor> + 'a) -> Result<SetOut<'a>> {
     let Some(exchange) = pass.exchange else { return Ok(SetOut::Here(Box::new(rows))) };
-    exchange.set_out(&rows()?, Counts::New(&routing.offsets_tensor()?))?;
-    Ok(SetOut::UnderWay { exchange, arrived: OnceCell::new() })
+    let round = exchange.set_out(&rows()?, Counts::New(&routing.offsets_tensor()?))?;
+    Ok(SetOut::UnderWay { exchange, round, arrived: OnceCell::new() })
 }
 
 /// Results on their way from the experts.
@@ -57,9 +58,9 @@ impl SetOut<'_> {
     pub fn arrive(&self) -> Result<Tensor> {
         match self {
             SetOut::Here(rows) => rows(),
-            SetOut::UnderWay { exchange, arrived } => {
+            SetOut::UnderWay { exchange, round, arrived } => {
                 if arrived.get().is_none() {
-                    arrived.set(exchange.arrive()?.0).expect("looked at above");
+                    arrived.set(exchange.arrive(*round)?.0).expect("looked at above");
                 }
                 Ok(arrived.get().expect("set above").clone())
             }
@@ -78,8 +79,8 @@ impl SetOut<'_> {
     pub fn arrive_and_stay(self, routing: &Routing, pass: &Pass) -> Result<(Tensor, Place)> {
         match self {
             SetOut::Here(rows) => Ok((rows()?, Place::Here)),
-            SetOut::UnderWay { exchange, .. } => {
-                let (rows, dealt) = exchange.arrive()?;
+            SetOut::UnderWay { exchange, round, .. } => {
+                let (rows, dealt) = exchange.arrive(round)?;
                 pass.count_arrivals(&dealt);
                 // They came behind the counts of all ranks, so nobody waits: memory of a message that is read is used again.
                 routing.offsets()?;
@@ -120,8 +121,8 @@ impl Place {
         let (Place::Dealt(dealt), Some(exchange)) = (self, pass.exchange) else {
             return Ok(SetOut::Here(Box::new(rows)));
         };
-        exchange.set_out(&rows()?, Counts::Known(dealt))?;
-        Ok(SetOut::UnderWay { exchange, arrived: OnceCell::new() })
+        let round = exchange.set_out(&rows()?, Counts::Known(dealt))?;
+        Ok(SetOut::UnderWay { exchange, round, arrived: OnceCell::new() })
     }
 
     /// Results of what was computed here set out for the ranks that had sent the rows. What is queued until they have come back

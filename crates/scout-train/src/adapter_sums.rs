@@ -9,7 +9,7 @@ use scout_device::cuda::{CudaDevice, DeviceBuffer};
 use scout_device::{Purpose, Tensor};
 use scout_model::LoraGradients;
 
-use crate::buckets::Buckets;
+use crate::buckets::{Buckets, Unsent};
 use crate::error::Result;
 
 /// The adapter's gradients of one update.
@@ -25,8 +25,7 @@ struct OnGpus {
     buckets: Buckets,
     /// This rank's slices of the sums that are under way or there.
     part: DeviceBuffer,
-    /// Buckets before this one; the others were sent.
-    unsent: usize,
+    unsent: Unsent,
 }
 
 impl AdapterSums {
@@ -44,7 +43,7 @@ impl AdapterSums {
         let bytes = DType::F32.size() * buckets.part_len() as u64;
         let block = device.working_memory().take(Purpose::Trained, bytes.0 as usize)?;
         let part = DeviceBuffer::new(device, block, DType::F32, [buckets.part_len()])?;
-        let on_gpus = OnGpus { group: group.clone(), buckets, part, unsent: buckets.all().end };
+        let on_gpus = OnGpus { group: group.clone(), buckets, part, unsent: Unsent::all_of(buckets) };
         Ok(AdapterSums { own, on_gpus: Some(on_gpus) })
     }
 
@@ -71,10 +70,8 @@ impl AdapterSums {
 
 impl OnGpus {
     fn send(&mut self, own: &DeviceBuffer, element: usize) -> Result<()> {
-        let complete = self.buckets.wholly_from(element);
-        while self.unsent > complete.start {
-            self.unsent -= 1;
-            let (from, to) = (self.buckets.in_whole(self.unsent), self.buckets.in_part(self.unsent));
+        for bucket in self.unsent.complete(element) {
+            let (from, to) = (self.buckets.in_whole(bucket), self.buckets.in_part(bucket));
             self.group.reduce_scatter((own, from), (&mut self.part, to))?;
         }
         Ok(())

@@ -13,6 +13,14 @@ pub struct Buckets {
     world_size: usize,
 }
 
+/// Buckets of one run of which something may still be added to. They are completed from the last on.
+#[derive(Debug)]
+pub struct Unsent {
+    buckets: Buckets,
+    /// Those before it.
+    end: usize,
+}
+
 /// 24 MiB of f32. Much smaller ones would cost more in beginning a collective than in moving bytes; and the first bucket is
 /// what is left to be summed when the backward pass ends, so they are not much larger either.
 const LEAST: usize = 6 << 20;
@@ -91,6 +99,20 @@ impl Buckets {
 
     fn bucket_len(self) -> usize {
         self.slice_len * self.world_size
+    }
+}
+
+impl Unsent {
+    pub fn all_of(buckets: Buckets) -> Unsent {
+        Unsent { buckets, end: buckets.num_buckets }
+    }
+
+    /// Those of which nothing is missing any more, now that `element` and all behind it are complete.
+    pub fn complete(&mut self, element: usize) -> impl Iterator<Item = usize> + use<> {
+        let start = self.buckets.wholly_from(element).start.min(self.end);
+        let complete = start..self.end;
+        self.end = start;
+        complete.rev()
     }
 }
 
@@ -201,12 +223,11 @@ mod tests {
     fn walking_back_sends_every_bucket_once() {
         for (buckets, len) in cuts() {
             for layers in [1, 2, 5, 48] {
-                let (mut sent, mut unsent) = (Vec::new(), buckets.num_buckets);
-                for layer in (0..layers).rev() {
-                    let complete = buckets.wholly_from(len * layer / layers);
-                    sent.extend((complete.start..unsent).rev());
-                    unsent = unsent.min(complete.start);
-                }
+                let mut unsent = Unsent::all_of(buckets);
+                let walk = (0..layers).rev().map(|layer| len * layer / layers);
+                let mut sent: Vec<usize> = walk.flat_map(|element| unsent.complete(element)).collect();
+                // What is complete stays so, whatever is said later.
+                sent.extend(unsent.complete(len).chain(unsent.complete(0)));
                 assert!(sent.iter().copied().eq(buckets.all().rev()), "{buckets:?} of {len}: {sent:?}");
             }
         }

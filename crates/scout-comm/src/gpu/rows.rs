@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use scout_core::{ByteCount, DType, Mesh};
 use scout_device::cuda::{Arena, CudaDevice, DeviceBuffer, Event, Numbers, Priority, Stream};
-use scout_device::{Counts, Dealt, DeviceError, Purpose, RowExchange, Tensor};
+use scout_device::{Counts, Dealt, DeviceError, Purpose, Round, RowExchange, Tensor};
 
 use super::exchange;
 use super::mapped::{self, Lines, OfOthers};
@@ -25,7 +25,7 @@ use super::waits::Waits;
 use super::ways::Ranks;
 use crate::communicator::Communicator;
 use crate::error::Result;
-use crate::routed_rows::nothing_under_way;
+use crate::routed_rows::out_of_order;
 
 /// Given back by [`RowsOnGpus::leave`]; dropped, it is left to the end of the process, for others may be under way to it.
 pub struct RowsOnGpus {
@@ -60,8 +60,8 @@ struct Places {
 }
 
 /// Which of the places for rows those of `round` arrive at.
-fn place(round: u32) -> usize {
-    round as usize % 2
+fn place(round: Round) -> usize {
+    round.0 as usize % 2
 }
 
 /// What ranks say to each other, on a line each.
@@ -75,17 +75,16 @@ struct State {
     results: DeviceBuffer,
     /// Offsets of all ranks.
     counts: DeviceBuffer,
-    /// So often rows have set out, and results been sent back.
-    set_out: u32,
-    sent_back: u32,
+    /// Of the rows that set out last, and of the results that were sent back last.
+    set_out: Round,
+    sent_back: Round,
     /// In the order in which they set out, at most two.
     under_way: VecDeque<UnderWay>,
     coming_back: Option<Sent>,
 }
 
 struct UnderWay {
-    /// Of those that have set out.
-    round: u32,
+    round: Round,
     rows: Going,
 }
 
@@ -183,22 +182,22 @@ impl RowsOnGpus {
     }
 
     /// Tells all ranks how many rows come from this one, and fetches what they tell.
-    fn tell(&self, state: &mut State, round: u32, offsets: &Tensor) -> Result<Numbers> {
+    fn tell(&self, state: &mut State, round: Round, offsets: &Tensor) -> Result<Numbers> {
         let RowsOnGpus { mesh, size, said, others, outward, .. } = self;
         let each = size.num_experts + 1;
         offsets.expect_dims(WHAT, &[each])?;
         let (own, start) = (mesh.rank().0 * each, size.places(mesh.size()).counts);
         for rank in mapped::rotation(*mesh) {
             others.of(rank).push(ByteCount((start + 4 * own) as u64), offsets, outward)?;
-            said.raise(COUNTS_ARE_THERE, rank, round, outward)?;
+            said.raise(COUNTS_ARE_THERE, rank, round.0, outward)?;
         }
         state.counts.copy_from_on(own, offsets, outward)?;
-        said.wait_for_all(COUNTS_ARE_THERE, round, outward)?;
+        said.wait_for_all(COUNTS_ARE_THERE, round.0, outward)?;
         Ok(Numbers::send_on(&self.device, &state.counts.view(), outward)?)
     }
 
     /// Writes rows where the ranks that keep their experts will read them.
-    fn queue_rows(&self, state: &mut State, round: u32, rows: &Tensor, dealt: &Dealt) -> Result<Event> {
+    fn queue_rows(&self, state: &mut State, round: Round, rows: &Tensor, dealt: &Dealt) -> Result<Event> {
         let RowsOnGpus { mesh, size, said, others, outward, .. } = self;
         let (own, place) = (mesh.rank().0, place(round));
         let start = size.places(mesh.size()).arrivals[place] as u64;
@@ -207,7 +206,7 @@ impl RowsOnGpus {
                 let to = ByteCount(start) + size.bytes_of_rows(piece.arrives.start);
                 others.of(rank).push(to, &rows.rows(piece.sent.start, piece.sent.len())?, outward)?;
             }
-            said.raise(ROWS_ARE_THERE, rank, round, outward)?;
+            said.raise(ROWS_ARE_THERE, rank, round.0, outward)?;
         }
         for piece in dealt.pieces(own, own) {
             let sent = rows.rows(piece.sent.start, piece.sent.len())?;
@@ -225,7 +224,7 @@ impl RowsOnGpus {
                 let to = ByteCount(start) + size.bytes_of_rows(piece.sent.start);
                 others.of(rank).push(to, &results.rows(piece.arrives.start, piece.arrives.len())?, outward)?;
             }
-            said.raise(RESULTS_ARE_THERE, rank, state.sent_back, outward)?;
+            said.raise(RESULTS_ARE_THERE, rank, state.sent_back.0, outward)?;
         }
         for piece in dealt.pieces(own, own) {
             let came = results.rows(piece.arrives.start, piece.arrives.len())?;
@@ -240,10 +239,10 @@ impl RowsOnGpus {
     }
 
     /// Lets arithmetic wait until all ranks have come to `round` of `line`, and what this rank sends is past `done`.
-    fn wait_for_all(&self, line: usize, round: u32, done: &Event) -> Result<()> {
+    fn wait_for_all(&self, line: usize, round: Round, done: &Event) -> Result<()> {
         let compute = self.device.compute();
         let wait = || -> Result<()> {
-            self.said.wait_for_all(line, round, compute)?;
+            self.said.wait_for_all(line, round.0, compute)?;
             Ok(compute.wait_for(done)?)
         };
         Ok(self.waits.wait("waiting for rows", || wait().map_err(crate::routed_rows::of_ranks))?)
@@ -284,8 +283,8 @@ impl State {
             arrivals: [rows(first, world_size * size.most_rows)?, rows(second, world_size * size.most_rows)?],
             results: rows(results, size.most_rows)?,
             counts: DeviceBuffer::new(device, counts, DType::U32, [len])?,
-            set_out: 0,
-            sent_back: 0,
+            set_out: Round::default(),
+            sent_back: Round::default(),
             under_way: VecDeque::new(),
             coming_back: None,
         };
@@ -296,10 +295,10 @@ impl State {
 }
 
 impl RowExchange for RowsOnGpus {
-    fn set_out(&self, sorted: &Tensor, counts: Counts) -> scout_device::Result<()> {
+    fn set_out(&self, sorted: &Tensor, counts: Counts) -> scout_device::Result<Round> {
         self.must_fit(sorted, self.size.most_rows)?;
         let mut state = self.state();
-        state.set_out = state.set_out.wrapping_add(1);
+        state.set_out = state.set_out.next();
         let round = state.set_out;
         self.follow_arithmetic()?;
         let rows = match counts {
@@ -313,12 +312,13 @@ impl RowExchange for RowsOnGpus {
             }
         };
         state.under_way.push_back(UnderWay { round, rows });
-        Ok(())
+        Ok(round)
     }
 
-    fn arrive(&self) -> scout_device::Result<(Tensor, Arc<Dealt>)> {
+    fn arrive(&self, round: Round) -> scout_device::Result<(Tensor, Arc<Dealt>)> {
         let mut state = self.state();
-        let UnderWay { round, rows } = state.under_way.pop_front().ok_or_else(nothing_under_way)?;
+        let first = state.under_way.pop_front_if(|first| first.round == round);
+        let UnderWay { rows, .. } = first.ok_or_else(out_of_order)?;
         let Sent { dealt, done, .. } = match rows {
             Going::Already(sent) => sent,
             Going::WhenCounted { rows, numbers } => {
@@ -335,7 +335,10 @@ impl RowExchange for RowsOnGpus {
     fn send_back(&self, results: &Tensor, dealt: &Arc<Dealt>) -> scout_device::Result<()> {
         self.must_fit(results, self.mesh.size() * self.size.most_rows)?;
         let mut state = self.state();
-        state.sent_back = state.sent_back.wrapping_add(1);
+        if state.coming_back.is_some() {
+            return Err(out_of_order());
+        }
+        state.sent_back = state.sent_back.next();
         self.follow_arithmetic()?;
         let done = self.on_the_way("results", || self.queue_results(&mut state, results, dealt))?;
         state.coming_back = Some(Sent { dealt: dealt.clone(), done, _tensor: results.clone() });
@@ -344,7 +347,7 @@ impl RowExchange for RowsOnGpus {
 
     fn come_back(&self) -> scout_device::Result<Tensor> {
         let mut state = self.state();
-        let Sent { dealt, done, .. } = state.coming_back.take().ok_or_else(nothing_under_way)?;
+        let Sent { dealt, done, .. } = state.coming_back.take().ok_or_else(out_of_order)?;
         self.wait_for_all(RESULTS_ARE_THERE, state.sent_back, &done).map_err(crate::routed_rows::of_ranks)?;
         state.results.view().rows(0, dealt.num_sent())
     }
@@ -377,6 +380,7 @@ mod tests {
 
     #[test]
     fn rows_that_set_out_one_after_the_other_arrive_at_different_places() {
-        assert_eq!([1, 2, 3, u32::MAX, 0].map(place), [1, 0, 1, 1, 0]);
+        let rounds = std::iter::successors(Some(Round(u32::MAX - 1)), |round| Some(round.next()));
+        assert_eq!(rounds.take(4).map(place).collect::<Vec<_>>(), [0, 1, 0, 1]);
     }
 }
