@@ -19,6 +19,8 @@ import time
 
 # Memory of all layers and of a whole one gathered is nearly all there is: it must not lie in pieces.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+# Of each rank: its own number, times ranks, is more than a host has cores and memory for.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
 
 import torch
 import torch.distributed as dist

@@ -3,8 +3,8 @@
     python3 benches/whole_table.py --gpus 8 --out results [PART ...]
 
 Needs a release build of scout-dist and nothing but Python's own library, and for two parts `mpirun` or PyTorch and
-transformers. Without parts all of them run; `--help` lists them. Each leaves its JSON and what was printed in the folder.
-Ends with 1 if a part failed.
+transformers. Without parts all of them run, what matters most first; `--help` lists them. Each leaves its JSON and what was
+printed in the folder. Ends with 1 if a part failed, or was left out because `--deadline` came.
 """
 
 import argparse
@@ -35,13 +35,24 @@ ALL_LAYERS = ["deterministic=true", "--batch", "4", "--steps", "20"]
 PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peer_fsdp2.py")
 
 
+# The least that a command is begun with before the deadline, and what is kept of it for ending the command.
+WORTH_BEGINNING, FAREWELL = 30, 15
+# What `bench step` prints when it is set up and its steps begin.
+STEPS_BEGIN = "useful work of a step"
+
+
 class Failed(Exception):
+    pass
+
+
+class NoTime(Exception):
     pass
 
 
 class Table:
     def __init__(self, options):
         self.options = options
+        self.ends = time.monotonic() + options.deadline
         os.makedirs(options.out, exist_ok=True)
         self.recipe = os.path.join(options.out, "recipe.yaml")
         with open(self.recipe, "w") as file:
@@ -55,12 +66,18 @@ class Table:
 
     def run(self, name, command, seconds):
         """What a command printed. Fails where it fails, or has not ended in time."""
+        left = self.ends - time.monotonic() - FAREWELL
+        if left < WORTH_BEGINNING:
+            raise NoTime
         with open(self.path(name + ".txt"), "w") as heard:
             child = started(command, heard)
             try:
-                code = child.wait(seconds)
+                code = child.wait(min(seconds, left))
             except subprocess.TimeoutExpired:
-                code = f"{end(child)}, after {seconds} s"
+                code = f"{end(child)}, after {min(seconds, left):.0f} s"
+            finally:
+                if child.poll() is None:
+                    end(child)
         with open(self.path(name + ".txt")) as heard:
             text = heard.read()
         if code != 0:
@@ -71,7 +88,7 @@ class Table:
         """The results of `bench step`."""
         found = self.path(name + ".json")
         command = [*(start or self.launched()), "bench", "step", self.recipe, "--device", self.options.device]
-        self.run(name, [*command, "--json", found, *arguments, *self.options.step], seconds)
+        self.run(name, [*command, "--json", found, *without(arguments, self.options.step), *self.options.step], seconds)
         with open(found) as file:
             return json.load(file)
 
@@ -88,12 +105,14 @@ class Table:
             f" {plan['keep']}, {plan['runs']} runs; gather: {found['gather']}"
         )
 
-    def same_bits(self, what, runs):
-        bits = {name: self.step(name, arguments, 240, start)["loss_bits"] for name, arguments, start in runs}
+    def same_bits(self, what, bits, runs):
+        """Adds the losses of `runs` to `bits`, and compares them with what is there."""
+        for name, arguments, start in runs:
+            bits[name] = self.step(name, arguments, 240, start)["loss_bits"]
         one, *others = bits.values()
         if any(other != one for other in others):
             raise Failed(f"{what}: losses differ: {bits}")
-        yield what, f"{len(one)} losses equal in {', '.join(bits)}; the last is {one[-1]}"
+        return what, f"{len(one)} losses equal in {', '.join(bits)}; the last is {one[-1]}"
 
     def peer(self, name, arguments, seconds):
         """What FSDP2 and transformers found of the same work."""
@@ -110,17 +129,34 @@ class Table:
 def started(command, heard):
     """In a group of processes of its own, so that nothing of it stays."""
     options = {"stdout": heard, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-    return subprocess.Popen(command, start_new_session=True, **options)
+    return subprocess.Popen(command, process_group=0, **options)
 
 
 def end(child):
-    """Asks it to end, and makes it if it does not within half a minute."""
+    """Asks it to end, and makes it if it does not soon."""
     child.terminate()
     try:
-        return child.wait(30)
+        return child.wait(FAREWELL)
     except subprocess.TimeoutExpired:
         os.killpg(child.pid, signal.SIGKILL)
         return child.wait()
+
+
+def leave(*_):
+    """Whoever ends this ends what it has begun, and once is enough: a second signal would interrupt that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit("ended before all was measured")
+
+
+def without(arguments, words):
+    """`arguments` but for those options, each with its value, that are among `words` too."""
+    kept, rest = [], iter(arguments)
+    for argument in rest:
+        if argument.startswith("--") and argument in words:
+            next(rest)
+        else:
+            kept.append(argument)
+    return kept
 
 
 def told(text, words):
@@ -169,15 +205,17 @@ def bits12(table):
     gathered = [["resident_layers=0", "gather=copy"], ["resident_layers=0", "gather=nccl"]]
     ways = [*gathered, ["weights=resident"], ["weights=expert-resident"]]
     names = ["copy12", "nccl12", "resident12", "experts12"]
-    yield from table.same_bits("12 layers", [(name, TWELVE_LAYERS + way, None) for name, way in zip(names, ways)])
+    yield table.same_bits("12 layers", {}, [(name, TWELVE_LAYERS + way, None) for name, way in zip(names, ways)])
 
 
 def bits48(table):
     """the same losses by copy engines, NCCL and with experts that stay, under mpirun too, all layers"""
     [copy, nccl, stay] = [ALL_LAYERS + [word] for word in ["gather=copy", "gather=nccl", "weights=expert-resident"]]
-    runs = [("copy48", copy, None), ("nccl48", nccl, None), ("mpirun48", copy, table.mpirun())]
-    runs += [("experts48", stay, None), ("experts_mpirun48", stay, table.mpirun())]
-    yield from table.same_bits("all layers", runs)
+    bits, mpirun = {}, table.mpirun()
+    runs = [("copy48", copy, None), ("nccl48", nccl, None), ("experts48", stay, None)]
+    yield table.same_bits("all layers", bits, runs)
+    runs = [("mpirun48", copy, mpirun), ("experts_mpirun48", stay, mpirun)]
+    yield table.same_bits("all layers, under mpirun too", bits, runs)
 
 
 def one(table):
@@ -195,6 +233,13 @@ def zero3(table):
     zero3 = ["weights=zero3"]
     yield from table.speed("one_zero3", "1 x 2,048, zero3", ["--batch", "1", "--seconds", "8", *zero3], 150)
     yield from table.speed("sixteen_zero3", "16 x 2,048, zero3", ["--batch", "16", "--seconds", "16", *zero3], 200)
+
+
+def stay(table):
+    """the same two with experts that stay and all else whole on every rank"""
+    held = ["weights=expert-resident", "resident_layers=48"]
+    yield from table.speed("one_stay", "1 x 2,048, experts stay", ["--batch", "1", "--seconds", "8", *held], 150)
+    yield from table.speed("sixteen_stay", "16 x 2,048, experts stay", ["--batch", "16", "--seconds", "16", *held], 200)
 
 
 def h100(table):
@@ -226,7 +271,7 @@ def beside(table):
         raise Failed("peers compute all layers, on GPUs: leave `--device` and `--step` out")
     for rows, seconds in [(1, 8), (16, 16)]:
         work = ["--batch", str(rows)]
-        peers = [table.peer(f"peer{rows}", work, 200), table.peer(f"peer{rows}_compiled", [*work, "--compile"], 300)]
+        peers = [table.peer(f"peer{rows}", work, 260), table.peer(f"peer{rows}_compiled", [*work, "--compile"], 360)]
         own = table.step(f"beside{rows}", [*work, "--seconds", str(seconds)], 200)
         for key in ["layers", "batch", "seq"]:
             if any(peer[key] != own[key] for peer in peers):
@@ -269,8 +314,10 @@ def load(table):
         file.write(RECIPE.replace("random_weights: true", f"model_name_or_path: {os.path.abspath(model)}"))
     found = table.path("load.json")
     command = ["bench", "load", recipe, "resident_layers=0", "--device", table.options.device, "--json", found]
-    table.run("load", [*table.launched(), *command], 300)
-    shutil.rmtree(model)
+    try:
+        table.run("load", [*table.launched(), *command], 300)
+    finally:
+        shutil.rmtree(model)
     with open(found) as file:
         rates = json.load(file)
     yield "checkpoint of 12 layers", (
@@ -281,24 +328,25 @@ def load(table):
 
 def kill(table):
     """`kill -9` of one rank while all train"""
-    command = [*table.launched(), "bench", "step", table.recipe, "--device", table.options.device, "--batch", "4"]
+    words = table.options.step
+    command = [*table.launched(), "bench", "step", table.recipe, "--device", table.options.device]
+    command += [*without(["--batch", "4", "--seconds", "600"], words), *words]
     before, text = memory_held(table), table.path("kill.txt")
+    if table.ends - time.monotonic() < 120:
+        raise NoTime
     with open(text, "w") as heard:
-        launcher = started([*command, "--seconds", "600", *table.options.step], heard)
-        # Long enough that all are in the midst of steps.
-        time.sleep(table.options.until_killed)
-        ranks = children(launcher.pid) if launcher.poll() is None else []
-        if len(ranks) != table.options.gpus:
-            end(launcher)
-            raise Failed(f"{len(ranks)} ranks ran when one was to be killed")
-        os.kill(ranks[-1], signal.SIGKILL)
-        begun = time.monotonic()
+        launcher = started(command, heard)
         try:
+            ranks = in_steps(table, launcher, text)
+            os.kill(ranks[-1], signal.SIGKILL)
+            begun = time.monotonic()
             code = launcher.wait(10)
+            gone = time.monotonic() - begun
         except subprocess.TimeoutExpired:
-            end(launcher)
             raise Failed("the launcher was still there 10 s after a rank was killed") from None
-    gone = time.monotonic() - begun
+        finally:
+            if launcher.poll() is None:
+                end(launcher)
     left, after = [pid for pid in ranks if os.path.exists(f"/proc/{pid}")], memory_held(table)
     with open(text) as heard:
         sentence = told(heard.read(), "was killed by signal 9")[0]
@@ -307,6 +355,20 @@ def kill(table):
     if left or code != 76 or any(now > then for now, then in zip(after, before)):
         raise Failed(f"exit code {code}; ranks left: {left}; GPUs hold {after} MiB, and held {before}: {sentence}")
     yield "one rank killed", f"all gone after {gone:.1f} s, exit code {code}, GPUs hold {after} MiB: {sentence}"
+
+
+def in_steps(table, launcher, text):
+    """The processes of all ranks, when they have been in the midst of steps for a while."""
+    until = time.monotonic() + 90
+    with open(text) as heard:
+        while STEPS_BEGIN not in heard.read() and launcher.poll() is None and time.monotonic() < until:
+            heard.seek(0)
+            time.sleep(0.2)
+    time.sleep(table.options.until_killed)
+    ranks = children(launcher.pid) if launcher.poll() is None else []
+    if len(ranks) != table.options.gpus:
+        raise Failed(f"{len(ranks)} ranks ran when one was to be killed")
+    return ranks
 
 
 def children(pid):
@@ -323,7 +385,7 @@ def memory_held(table):
     return [int(line) for line in used.split()]
 
 
-PARTS = [check, gather, bits12, one, sixteen, zero3, h100, alpaca16, alpaca1, bits48, load, kill, beside, soak16, soak4]
+PARTS = [check, bits12, sixteen, one, gather, stay, zero3, h100, kill, alpaca16, alpaca1, beside, bits48, soak16, soak4, load]
 
 
 def main():
@@ -338,21 +400,27 @@ def main():
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     more = 'more words for `bench step`, as --step="--layers 4"'
     parser.add_argument("--step", type=shlex.split, default=[], metavar="WORDS", help=more)
-    parser.add_argument("--until-killed", type=float, default=45, help="seconds of training before a rank is killed")
+    parser.add_argument("--until-killed", type=float, default=12, help="seconds of steps before a rank is killed")
+    late = "seconds that all of it may take: what has not begun by then is left out"
+    parser.add_argument("--deadline", type=float, default=float("inf"), metavar="SECONDS", help=late)
     options = parser.parse_args()
     for name in options.parts:
         if name not in names:
             parser.error(f"no part is called {name}, expected {', '.join(names)}")
+    signal.signal(signal.SIGTERM, leave)
     table, failed = Table(options), []
     for name in options.parts or names:
         try:
             for what, found in names[name](table):
                 print(f"| {what} | {found} |", flush=True)
+        except NoTime:
+            failed.append(name)
+            print(f"| {name} | left out, or half of it: no time |", flush=True)
         except (Failed, OSError, KeyError, subprocess.SubprocessError) as error:
             failed.append(name)
             print(f"| {name} | FAILED: {type(error).__name__} {error} |", flush=True)
     if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
+        sys.exit(f"failed or left out: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
