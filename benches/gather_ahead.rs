@@ -18,8 +18,8 @@ use scout_core::{DType, Mesh, Rank, Token, UnitId, Whereabouts};
 use scout_model::Batch;
 use scout_shard::{ShardPlan, all_resident, none_resident};
 use scout_train::Trainer;
+use scout_train::assemble::build;
 use scout_train::prepare::{Prepared, prepare};
-use scout_train::run::build;
 use scout_train::synth::{SynthRequest, SynthShape, write_folder};
 use serde_json::{Value, json};
 

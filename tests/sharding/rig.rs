@@ -9,8 +9,8 @@ use scout_core::{ByteCount, DType};
 use scout_device::Purpose;
 use scout_shard::{ShardPlan, none_resident};
 use scout_train::StepReport;
+use scout_train::assemble::build;
 use scout_train::prepare::{Prepared, prepare};
-use scout_train::run::build;
 use scout_train::synth::{SynthRequest, SynthShape, write_folder};
 use tempfile::TempDir;
 

@@ -11,7 +11,15 @@ use scout_shard::{Placement, Ring, Schedule, ShardPlan, ShardStore, ring_bytes, 
 
 use crate::error::{Result, TrainError};
 use crate::gpu_weights;
-use crate::trainer::Schedules;
+use crate::schedules::Schedules;
+
+/// For the choice of a way of gathering.
+#[derive(Debug, Clone, Copy)]
+pub struct Trial {
+    pub wish: Wish,
+    /// The share of a step in which nothing hides gathers, as far as that is known.
+    pub exposed: f64,
+}
 
 /// Room for the weights of a rank.
 pub struct GpuRoom<'a> {
@@ -32,12 +40,12 @@ enum Memory {
 }
 
 impl<'a> GpuRoom<'a> {
-    /// Every rank calls it. Waits for all of them where units are sharded. `exposed` is the share of a step in which nothing
-    /// hides gathers, as far as that is known.
+    /// Every rank calls it. Waits for all of them where units are sharded.
     pub fn new(
-        (plan, schedules): (&ShardPlan, &'a Schedules),
+        plan: &ShardPlan,
+        schedules: &'a Schedules,
         device: &'a Arc<CudaDevice>,
-        (wish, exposed): (Wish, f64),
+        Trial { wish, exposed }: Trial,
         job: &'a Job,
     ) -> Result<GpuRoom<'a>> {
         let bytes = gpu_weights::bytes(plan);

@@ -1,6 +1,6 @@
 //! Gradients of weights on their way from the backward pass to the rank that updates them. A unit is sent as soon as its
 //! backward pass is done, so that ranks sum it while the next block is computed; few are under way at a time, and what has
-//! arrived is added to this rank's part.
+//! arrived is added to this rank's part. On the host alone: GPUs train adapters, whose sums are `adapter_sums.rs`.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -10,13 +10,14 @@ use scout_device::{Device, Tensor};
 use scout_model::{Batch, ModelConfig, Routes};
 use scout_shard::Ring;
 
+use crate::assemble;
 use crate::attention_plans::{self, Sizes};
 use crate::error::Result;
 use crate::machine::{Hardware, Machine};
 use crate::plan::{DataCounts, ModelSource, RunPlan};
 use crate::prepare::{RunData, row_cost};
-use crate::run;
-use crate::trainer::{Seated, StepReport};
+use crate::seated::Seated;
+use crate::trainer::StepReport;
 
 /// One made-up row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +138,7 @@ impl StepBench {
         let updates = workload.batches(model, job.mesh().rank().0)?;
         let sizes = || Sizes::of_batches(updates.iter().flatten(), model.attention_chunk_size);
         let of_attention = attention_plans::prepare(machine, model, sizes)?;
-        let (trainer, said) = run::build_random(&workload.config, &plan, machine, job)?;
+        let (trainer, said) = assemble::build_random(&workload.config, &plan, machine, job)?;
         let said = of_attention.into_iter().chain(said).collect();
         Ok(StepBench { plan, said, trainer, updates, next_step: 0 })
     }

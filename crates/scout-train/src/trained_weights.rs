@@ -1,4 +1,5 @@
 //! What a rank keeps of weights that are trained, beside the weights themselves: AdamW's moments of its own parts.
+//! On the host alone: GPUs train adapters.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -2,7 +2,6 @@
 //! order; what is gathered when was decided by the plan before the first batch.
 
 use std::cell::Cell;
-use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -11,18 +10,18 @@ use scout_core::Phase;
 use scout_device::{Account, Device, Evenness, Tensor};
 use scout_model::head::Loss;
 use scout_model::pass::Dropout;
-use scout_model::{AttendedPairs, Batch, Block, Keeping, KeptRows, LoraWeights, Model, NoTrace, Pass, Trace};
+use scout_model::{AttendedPairs, Batch, Keeping, KeptRows, LoraWeights, Model, NoTrace, Pass, Trace};
 use scout_shard::{Ahead, Ring, Schedule, ShardPlan, ShardStore, Walk};
 
 use crate::adapter::AdapterState;
 use crate::error::{Result, TrainError};
 use crate::gradients::{self, StepGradients};
+use crate::learning_rate::LearningRate;
 use crate::optimizer::{OptimizerSettings, Update};
 use crate::reducer::Reducer;
-use crate::schedule::LearningRate;
+use crate::schedules::Schedules;
 use crate::sums::sum_over_ranks;
 use crate::trained_weights::TrainedWeights;
-use crate::weight_set::WeightSet;
 
 /// How a step computes, apart from what it computes on.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,26 +50,8 @@ pub struct Trainer {
     pub account: Account,
     pub schedules: Schedules,
     pub settings: StepSettings,
-    /// Units that are whole or under way for the next training pass.
+    /// Units that are whole or under way for the next training pass. Behind a lock, because a pass only looks at the trainer.
     pub ahead: Mutex<Ahead>,
-}
-
-/// A trainer among others, until it leaves. On a GPU, a trainer that failed ends with its process: others may be reaching into
-/// its memory, and to free it waits for streams that wait for others.
-pub struct Seated {
-    // None while it is dropped.
-    trainer: Option<Trainer>,
-    has_left: bool,
-}
-
-/// The order in which units are used, forward and back again or forward alone, and in which their gradients are ready.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Schedules {
-    pub train: Schedule,
-    pub evaluate: Schedule,
-    pub send: Schedule,
-    /// Blocks below this one are not walked back: nothing in them or under them is trained.
-    pub first_backward: usize,
 }
 
 /// What one update did, summed over all ranks.
@@ -84,40 +65,6 @@ pub struct StepReport {
     pub attended_pairs: AttendedPairs,
     /// Of rows among ranks, where experts stay with theirs.
     pub evenness: Evenness,
-}
-
-impl Schedules {
-    /// For adapters, which sit on every layer. The base is frozen, so a unit that is whole at the end of a pass is as good for
-    /// the next one, and update follows update without a link that stands idle.
-    pub fn of(model: &Model) -> Schedules {
-        let Schedules { train, evaluate, send, first_backward } = Schedules::from_block(model, 0);
-        Schedules { train: train.repeated(), evaluate, send, first_backward }
-    }
-
-    /// For weights, which change, so that no pass begins with what the one before has gathered. The way back ends at the lowest
-    /// block of which something is trained.
-    pub fn of_weights(model: &Model, set: &WeightSet) -> Schedules {
-        let is_trained = |block: &Block| block.backward_units().iter().any(|unit| set.has(*unit));
-        let lowest = model.blocks.iter().position(is_trained).unwrap_or(model.blocks.len());
-        Schedules::from_block(model, if set.has(model.embedding.unit) { 0 } else { lowest })
-    }
-
-    fn from_block(model: &Model, first_backward: usize) -> Schedules {
-        let mut forward = Schedule::default();
-        forward.push(&[model.embedding.unit]);
-        for block in &model.blocks {
-            forward.push(&block.forward_units());
-        }
-        forward.push(&[model.head.unit]);
-        let (mut train, mut send) = (forward.clone(), Schedule::default());
-        send.push(&[model.head.unit]);
-        for block in model.blocks[first_backward..].iter().rev() {
-            train.push(&block.backward_units());
-            send.push(&block.backward_units());
-        }
-        send.push(&[model.embedding.unit]);
-        Schedules { train, evaluate: forward, send, first_backward }
-    }
 }
 
 impl Trainer {
@@ -152,10 +99,6 @@ impl Trainer {
         let learning_rate = self.settings.learning_rate.at(step);
         let update = Update::new(&self.settings.optimizer, gradient.norm, learning_rate, step)?;
         self.adapter.update(&gradient.adapter_part, &update, comm)?;
-        debug_assert!(
-            self.weights.set().is_empty() || !self.schedules.train.repeats(),
-            "what changes is not handed on"
-        );
         self.weights.update(&gradient.weight_parts, &update, &mut self.store, &self.plan, comm)?;
         Ok(StepReport {
             loss,
@@ -174,8 +117,8 @@ impl Trainer {
         Ok(self.job.comm.waited() + on_gpu + for_rows)
     }
 
-    /// See [`Seated::leave`].
-    fn end_gathering(&mut self) -> Result<()> {
+    /// The end of all gathering, see [`crate::Seated::leave`].
+    pub(crate) fn end_gathering(&mut self) -> Result<()> {
         self.take_ahead().let_go()?;
         if let Some(rows) = self.rows.take() {
             rows.leave(&*self.job.comm)?;
@@ -227,7 +170,7 @@ impl Trainer {
             dx = block.backward(&mut weights, dx, saved, pass, &mut gradients.sink())?;
             gradients.send(block)?; // summed by all ranks under the next block
         }
-        embedding.backward(&dx, pass.batch, &mut gradients.sink())?;
+        embedding.backward(&dx, pass.batch, &mut gradients.sink())?; // wants nothing where the walk ended further up
         gradients.send_units(&[embedding.unit])?;
         gradients.end_pass()?;
         *self.ahead.lock().expect("no holder of this lock panics") = walk.end();
@@ -303,45 +246,6 @@ impl Trainer {
 
     fn walk<'a>(&'a self, schedule: &'a Schedule) -> Walk<'a> {
         Walk::new(&self.plan, &self.store, &self.job, &self.account, schedule)
-    }
-}
-
-impl Seated {
-    /// The end of all gathering. On GPUs ranks reach into each other's memory, so nobody frees any before all of them have
-    /// come here; every rank calls it.
-    pub fn leave(&mut self) -> Result<()> {
-        self.end_gathering()?;
-        self.has_left = true;
-        Ok(())
-    }
-}
-
-impl From<Trainer> for Seated {
-    fn from(trainer: Trainer) -> Seated {
-        Seated { trainer: Some(trainer), has_left: false }
-    }
-}
-
-impl Deref for Seated {
-    type Target = Trainer;
-
-    fn deref(&self) -> &Trainer {
-        self.trainer.as_ref().expect("none only while it is dropped")
-    }
-}
-
-impl DerefMut for Seated {
-    fn deref_mut(&mut self) -> &mut Trainer {
-        self.trainer.as_mut().expect("none only while it is dropped")
-    }
-}
-
-impl Drop for Seated {
-    fn drop(&mut self) {
-        match (&self.device, self.has_left) {
-            (Device::Cuda(_), false) => std::mem::forget(self.trainer.take()),
-            _ => drop(self.trainer.take()),
-        }
     }
 }
 

@@ -12,9 +12,9 @@ use crate::machine::{ComputeType, Hardware, Kind};
 use crate::memory::{MemoryPlan, Pass, WAYS};
 use crate::rates::{END_OF_STEP, Link, MEMORY, REDUCE};
 use crate::runs::Rows;
+use crate::schedules::Schedules;
 use crate::timeline::{self, Walked};
 use crate::times::{Times, Work};
-use crate::trainer::Schedules;
 
 /// Sharded units that are gathered ahead of the block in use: more than a layer gains nothing.
 pub const WHOLE_LAYER: usize = 4;

@@ -11,8 +11,8 @@ use scout_config::RunConfig;
 use scout_core::{DType, ExitCode, Mesh};
 use scout_device::Account;
 use scout_telemetry::{Progress, terminal_plot};
+use scout_train::assemble::build;
 use scout_train::prepare::prepare;
-use scout_train::run::build;
 use scout_train::synth::{SynthRequest, SynthShape, write_folder};
 use scout_train::{TrainError, load};
 

@@ -10,7 +10,8 @@ use scout_train::identity;
 use scout_train::plan::ModelSource;
 use scout_train::prepare::plan_model;
 use scout_train::recorder;
-use scout_train::run::{self, Outcome};
+use scout_train::run;
+use scout_train::session::Outcome;
 
 use super::configuration::{ConfigArguments, load, placing};
 use super::machine::Found;

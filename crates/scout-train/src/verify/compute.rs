@@ -26,13 +26,15 @@ use super::together::{agree, merge_rows};
 use super::training::Recipe;
 use crate::adapter::AdapterState;
 use crate::error::{Result, TrainError};
-use crate::gpu_store::GpuRoom;
+use crate::gpu_store::{GpuRoom, Trial};
 use crate::gradients;
 use crate::machine::{ComputeType, Machine};
 use crate::readers::Readers;
+use crate::schedules::Schedules;
+use crate::seated::Seated;
 use crate::sums::sum_over_ranks;
 use crate::trained_weights::TrainedWeights;
-use crate::trainer::{Schedules, Seated, Trainer};
+use crate::trainer::Trainer;
 use crate::ways::{Experts, LOOKAHEAD, rows_size};
 use crate::{choice, gpu_weights, load};
 
@@ -96,7 +98,7 @@ impl Bench {
             }
             Device::Cuda(gpu) => {
                 let plan = if holding.wish == Wish::Nccl { plan } else { plan.reading_in_place() };
-                let room = GpuRoom::new((&plan, &schedules), gpu, (holding.wish, 0.0), job)?;
+                let room = GpuRoom::new(&plan, &schedules, gpu, Trial { wish: holding.wish, exposed: 0.0 }, job)?;
                 let mut readers = Readers::default();
                 let kept = gpu_weights::read(&files, &plan, mesh.rank(), (gpu, room.arena()), &mut readers);
                 let kept = agree(&*job.comm, kept)?.map_err(|problem| TrainError::Input {

@@ -41,7 +41,7 @@ pub use verdict::{Group, Verdict};
 
 use crate::error::{Result, TrainError};
 use crate::machine::{ComputeType, Machine};
-use crate::trainer::Schedules;
+use crate::schedules::Schedules;
 use crate::ways::Experts;
 
 /// Why 4-bit rows wait.

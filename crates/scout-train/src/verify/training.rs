@@ -8,8 +8,8 @@ use scout_model::Keep;
 use serde::Deserialize;
 
 use crate::error::{Result, TrainError};
+use crate::learning_rate::{Decay, LearningRate};
 use crate::optimizer::OptimizerSettings;
-use crate::schedule::{Decay, LearningRate};
 use crate::trainer::StepSettings;
 
 #[derive(Debug, Clone, Deserialize)]

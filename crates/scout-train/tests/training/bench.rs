@@ -11,9 +11,10 @@ use scout_device::{Purpose, UnitSource};
 use scout_shard::{Schedule, Walk};
 use scout_telemetry::Progress;
 use scout_train::prepare::{Prepared, prepare};
-use scout_train::run::{self, Outcome};
+use scout_train::session::Outcome;
 use scout_train::synth::{SynthRequest, SynthShape, write_folder};
 use scout_train::{Result, Seated, StepReport, Trainer};
+use scout_train::{assemble, run};
 use tempfile::TempDir;
 
 /// Longer than any test takes; a rank that fails leaves the others waiting this long at most.
@@ -71,7 +72,7 @@ pub fn alone() -> Job {
 
 pub fn trainer(config: &RunConfig) -> (Prepared, Seated) {
     let prepared = prepare(config, 1).unwrap();
-    let trainer = run::build(config, &prepared, &alone()).unwrap();
+    let trainer = assemble::build(config, &prepared, &alone()).unwrap();
     (prepared, trainer)
 }
 
@@ -88,7 +89,7 @@ pub fn train_on_ranks(config: &RunConfig, world_size: usize, num_steps: usize) -
 
 fn train_rank(config: &RunConfig, prepared: &Prepared, job: &Job, num_steps: usize) -> Result<Trained> {
     let rank = job.mesh().rank().0;
-    let mut trainer = run::build(config, prepared, job)?;
+    let mut trainer = assemble::build(config, prepared, job)?;
     let mut reports = Vec::new();
     for step in 0..num_steps {
         let (batches, _) = prepared.data.update(step, rank, prepared.plan.source.config.attention_chunk_size)?;

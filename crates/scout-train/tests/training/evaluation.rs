@@ -4,8 +4,8 @@
 use scout_core::ByteCount;
 use scout_device::Purpose;
 use scout_model::{Batch, Document, NoTrace, Target};
+use scout_train::assemble;
 use scout_train::prepare::prepare;
-use scout_train::run;
 
 use crate::bench::{Bench, adapter_of, alone, assert_near, bits, on_every_rank, run_alone, trainer};
 
@@ -59,7 +59,7 @@ fn evaluations_between_steps_let_go_of_what_was_gathered_ahead_and_change_nothin
         on_every_rank(2, |job| {
             let rank = job.mesh().rank().0;
             let held_out = prepared.data.evaluation(2, 2, rank, chunk_size).unwrap();
-            let mut trainer = run::build(&config, &prepared, &job).unwrap();
+            let mut trainer = assemble::build(&config, &prepared, &job).unwrap();
             for step in 0..3 {
                 let (batches, _) = prepared.data.update(step, rank, chunk_size).unwrap();
                 trainer.step(&batches, step).unwrap();
@@ -92,7 +92,7 @@ fn the_evaluation_loss_does_not_depend_on_the_number_of_ranks() {
                 let rank = job.mesh().rank().0;
                 let prepared = prepare(&config, world_size).unwrap();
                 let batches = prepared.data.evaluation(rows_per_batch, world_size, rank, 32).unwrap();
-                run::build(&config, &prepared, &job).unwrap().evaluate(&batches).unwrap()
+                assemble::build(&config, &prepared, &job).unwrap().evaluate(&batches).unwrap()
             });
             for loss in found {
                 assert_near(&format!("{rows_per_batch} rows on {world_size} ranks"), loss, expected, 1e-6);
@@ -135,7 +135,7 @@ fn a_run_goes_on_from_an_adapter_exactly_where_it_ended() {
     assert_eq!(prepared.plan.lora.rank, 4);
     assert_eq!(prepared.plan.lora.projections.len(), 9);
     assert!(prepared.notes.iter().any(|note| note.contains("rank 4")), "{:?}", prepared.notes);
-    let mut trainer = run::build(&second, &prepared, &alone()).unwrap();
+    let mut trainer = assemble::build(&second, &prepared, &alone()).unwrap();
     let batches = prepared.data.evaluation(4, 1, 0, 32).unwrap();
     assert_eq!(trainer.evaluate(&batches).unwrap().to_bits(), last_loss.to_bits());
 

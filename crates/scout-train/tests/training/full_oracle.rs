@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use scout_checkpoint::TensorFile;
 use scout_config::RunConfig;
 use scout_model::{Batch, Document, Target};
+use scout_train::learning_rate::{Decay, LearningRate};
 use scout_train::optimizer::OptimizerSettings;
 use scout_train::prepare::{Prepared, prepare};
-use scout_train::schedule::{Decay, LearningRate};
-use scout_train::{StepReport, StepSettings, run};
+use scout_train::{StepReport, StepSettings, assemble};
 use serde_json::Value;
 
 use crate::bench::{assert_near, on_every_rank};
@@ -88,7 +88,7 @@ fn train(more: &str, world_size: usize, recorded: &Value) -> (Vec<StepReport>, f
     let chunk_size = prepared.plan.source.config.attention_chunk_size;
     let mut outcomes = on_every_rank(world_size, |job| {
         let place = (job.mesh().rank().0, world_size);
-        let mut trainer = run::build(&config, &prepared, &job).unwrap();
+        let mut trainer = assemble::build(&config, &prepared, &job).unwrap();
         let step = |step: usize| trainer.step(&[batch(step, place, chunk_size)], step).unwrap();
         let reports: Vec<StepReport> = (0..NUM_STEPS).map(step).collect();
         (reports, trainer.evaluate(&[batch(0, place, chunk_size)]).unwrap())

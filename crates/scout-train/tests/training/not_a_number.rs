@@ -3,7 +3,7 @@
 use scout_core::ExitCode;
 use scout_model::{Batch, Document, Target};
 use scout_train::prepare::prepare;
-use scout_train::{TrainError, run};
+use scout_train::{TrainError, assemble};
 
 use crate::bench::{Bench, adapter_of, bits, on_every_rank, run_alone, trainer};
 
@@ -57,7 +57,7 @@ fn what_one_rank_meets_ends_all_at_the_same_step() {
         let prepared = prepare(&config, 3).unwrap();
         let adapters = on_every_rank(3, |job| {
             let rank = job.mesh().rank().0;
-            let mut trainer = run::build(&config, &prepared, &job).unwrap();
+            let mut trainer = assemble::build(&config, &prepared, &job).unwrap();
             let before = adapter_of(&trainer);
             let own = if rank == 1 { batch(weight) } else { batch(GOOD) };
             expect_not_a_number(&trainer.step(&[own], 0).unwrap_err(), what, 0);
@@ -65,7 +65,7 @@ fn what_one_rank_meets_ends_all_at_the_same_step() {
             // What was gathered for the next pass is as good as before.
             let found = trainer.step(&[batch(GOOD)], 0).unwrap();
             trainer.leave().unwrap();
-            let mut untouched = run::build(&config, &prepared, &job).unwrap();
+            let mut untouched = assemble::build(&config, &prepared, &job).unwrap();
             assert_eq!(found, untouched.step(&[batch(GOOD)], 0).unwrap());
             untouched.leave().unwrap();
             (before, after)

@@ -5,12 +5,12 @@ use scout_core::{ByteCount, ExitCode};
 use scout_data::{Dealing, SampleOrder, Shuffle, UpdateOrder};
 use scout_device::cuda::Choice;
 use scout_model::{Keep, Keeping, NameStyle};
+use scout_train::learning_rate::{Decay, LearningRate};
 use scout_train::machine::{ComputeType, Hardware, Kind, Room};
 use scout_train::memory::LargestBatch;
 use scout_train::plan::{DataCounts, ModelSource, RunPlan};
 use scout_train::prepare::prepare;
 use scout_train::runs::Largest;
-use scout_train::schedule::{Decay, LearningRate};
 use scout_train::synth::{self, SynthShape};
 use scout_train::{Result, TrainError};
 

@@ -7,7 +7,7 @@ use scout_telemetry::Progress;
 use scout_train::plan::ModelSource;
 use scout_train::prepare::{plan_model, prepare};
 use scout_train::ways::Experts;
-use scout_train::{identity, run};
+use scout_train::{assemble, identity, run};
 
 use crate::bench::{Bench, assert_all_near, assert_near, bits, on_every_rank, train, train_on_ranks};
 
@@ -86,7 +86,7 @@ fn a_rank_without_rows_of_its_own_walks_along() {
         let chunk_size = prepared.plan.source.config.attention_chunk_size;
         let batches = prepared.data.evaluation(2, 4, rank, chunk_size).unwrap();
         let tokens: usize = batches.iter().map(scout_model::Batch::num_tokens).sum();
-        let trainer = run::build(&config, &prepared, &job).unwrap();
+        let trainer = assemble::build(&config, &prepared, &job).unwrap();
         (tokens, batches.len(), trainer.evaluate(&batches).unwrap())
     });
     assert!(losses[3].0 == 0 && losses[0].0 > losses[2].0 && losses[2].0 > 0, "{losses:?}");
@@ -168,7 +168,7 @@ fn what_there_is_no_room_to_keep_of_rows_that_came_is_made_again_to_the_same_bit
     assert_eq!(prepared.plan.way.experts, Experts::Stay);
     let train = |most_kept_rows| {
         on_every_rank(4, |job| {
-            let mut trainer = run::build(&config, &prepared, &job).unwrap();
+            let mut trainer = assemble::build(&config, &prepared, &job).unwrap();
             trainer.settings.most_kept_rows = most_kept_rows;
             let (rank, chunk_size) = (job.mesh().rank().0, prepared.plan.source.config.attention_chunk_size);
             let step = |step| {

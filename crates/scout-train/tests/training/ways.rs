@@ -3,11 +3,11 @@
 use scout_config::RunConfig;
 use scout_core::{ByteCount, ExitCode, UnitId};
 use scout_model::{Keep, Keeping, LayerUnits, ModelConfig, NameStyle};
+use scout_train::assemble;
 use scout_train::machine::{ComputeType, Hardware, Kind, Room};
 use scout_train::memory::LargestBatch;
 use scout_train::plan::{DataCounts, ModelSource, RunPlan};
 use scout_train::prepare::prepare;
-use scout_train::run;
 use scout_train::runs::Largest;
 use scout_train::step_bench::with_layers;
 use scout_train::ways::{Experts, Resident, Way};
@@ -387,7 +387,7 @@ fn a_micro_batch_in_runs_is_the_same_update() {
             on_every_rank(2, |job| {
                 let mut prepared = prepare(&config, 2).unwrap();
                 prepared.data.runs = runs;
-                let mut trainer = run::build(&config, &prepared, &job).unwrap();
+                let mut trainer = assemble::build(&config, &prepared, &job).unwrap();
                 let step = |step| {
                     let chunk_size = prepared.plan.source.config.attention_chunk_size;
                     let (batches, _) = prepared.data.update(step, job.mesh().rank().0, chunk_size).unwrap();
