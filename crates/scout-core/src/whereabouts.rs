@@ -98,6 +98,15 @@ impl Whereabouts {
         self.put(Place { phase, ..self.place() });
     }
 
+    /// In `phase` as long as `work` takes, and then where it was. An error leaves it in the phase in which it came about.
+    pub fn during<T, E>(&self, phase: Phase, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let before = self.place().phase;
+        self.enter(phase);
+        let value = work()?;
+        self.enter(before);
+        Ok(value)
+    }
+
     /// Goes on to `phase` of `step`, counted from 1.
     pub fn enter_step(&self, phase: Phase, step: u64) {
         self.put(Place { phase, step });

@@ -65,15 +65,15 @@ impl<'a> Stack<'a> {
         Ok(Narrow(Some(matmul::side_by_side_nt(&pairs)?)))
     }
 
-    /// What a projection is without its weight. Nothing where it has no adapter.
-    pub fn part(&self, projection: Projection, narrow: &Narrow) -> Result<Option<Tensor>> {
+    /// What an adapter adds to a projection. Nothing where it has none.
+    pub fn delta(&self, projection: Projection, narrow: &Narrow) -> Result<Option<Tensor>> {
         let (Some(member), Some(narrow_TR)) = (self.member(projection), &narrow.0) else { return Ok(None) };
         let b = self.pass.lora.factor(member.index, Factor::B)?;
         Ok(Some(lora::product_nt(member.columns(narrow_TR), &b, self.scale(), None)?))
     }
 
-    /// The parts of two projections of `width` columns each, side by side.
-    pub fn parts(&self, projections: [Projection; 2], narrow: &Narrow, width: usize) -> Result<Option<Tensor>> {
+    /// The deltas of two projections of `width` columns each, side by side.
+    pub fn deltas(&self, projections: [Projection; 2], narrow: &Narrow, width: usize) -> Result<Option<Tensor>> {
         let Some(narrow_TR) = &narrow.0 else { return Ok(None) };
         let members = projections.map(|projection| self.member(projection));
         let factor = |member: &Member| self.pass.lora.factor(member.index, Factor::B);

@@ -12,7 +12,7 @@ use scout_kernels::{grouped_matmul, lora};
 use crate::error::Result;
 use crate::lora::{Factor, LoraGradients, LoraWeights};
 use crate::pass::Pass;
-use crate::routed_rows::Place;
+use crate::routed_rows::Destination;
 
 /// The adapter of all experts on one of their projections, if there is one.
 pub struct ExpertsAdapter<'a> {
@@ -37,10 +37,14 @@ pub struct ExpertsBackward<'a> {
 }
 
 impl<'a> ExpertsAdapter<'a> {
-    pub fn of(pass: &Pass<'a>, (layer_index, place): (usize, &Place), projection: Projection) -> ExpertsAdapter<'a> {
+    pub fn of(
+        pass: &Pass<'a>,
+        (layer_index, destination): (usize, &Destination),
+        projection: Projection,
+    ) -> ExpertsAdapter<'a> {
         let (weights, index) = (pass.lora, pass.lora.layout.find(layer_index, projection));
         let num_experts = index.map_or(0, |index| num_experts(weights, index));
-        ExpertsAdapter { weights, index, experts: place.experts(num_experts) }
+        ExpertsAdapter { weights, index, experts: destination.experts(num_experts) }
     }
 
     fn factor(&self, index: usize, factor: Factor) -> Result<Tensor> {

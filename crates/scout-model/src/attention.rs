@@ -65,6 +65,14 @@ impl AttentionBlock {
         Ok((y_TD, SavedAttention { x_TD, inner }))
     }
 
+    /// The temperature of layers without rotation belongs to the queries alone.
+    fn position_of_keys(&self) -> Option<&Position> {
+        match &self.position {
+            Position::Temperature { .. } => None,
+            position => Some(position),
+        }
+    }
+
     /// Everything up to the output projection.
     fn attend(&self, unit: &UnitWeights, x_TD: &Tensor, pass: &Pass, trace: &mut dyn Trace) -> Result<Inner> {
         let batch = pass.batch;
@@ -72,17 +80,16 @@ impl AttentionBlock {
         let qkv = Stack::of(pass, self.layer_index, Input::Attention);
         let narrow_qkv = qkv.narrow(&normed.y)?;
         let project = |projection, index| -> Result<Tensor> {
-            let part = qkv.part(projection, &narrow_qkv)?;
-            Ok(matmul::add_nt(part, &normed.y, &unit.param(index)?)?)
+            let delta = qkv.delta(projection, &narrow_qkv)?;
+            Ok(matmul::add_nt(delta, &normed.y, &unit.param(index)?)?)
         };
         let q = self.heads(&project(Projection::Q, param::Q)?, self.num_heads)?;
         let k = self.heads(&project(Projection::K, param::K)?, self.num_kv_heads)?;
         let v_Thd = self.heads(&project(Projection::V, param::V)?, self.num_kv_heads)?;
         let q = qk_position::forward(&q, &batch.positions, &self.position)?;
-        let k = match self.position {
-            // The temperature of layers without rotation belongs to the queries alone.
-            Position::Temperature { .. } => Placed { y: k, inverse_rms: None },
-            _ => qk_position::forward(&k, &batch.positions, &self.position)?,
+        let k = match self.position_of_keys() {
+            None => Placed { y: k, inverse_rms: None },
+            Some(position) => qk_position::forward(&k, &batch.positions, position)?,
         };
         let attended = attention::forward(&q.y, &k.y, &v_Thd, self.segments(pass), self.scale())?;
         let context_TD = self.joined(&attended.context)?;
@@ -98,7 +105,7 @@ impl AttentionBlock {
     /// would be rounded away beside a residual, which is much larger.
     fn output(&self, unit: &UnitWeights, inner: &Inner, residual_TD: Option<&Tensor>, pass: &Pass) -> Result<Tensor> {
         let o = Stack::of(pass, self.layer_index, Input::Context);
-        let (begun_TD, residual_TD) = match o.part(Projection::O, &inner.narrow_o)? {
+        let (begun_TD, residual_TD) = match o.delta(Projection::O, &inner.narrow_o)? {
             Some(part_TD) => (Some(part_TD), residual_TD),
             None => (residual_TD.map(rows::copy).transpose()?, None),
         };
@@ -136,9 +143,9 @@ impl AttentionBlock {
         )?;
         let positions = &pass.batch.positions;
         let dq = qk_position::backward(&dq, &inner.q, positions, &self.position)?;
-        let dk = match self.position {
-            Position::Temperature { .. } => dk,
-            _ => qk_position::backward(&dk, &inner.k, positions, &self.position)?,
+        let dk = match self.position_of_keys() {
+            None => dk,
+            Some(position) => qk_position::backward(&dk, &inner.k, positions, position)?,
         };
         let norm_D = unit.param(param::NORM)?;
         let normed_TD = rms_norm::forward(&x_TD, &norm_D, self.rms_norm_eps)?.y;

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::gradients::Gradients;
 use crate::lora::Input;
 use crate::pass::{Keep, KeptOfLayer, Pass, Trace};
-use crate::routed_rows::{self, Place, SentBack, SetOut};
+use crate::routed_rows::{self, Destination, SentBack, SetOut};
 use crate::units::{LayerUnits, shared_params as param};
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub struct ExpertsBlock {
 pub struct SavedExperts {
     x_TD: Tensor,
     routing: Routing,
-    place: Place,
+    destination: Destination,
     inverse_rms_T: Tensor,
     /// Absent when the plan makes them again.
     shared: Option<Wide<Narrow>>,
@@ -82,28 +82,28 @@ impl ExpertsBlock {
             None => router::choose(&logits_TE)?,
         };
         let u_sorted_TD = || router::gather_scaled(&normed.y, &routing);
-        let under_way = routed_rows::set_out(&routing, pass, u_sorted_TD)?;
+        let rows_out = routed_rows::set_out(&routing, pass, u_sorted_TD)?;
         let shared = self.shared_gate_up(&shared_unit, &normed.y, pass)?;
         let hidden_TF = swiglu::forward(&shared.gate_up)?;
-        let (u_sorted_TD, place) = under_way.arrive_and_stay(&routing, pass)?;
-        let unit = weights.take(self.units.gate_up)?;
-        let offsets = place.offsets(&routing)?;
-        let routed = self.routed_gate_up(&unit, &u_sorted_TD, (&routing, &place), pass)?;
-        drop(unit);
+        let (u_sorted_TD, destination) = rows_out.arrive_and_stay(&routing, pass)?;
+        let gate_up_unit = weights.take(self.units.gate_up)?;
+        let offsets = destination.offsets(&routing)?;
+        let routed = self.routed_gate_up(&gate_up_unit, &u_sorted_TD, (&routing, &destination), pass)?;
+        drop(gate_up_unit);
         let hidden_sorted_TF = swiglu::forward(&routed.gate_up)?;
-        let unit = weights.take(self.units.down)?;
-        let through_TD = grouped_matmul::nn(&hidden_sorted_TF, unit.matrices()?, offsets)?;
-        drop(unit);
-        let down = ExpertsAdapter::of(pass, (self.layer_index, &place), Projection::ExpertsDown);
-        let (through_TD, narrow_routed_down) = down.forward(through_TD, &hidden_sorted_TF, offsets)?;
-        let under_way = place.send_back(through_TD, pass)?;
+        let down_unit = weights.take(self.units.down)?;
+        let through_TD = grouped_matmul::nn(&hidden_sorted_TF, down_unit.matrices()?, offsets)?;
+        drop(down_unit);
+        let routed_down = ExpertsAdapter::of(pass, (self.layer_index, &destination), Projection::ExpertsDown);
+        let (through_TD, narrow_routed_down) = routed_down.forward(through_TD, &hidden_sorted_TF, offsets)?;
+        let results_out = destination.send_back(through_TD, pass)?;
 
-        let down = Stack::of(pass, self.layer_index, Input::SharedHidden);
-        let narrow_shared_down = down.narrow(&hidden_TF)?;
-        let part = down.part(Projection::SharedDown, &narrow_shared_down)?;
-        let shared_TD = matmul::add_nt(part, &hidden_TF, &shared_unit.param(param::DOWN)?)?;
+        let shared_down = Stack::of(pass, self.layer_index, Input::SharedHidden);
+        let narrow_shared_down = shared_down.narrow(&hidden_TF)?;
+        let delta_TD = shared_down.delta(Projection::SharedDown, &narrow_shared_down)?;
+        let shared_TD = matmul::add_nt(delta_TD, &hidden_TF, &shared_unit.param(param::DOWN)?)?;
         drop(shared_unit);
-        let routed_sorted_TD = under_way.come_back()?;
+        let routed_sorted_TD = results_out.come_back()?;
         let y_TD = router::combine(&routed_sorted_TD, &routing, &shared_TD, Some(&x_TD))?;
 
         if trace.is_on() {
@@ -116,16 +116,14 @@ impl ExpertsBlock {
                 ("shared_out", &shared_TD),
                 ("ffn_out", &ffn_out_TD),
             ];
-            for (name, tensor) in named {
-                trace.record_layer(self.layer_index, name, tensor);
-            }
+            named.into_iter().for_each(|(name, tensor)| trace.record_layer(self.layer_index, name, tensor));
         }
         let keeps_wide = pass.keep.of_layer(self.layer_index) == Keep::Everything;
-        let kept = if keeps_wide { place.kept(pass) } else { KeptOfLayer::NOTHING };
+        let kept = if keeps_wide { destination.kept(pass) } else { KeptOfLayer::NOTHING };
         let saved = SavedExperts {
             x_TD,
             routing,
-            place,
+            destination,
             inverse_rms_T: normed.inverse_rms,
             shared: keeps_wide.then_some(shared),
             routed: kept.by_this_rank.then_some(routed),
@@ -156,12 +154,12 @@ impl ExpertsBlock {
         };
         // It covers the way back of results. Where none travel it comes first: what it waits with is wide.
         let (dshared_TD, under_way_back);
-        match &saved.place {
-            Place::Here => {
+        match &saved.destination {
+            Destination::Here => {
                 dshared_TD = second_half(gradients)?;
                 under_way_back = self.routed_backward(weights, under_way_there, &saved, pass, gradients)?;
             }
-            Place::Dealt(_) => {
+            Destination::Keepers(_) => {
                 under_way_back = self.routed_backward(weights, under_way_there, &saved, pass, gradients)?;
                 dshared_TD = second_half(gradients)?;
             }
@@ -243,11 +241,12 @@ impl ExpertsBlock {
         saved: &'a SavedExperts,
         pass: &Pass<'a>,
     ) -> Result<RoutedSetOut<'a>> {
-        let SavedExperts { routing, place, .. } = saved;
-        let u_sorted_TD = |normed_TD| place.set_out_again(pass, move || router::gather_scaled(normed_TD, routing));
+        let SavedExperts { routing, destination, .. } = saved;
+        let u_sorted_TD =
+            |normed_TD| destination.set_out_again(pass, move || router::gather_scaled(normed_TD, routing));
         Ok(RoutedSetOut {
             u_sorted_TD: normed_TD.map(u_sorted_TD).transpose()?,
-            dy_sorted_TD: place.set_out_again(pass, || router::gather(dy_TD, routing))?,
+            dy_sorted_TD: destination.set_out_again(pass, || router::gather(dy_TD, routing))?,
         })
     }
 
@@ -260,21 +259,21 @@ impl ExpertsBlock {
         gradients: &mut Gradients,
     ) -> Result<SentBack<'a>> {
         let routing = &saved.routing;
-        let offsets = saved.place.offsets(routing)?;
+        let offsets = saved.destination.offsets(routing)?;
         let gate_up_unit = weights.take(self.units.gate_up)?;
         let RoutedSetOut { u_sorted_TD, dy_sorted_TD } = under_way;
         u_sorted_TD.iter().try_for_each(SetOut::take)?;
         let u_sorted_TD = || u_sorted_TD.as_ref().expect("they set out where somebody asks for them").arrive();
         let made_again = match &saved.routed {
             Some(_) => None,
-            None => Some(self.routed_gate_up(&gate_up_unit, &u_sorted_TD()?, (routing, &saved.place), pass)?),
+            None => Some(self.routed_gate_up(&gate_up_unit, &u_sorted_TD()?, (routing, &saved.destination), pass)?),
         };
         let wide = saved.routed.as_ref().or(made_again.as_ref()).expect("what is not kept is made again");
         let dy_sorted_TD = dy_sorted_TD.arrive()?;
         let down_unit = weights.take(self.units.down)?;
         let through_TF = grouped_matmul::nt(&dy_sorted_TD, down_unit.matrices()?, offsets)?;
         drop(down_unit);
-        let down = ExpertsAdapter::of(pass, (self.layer_index, &saved.place), Projection::ExpertsDown);
+        let down = ExpertsAdapter::of(pass, (self.layer_index, &saved.destination), Projection::ExpertsDown);
         let step = ExpertsBackward { dy: &dy_sorted_TD, narrow: &saved.narrow_routed_down, offsets, du: through_TF };
         let (dhidden_TF, dnarrow) = down.backward(step, gradients.lora)?;
         let is_trained = !down.is_none() || gradients.weights.wants(self.units.down, 0);
@@ -287,13 +286,13 @@ impl ExpertsBlock {
         gradients.add(self.units.gate_up, 0, || grouped_matmul::tn(&u_sorted_TD()?, &dgate_up, offsets))?;
         let through_TD = grouped_matmul::nt(&dgate_up, gate_up_unit.matrices()?, offsets)?;
         drop(gate_up_unit);
-        let both = ExpertsAdapter::of(pass, (self.layer_index, &saved.place), Projection::ExpertsGateUp);
+        let both = ExpertsAdapter::of(pass, (self.layer_index, &saved.destination), Projection::ExpertsGateUp);
         let step = ExpertsBackward { dy: &dgate_up, narrow: &wide.narrow, offsets, du: through_TD };
         let (du_sorted_TD, dnarrow) = both.backward(step, gradients.lora)?;
         if !both.is_none() {
             both.add_gradient_of_b(&dnarrow, &u_sorted_TD()?, offsets, gradients.lora)?;
         }
-        Ok(saved.place.send_back(du_sorted_TD, pass)?)
+        Ok(saved.destination.send_back(du_sorted_TD, pass)?)
     }
 
     fn trains_gate_up(&self, pass: &Pass, gradients: &Gradients) -> bool {
@@ -304,8 +303,8 @@ impl ExpertsBlock {
     fn shared_gate_up(&self, unit: &UnitWeights, normed_TD: &Tensor, pass: &Pass) -> Result<Wide<Narrow>> {
         let both = Stack::of(pass, self.layer_index, Input::Shared);
         let narrow = both.narrow(normed_TD)?;
-        let parts = both.parts([Projection::SharedGate, Projection::SharedUp], &narrow, self.intermediate_size)?;
-        let gate_up = matmul::add_nt(parts, normed_TD, &self.shared_gate_up_weight(unit)?)?;
+        let deltas = both.deltas([Projection::SharedGate, Projection::SharedUp], &narrow, self.intermediate_size)?;
+        let gate_up = matmul::add_nt(deltas, normed_TD, &self.shared_gate_up_weight(unit)?)?;
         Ok(Wide { gate_up, narrow })
     }
 
@@ -313,12 +312,12 @@ impl ExpertsBlock {
         &self,
         unit: &UnitWeights,
         u_sorted_TD: &Tensor,
-        (routing, place): (&Routing, &Place),
+        (routing, destination): (&Routing, &Destination),
         pass: &Pass,
     ) -> Result<Wide<NarrowSorted>> {
-        let offsets = place.offsets(routing)?;
+        let offsets = destination.offsets(routing)?;
         let gate_up = grouped_matmul::nn(u_sorted_TD, unit.matrices()?, offsets)?;
-        let adapter = ExpertsAdapter::of(pass, (self.layer_index, place), Projection::ExpertsGateUp);
+        let adapter = ExpertsAdapter::of(pass, (self.layer_index, destination), Projection::ExpertsGateUp);
         let (gate_up, narrow) = adapter.forward(gate_up, u_sorted_TD, offsets)?;
         Ok(Wide { gate_up, narrow })
     }

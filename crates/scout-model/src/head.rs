@@ -74,14 +74,14 @@ impl Head {
         let norm_D = unit.param(param::NORM)?;
         let x_ND = rows::gather(x_TD, &batch.target_rows)?;
         let normed = rms_norm::forward(&x_ND, &norm_D, self.rms_norm_eps)?;
-        let (tokens, counts) = (&batch.target_tokens, &batch.target_weights);
+        let (tokens, shares) = (&batch.target_tokens, &batch.target_weights);
         let head_VD = unit.param(param::HEAD)?;
         let HeadLoss { token_loss, dx: dnormed_ND } = if gradients.weights.wants(self.unit, param::HEAD) {
-            let found = cross_entropy::forward_backward_of_head(&normed.y, &head_VD, tokens, counts)?;
+            let found = cross_entropy::forward_backward_of_head(&normed.y, &head_VD, tokens, shares)?;
             gradients.weights.add(self.unit, param::HEAD, &found.dweight)?;
             found.loss
         } else {
-            cross_entropy::forward_backward(&normed.y, &head_VD, tokens, counts)?
+            cross_entropy::forward_backward(&normed.y, &head_VD, tokens, shares)?
         };
         gradients.add(self.unit, param::NORM, || rms_norm::weight_gradient(&dnormed_ND, &x_ND, &normed.inverse_rms))?;
         if trace.is_on() {

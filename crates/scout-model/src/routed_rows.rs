@@ -10,13 +10,13 @@ use scout_kernels::router::Routing;
 
 use crate::pass::{KeptOfLayer, Pass};
 
-/// Who computes the routed rows of one layer, forward and back.
+/// Where the routed rows of one layer are computed, forward and back.
 #[derive(Debug)]
-pub enum Place {
-    /// This rank, in the order of the routing.
+pub enum Destination {
+    /// On this rank, in the order of the routing.
     Here,
-    /// The ranks that keep their experts.
-    Dealt(Arc<Dealt>),
+    /// On the ranks that keep their experts.
+    Keepers(Arc<Dealt>),
 }
 
 /// Rows, sorted by expert, on their way to the experts. Those that set out first are asked for first.
@@ -75,50 +75,49 @@ impl SetOut<'_> {
         }
     }
 
-    /// The same for the first time, and who computes the rows of this layer from now on.
-    pub fn arrive_and_stay(self, routing: &Routing, pass: &Pass) -> Result<(Tensor, Place)> {
+    /// The same for the first time, and where rows of this layer are computed from now on.
+    pub fn arrive_and_stay(self, routing: &Routing, pass: &Pass) -> Result<(Tensor, Destination)> {
         match self {
-            SetOut::Here(rows) => Ok((rows()?, Place::Here)),
+            SetOut::Here(rows) => Ok((rows()?, Destination::Here)),
             SetOut::UnderWay { exchange, round, .. } => {
                 let (rows, dealt) = exchange.arrive(round)?;
                 pass.count_arrivals(&dealt);
-                // They came behind the counts of all ranks, so nobody waits: memory of a message that is read is used again.
-                routing.offsets()?;
-                Ok((rows, Place::Dealt(dealt)))
+                routing.free_message()?; // rows came behind the counts of all ranks, so nobody waits
+                Ok((rows, Destination::Keepers(dealt)))
             }
         }
     }
 }
 
-impl Place {
+impl Destination {
     /// Rows `offsets[e]..offsets[e + 1]` of those that are computed here belong to the `e`-th expert that is here. The first
     /// call for a routing may wait, as [`Routing::offsets`] does.
     pub fn offsets<'a>(&'a self, routing: &'a Routing) -> Result<&'a [u32]> {
         match self {
-            Place::Here => Ok(routing.offsets()?),
-            Place::Dealt(dealt) => Ok(dealt.offsets()),
+            Destination::Here => Ok(routing.offsets()?),
+            Destination::Keepers(dealt) => Ok(dealt.offsets()),
         }
     }
 
     /// Which experts of so many are here.
     pub fn experts(&self, num_experts: usize) -> Range<usize> {
         match self {
-            Place::Here => 0..num_experts,
-            Place::Dealt(dealt) => dealt.own_experts(),
+            Destination::Here => 0..num_experts,
+            Destination::Keepers(dealt) => dealt.own_experts(),
         }
     }
 
     /// Whether what is made of the rows of a layer that is to be kept is kept.
     pub fn kept(&self, pass: &Pass) -> KeptOfLayer {
         match self {
-            Place::Here => KeptOfLayer::ALL,
-            Place::Dealt(dealt) => pass.kept_rows.keep(dealt),
+            Destination::Here => KeptOfLayer::ALL,
+            Destination::Keepers(dealt) => pass.kept_rows.keep(dealt),
         }
     }
 
     /// As [`set_out`], for rows of a routing whose rows have travelled before.
     pub fn set_out_again<'a>(&self, pass: &Pass<'a>, rows: impl Fn() -> Result<Tensor> + 'a) -> Result<SetOut<'a>> {
-        let (Place::Dealt(dealt), Some(exchange)) = (self, pass.exchange) else {
+        let (Destination::Keepers(dealt), Some(exchange)) = (self, pass.exchange) else {
             return Ok(SetOut::Here(Box::new(rows)));
         };
         let round = exchange.set_out(&rows()?, Counts::Known(dealt))?;
@@ -128,7 +127,9 @@ impl Place {
     /// Results of what was computed here set out for the ranks that had sent the rows. What is queued until they have come back
     /// computes meanwhile.
     pub fn send_back<'a>(&self, results: Tensor, pass: &Pass<'a>) -> Result<SentBack<'a>> {
-        let (Place::Dealt(dealt), Some(exchange)) = (self, pass.exchange) else { return Ok(SentBack::Here(results)) };
+        let (Destination::Keepers(dealt), Some(exchange)) = (self, pass.exchange) else {
+            return Ok(SentBack::Here(results));
+        };
         exchange.send_back(&results, dealt)?;
         Ok(SentBack::UnderWay(exchange))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use scout_comm::Communicator;
-use scout_comm::gpu::{Arriving, OpenWay, Part, Waits, Way};
+use scout_comm::gpu::{Arriving, GatherWay, OpenWay, Part, Waits};
 use scout_device::Tensor;
 use scout_device::cuda::CudaDevice;
 
@@ -30,7 +30,7 @@ impl Ring {
         Ring { device: device.clone(), opened, layouts, waits: Waits::of(device) }
     }
 
-    pub fn way(&self) -> Way {
+    pub fn way(&self) -> GatherWay {
         self.opened.way()
     }
 

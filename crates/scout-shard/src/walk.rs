@@ -120,10 +120,8 @@ impl<'a> Walk<'a> {
             Started::OnGpu(arriving) => (self.ring()?.finish(arriving)?, None),
             Started::Gathering { pending, lease } => {
                 // Only a wait that is felt is a phase of its own.
-                let before = self.job.whereabouts.place().phase;
-                self.job.whereabouts.enter(Phase::Gather);
-                let full = pending.wait().map_err(|cause| self.failed(unit, cause))?;
-                self.job.whereabouts.enter(before);
+                let full = self.job.whereabouts.during(Phase::Gather, || pending.wait());
+                let full = full.map_err(|cause| self.failed(unit, cause))?;
                 (full.into_tensor()?, Some(Arc::new(lease)))
             }
             Started::Before => unreachable!("whoever took the unit before has handed it on"),

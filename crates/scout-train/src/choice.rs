@@ -8,7 +8,7 @@ use scout_model::ModelConfig;
 
 use crate::error::{Least, Result, TrainError};
 use crate::machine::{Hardware, Kind};
-use crate::memory::{LargestBatch, Pass};
+use crate::memory::{LargestBatch, PassShape};
 use crate::runs::{Largest, Rows};
 use crate::ways::{Experts, LOOKAHEAD, MayBe, Resident, Run, WHOLE_LAYER, Way};
 use crate::weight_set::WeightSet;
@@ -215,7 +215,7 @@ fn with_rows<'a>(run: &Run<'a>, (fewer, batch): (usize, usize), cutoff: usize) -
     let num_micro_batches = run.rows.num_micro_batches;
     let all = |of: Largest| Largest { update: cut(of.update, num_micro_batches), micro_batch: cut(of.micro_batch, 1) };
     let rows = Rows { num_micro_batches, trained: all(run.rows.trained), scored: all(run.rows.scored) };
-    let pass = Pass { batch: rows.largest_run(num_micro_batches), ..run.pass };
+    let pass = PassShape { batch: rows.largest_run(num_micro_batches), ..run.pass };
     Run { rows, pass, ..*run }
 }
 

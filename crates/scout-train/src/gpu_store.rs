@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use scout_comm::Job;
-use scout_comm::gpu::{self, Chosen, GatherMemory, OpenWay, Ranks, Sample, Way, Wish};
+use scout_comm::gpu::{self, Chosen, GatherMemory, GatherWay, OpenWay, Ranks, Sample, Wish};
 use scout_device::cuda::{Arena, CudaDevice};
 use scout_device::{Purpose, Tensor};
 use scout_shard::{Placement, Ring, Schedule, ShardPlan, ShardStore, ring_bytes, with_whole_units};
@@ -36,7 +36,7 @@ pub struct GpuRoom<'a> {
 enum Memory {
     /// Nothing is gathered.
     Whole(Arena),
-    Gathered(Way, GatherMemory),
+    Gathered(GatherWay, GatherMemory),
 }
 
 impl<'a> GpuRoom<'a> {
@@ -102,7 +102,7 @@ impl<'a> GpuRoom<'a> {
 }
 
 /// The plan where `way` gathers, in the memory that `plan` says. The same on all ranks.
-fn plan_by(way: Way, plan: &ShardPlan, passes: &[&Schedule]) -> Result<ShardPlan> {
+fn plan_by(way: GatherWay, plan: &ShardPlan, passes: &[&Schedule]) -> Result<ShardPlan> {
     if way.brings_others_alone() {
         return Ok(plan.clone());
     }
@@ -134,10 +134,10 @@ mod tests {
         let mut pass = Schedule::default();
         (0..4).for_each(|index| pass.push(&[UnitId(index)]));
         let plan = |lookahead| ShardPlan::new(&units, 2, &none_resident, lookahead).reading_in_place();
-        for way in [Way::Push, Way::Pull] {
+        for way in [GatherWay::Push, GatherWay::Pull] {
             assert_eq!(plan_by(way, &plan(3), &[&pass]).unwrap(), plan(3));
         }
-        for way in [Way::NcclByCopy, Way::Nccl] {
+        for way in [GatherWay::NcclByCopy, GatherWay::Nccl] {
             let walked = plan_by(way, &plan(3), &[&pass]).unwrap();
             assert_eq!((walked.lookahead(), walked.is_read_in_place(UnitId(0))), (1, false));
             // Planned for NCCL, it stays as it is.

@@ -14,7 +14,7 @@ use crate::adapter::{AdapterGradient, AdapterState};
 use crate::adapter_sums::AdapterSums;
 use crate::error::Result;
 use crate::reducer::Reducer;
-use crate::sums::sums_over_ranks;
+use crate::sums::each_summed_over_ranks;
 
 /// What the micro-batches of an update add up to. A run trains adapters or weights; the other of the two stays empty.
 pub struct StepGradients<'a> {
@@ -88,7 +88,7 @@ pub fn reduce(gradients: StepGradients, adapter: &AdapterState, comm: &dyn Commu
     for part in weight_parts.values() {
         squares.push(norms::sum_of_squares(part.f32s()?));
     }
-    let norm = sums_over_ranks(comm, &squares)?.into_iter().sum::<f64>().sqrt();
+    let norm = each_summed_over_ranks(comm, &squares)?.into_iter().sum::<f64>().sqrt();
     Ok(ReducedGradient { adapter_part, weight_parts, norm })
 }
 

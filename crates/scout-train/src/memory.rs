@@ -14,7 +14,7 @@ use scout_model::{Keep, Keeping, LoraSettings, ModelConfig};
 use crate::machine::{ComputeType, Kind};
 
 /// From the one that keeps the most.
-pub const WAYS: [Keep; 3] = [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly];
+pub const KEEPS: [Keep; 3] = [Keep::Everything, Keep::AllButGateUp, Keep::InputOnly];
 
 /// Predicted bytes on each rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,12 +99,12 @@ impl LargestBatch {
 
 /// A pass forward and back.
 #[derive(Debug, Clone, Copy)]
-pub struct Pass<'a> {
+pub struct PassShape<'a> {
     pub config: &'a ModelConfig,
     pub lora: &'a LoraSettings,
     pub drops: bool,
     /// Layers that are walked back, the last ones.
-    pub kept_layers: usize,
+    pub num_kept_layers: usize,
     pub batch: LargestBatch,
     pub kind: Kind,
     pub compute: ComputeType,
@@ -135,7 +135,7 @@ const NUMBER: u64 = 4;
 /// Of a batch itself: ids, positions and three names, and of every scored position its row, token and weight.
 const OF_BATCH: u64 = 8 * NUMBER;
 
-impl Pass<'_> {
+impl PassShape<'_> {
     /// Every position may be scored.
     pub fn activations(&self, keeping: impl Into<Keeping>) -> Activations {
         let keeping = keeping.into();
@@ -211,7 +211,7 @@ impl Pass<'_> {
     }
 
     fn kept_layers(&self) -> impl Iterator<Item = usize> {
-        self.config.num_layers - self.kept_layers..self.config.num_layers
+        self.config.num_layers - self.num_kept_layers..self.config.num_layers
     }
 
     fn kept_of_layer(&self, layer_index: usize, keep: Keep) -> u64 {
@@ -270,7 +270,7 @@ impl Pass<'_> {
     fn forward(&self, keep: Keep) -> u64 {
         let Widths { d, f, .. } = self.widths();
         // Of layers that are not walked back nothing is kept, and this is there only while they compute.
-        let is_kept = keep == Keep::Everything && self.kept_layers > 0;
+        let is_kept = keep == Keep::Everything && self.num_kept_layers > 0;
         let wide = match self.num_sources {
             1 if is_kept => 0,
             1 => self.kept_of_wide(),
@@ -394,14 +394,14 @@ mod tests {
         ModelConfig { vocab_size: 1000, ..scout(num_layers) }
     }
 
-    fn pass<'a>(config: &'a ModelConfig, lora: &'a LoraSettings, num_rows: usize, longest_row: usize) -> Pass<'a> {
+    fn pass<'a>(config: &'a ModelConfig, lora: &'a LoraSettings, num_rows: usize, longest_row: usize) -> PassShape<'a> {
         let batch = LargestBatch { num_rows, num_tokens: num_rows * longest_row, longest_row };
         let (kind, compute, choice) = (Kind::Gpu, ComputeType::Bf16, Choice::Timed);
-        Pass {
+        PassShape {
             config,
             lora,
             drops: false,
-            kept_layers: config.num_layers,
+            num_kept_layers: config.num_layers,
             batch,
             kind,
             compute,
@@ -426,7 +426,7 @@ mod tests {
         // the head's.
         let of_blocks = 16_384 * 2 * (5 * 5120 + 3 * 8192);
         assert_eq!(activations.at_work.0, of_blocks + pass.head().0);
-        let on_the_host = Pass { kind: Kind::Host, ..pass };
+        let on_the_host = PassShape { kind: Kind::Host, ..pass };
         assert_eq!(on_the_host.activations(Keep::Everything).at_work.0, of_blocks.max(on_the_host.head().0));
         // What an H200 held: the trial of the head's product.
         near(pass.workspace(), 1.13, 0.005);
@@ -461,7 +461,7 @@ mod tests {
         let alone = pass(&config, &lora, 1, 1000);
         let (d, f) = (2 * 5120, 2 * 8192);
         for (num_sources, room) in [(2, 1.25), (4, 1.25)] {
-            let several = Pass { num_sources, ..alone };
+            let several = PassShape { num_sources, ..alone };
             let n = num_sources as u64;
             let [of_one, of_several] = [alone, several].map(|pass| pass.activations(Keep::Everything));
             // Two layers keep gate and up of a quarter more rows than they send.
@@ -481,10 +481,10 @@ mod tests {
         for num_layers in [1, 4, 48] {
             let (config, lora) = (of_few_words(num_layers), lora(&[Q, SharedGate]));
             let pass = pass(&config, &lora, 4, 1024);
-            let [most, some, least] = WAYS.map(|keep| pass.activations(keep));
+            let [most, some, least] = KEEPS.map(|keep| pass.activations(keep));
             assert!(most.most() > some.most() && some.most() > least.most(), "{most:?} {some:?} {least:?}");
             assert!(most.at_work < some.at_work, "gate and up are made again beside the rest");
-            let half = Pass { kept_layers: num_layers / 2, ..pass };
+            let half = PassShape { num_kept_layers: num_layers / 2, ..pass };
             assert!(half.activations(Keep::Everything).kept < most.kept);
         }
     }
@@ -495,12 +495,12 @@ mod tests {
         let config = ModelConfig { intermediate_size: 5 * 8192, ..of_few_words(2) };
         let (shared, all) = (lora(&[SharedDown]), lora(&Projection::ALL));
         let plain = pass(&config, &shared, 4, 1024);
-        let at_work = |pass: &Pass| pass.activations(Keep::Everything).at_work;
-        assert!(at_work(&Pass { drops: true, ..plain }) > at_work(&plain));
-        assert!(at_work(&Pass { lora: &all, ..plain }) > at_work(&plain));
-        let in_f32 = Pass { compute: ComputeType::F32, ..plain };
+        let at_work = |pass: &PassShape| pass.activations(Keep::Everything).at_work;
+        assert!(at_work(&PassShape { drops: true, ..plain }) > at_work(&plain));
+        assert!(at_work(&PassShape { lora: &all, ..plain }) > at_work(&plain));
+        let in_f32 = PassShape { compute: ComputeType::F32, ..plain };
         assert!(at_work(&in_f32).0 > 19 * at_work(&plain).0 / 10);
-        assert_eq!(Pass { kind: Kind::Host, ..in_f32 }.workspace(), ByteCount(0));
+        assert_eq!(PassShape { kind: Kind::Host, ..in_f32 }.workspace(), ByteCount(0));
     }
 
     #[test]
@@ -515,11 +515,11 @@ mod tests {
     fn sums_in_a_fixed_order_cost_the_square_of_the_longest_row_and_spare_trials() {
         let (config, lora) = (scout(2), lora(&[]));
         let plain = pass(&config, &lora, 8, 2048);
-        let fixed = Pass { choice: Choice::First, ..plain };
+        let fixed = PassShape { choice: Choice::First, ..plain };
         let scores = 8 * 40 * 2048 * 2048 * 2;
         assert!(fixed.workspace().0 > scores && fixed.workspace().0 < scores + (1 << 30), "{}", fixed.workspace());
         let short = pass(&config, &lora, 1, 128);
-        let fixed = Pass { choice: Choice::First, ..short };
+        let fixed = PassShape { choice: Choice::First, ..short };
         assert!(fixed.workspace() < short.workspace());
     }
 }

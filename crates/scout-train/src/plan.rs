@@ -211,7 +211,7 @@ struct Work {
     units: UnitPlan,
     schedules: Schedules,
     /// Layers that are walked back, the last ones.
-    kept_layers: usize,
+    num_kept_layers: usize,
     weights: WeightSet,
     lora: LoraSettings,
     dropout: f64,
@@ -230,14 +230,14 @@ impl Work {
             false => Schedules::of_weights(&model, &weights),
         };
         // A layer is two blocks; one that is walked back by half keeps all that a layer keeps.
-        let kept_layers = (model.blocks.len() - schedules.first_backward).div_ceil(2);
+        let num_kept_layers = (model.blocks.len() - schedules.first_backward).div_ceil(2);
         let lora = match start {
             Some(start) => load::lora_settings(&start.settings, &start.projections),
             None if weights.is_empty() => lora_settings(&config.lora),
             None => LoraSettings { projections: BTreeSet::new(), ..lora_settings(&config.lora) },
         };
         let dropout = start.map_or(config.lora.lora_dropout, |start| start.settings.dropout);
-        Ok(Work { units, schedules, kept_layers, weights, lora, dropout })
+        Ok(Work { units, schedules, num_kept_layers, weights, lora, dropout })
     }
 
     /// The same on `hardware` and over `data`, for which a way can then be chosen.
@@ -249,11 +249,11 @@ impl Work {
         data: Option<DataCounts>,
     ) -> Result<Run<'a>> {
         let rows = rows(config, data);
-        let pass = memory::Pass {
+        let pass = memory::PassShape {
             config: model,
             lora: &self.lora,
             drops: self.dropout > 0.0,
-            kept_layers: self.kept_layers,
+            num_kept_layers: self.num_kept_layers,
             batch: rows.largest_run(rows.num_micro_batches),
             kind: hardware.kind,
             compute: hardware.compute,

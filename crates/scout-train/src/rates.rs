@@ -1,7 +1,7 @@
 //! How fast the parts of a step go: the only numbers of the planner that do not follow from shapes. They were taken on H200s at
 //! their power limit (`benches/results`), inside whole steps where not said otherwise.
 
-use scout_comm::gpu::Way;
+use scout_comm::gpu::GatherWay;
 use scout_config::Gather;
 
 use crate::machine::ComputeType;
@@ -89,8 +89,8 @@ impl Link {
     /// Of pushing, or of what NCCL does best. A trial may find that pulling suits a step better, which differs by little.
     pub fn of(gather: Gather, world_size: usize) -> Link {
         let way = match gather {
-            Gather::Auto | Gather::Copy => Way::Push,
-            Gather::Nccl => Way::NcclByCopy,
+            Gather::Auto | Gather::Copy => GatherWay::Push,
+            Gather::Nccl => GatherWay::NcclByCopy,
         };
         let measured = way.measured(world_size);
         Link {

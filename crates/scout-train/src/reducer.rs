@@ -82,10 +82,8 @@ impl<'a> Reducer<'a> {
 
     fn take_oldest(&mut self) -> Result<()> {
         let Some(InFlight { unit, pending, .. }) = self.in_flight.pop_front() else { return Ok(()) };
-        let before = self.job.whereabouts.place().phase;
-        self.job.whereabouts.enter(Phase::Reduce);
-        let part = pending.wait().map_err(|cause| self.failed(unit, cause))?;
-        self.job.whereabouts.enter(before);
+        let part = self.job.whereabouts.during(Phase::Reduce, || pending.wait());
+        let part = part.map_err(|cause| self.failed(unit, cause))?;
         match self.sums.get_mut(&unit) {
             None => {
                 self.sums.insert(unit, part);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use scout_comm::Job;
-use scout_comm::gpu::Way;
+use scout_comm::gpu::GatherWay;
 use scout_config::{LrSchedulerType, RunConfig};
 use scout_data::{Dealing, Example, ExampleSet, IGNORED, LossReduction, SampleOrder, Shuffle};
 use scout_device::{Device, Tensor};
@@ -177,7 +177,7 @@ impl StepBench {
     }
 
     /// Who moves units between GPUs, where some are sharded.
-    pub fn way(&self) -> Option<Way> {
+    pub fn way(&self) -> Option<GatherWay> {
         self.trainer.store.ring().map(Ring::way)
     }
 

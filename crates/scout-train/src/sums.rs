@@ -6,12 +6,12 @@ use crate::error::Result;
 
 /// Adds up f64 values of all ranks, in rank order, exactly alike on every rank.
 pub fn sum_over_ranks<const N: usize>(comm: &dyn Communicator, values: [f64; N]) -> Result<[f64; N]> {
-    let sums = sums_over_ranks(comm, &values)?;
+    let sums = each_summed_over_ranks(comm, &values)?;
     Ok(std::array::from_fn(|index| sums[index]))
 }
 
 /// The same for any number of values, equal on all ranks.
-pub fn sums_over_ranks(comm: &dyn Communicator, values: &[f64]) -> Result<Vec<f64>> {
+pub fn each_summed_over_ranks(comm: &dyn Communicator, values: &[f64]) -> Result<Vec<f64>> {
     let all = words::end_to_end(comm, values.iter().flat_map(|value| value.to_le_bytes()).collect())?;
     let mut sums = vec![0.0; values.len()];
     for (index, bytes) in all.as_chunks().0.iter().enumerate() {
@@ -37,7 +37,7 @@ mod tests {
                 scope.spawn(move || {
                     let own = values[comm.mesh().rank().0];
                     assert_eq!(sum_over_ranks(&comm, own).unwrap(), [0.0, 18.0]);
-                    assert!(sums_over_ranks(&comm, &[]).unwrap().is_empty());
+                    assert!(each_summed_over_ranks(&comm, &[]).unwrap().is_empty());
                 });
             }
         });

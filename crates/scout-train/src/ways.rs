@@ -9,7 +9,7 @@ use scout_model::{Keep, Keeping, ModelConfig, UnitPlan, lies_evenly};
 use scout_shard::{ShardPlan, ring_bytes};
 
 use crate::machine::{ComputeType, Hardware, Kind};
-use crate::memory::{MemoryPlan, Pass, WAYS};
+use crate::memory::{KEEPS, MemoryPlan, PassShape};
 use crate::rates::{END_OF_STEP, Link, MEMORY, REDUCE};
 use crate::runs::Rows;
 use crate::schedules::Schedules;
@@ -154,7 +154,7 @@ pub struct Run<'a> {
     pub schedules: &'a Schedules,
     pub hardware: Hardware,
     /// With the largest micro-batch.
-    pub pass: Pass<'a>,
+    pub pass: PassShape<'a>,
     pub rows: Rows,
     pub link: Link,
     pub experts: MayBe,
@@ -183,7 +183,7 @@ impl Run<'_> {
         let runs = self.rows.num_micro_batches;
         let of_experts = |experts| {
             let held = self.held(resident, experts, lookahead);
-            WAYS.map(|keep| self.way(Choices { keep: keep.into(), experts, runs }, &held))
+            KEEPS.map(|keep| self.way(Choices { keep: keep.into(), experts, runs }, &held))
         };
         self.experts.all().flat_map(of_experts).collect()
     }
@@ -300,7 +300,7 @@ impl Run<'_> {
         all.dedup_by_key(|runs| num_rows.div_ceil(*runs));
         all.retain(|runs| *runs != as_dealt);
         all.insert(0, as_dealt);
-        all.into_iter().flat_map(move |runs| WAYS.map(|keep| Choices { keep: keep.into(), experts, runs }))
+        all.into_iter().flat_map(move |runs| KEEPS.map(|keep| Choices { keep: keep.into(), experts, runs }))
     }
 
     fn way(&self, choices: Choices, held: &Held) -> Way {
@@ -339,9 +339,9 @@ impl Run<'_> {
     }
 
     /// Over the largest run.
-    fn pass_of(&self, choices: Choices) -> Pass<'_> {
+    fn pass_of(&self, choices: Choices) -> PassShape<'_> {
         let num_sources = self.num_sources(choices.experts);
-        Pass { batch: self.rows.largest_run(choices.runs), num_sources, ..self.pass }
+        PassShape { batch: self.rows.largest_run(choices.runs), num_sources, ..self.pass }
     }
 
     /// Ranks whose rows a rank's experts compute.
@@ -354,7 +354,7 @@ impl Run<'_> {
 
     /// Of each use of a unit by one run.
     fn work(&self, Choices { keep, experts, runs }: Choices) -> Vec<Work> {
-        let (Pass { config, lora, compute, .. }, update) = (self.pass, self.rows.trained.update);
+        let (PassShape { config, lora, compute, .. }, update) = (self.pass, self.rows.trained.update);
         let (num_tokens, num_rows) = (update.num_tokens as f64, update.num_rows.max(1) as f64);
         let row_length = num_tokens / num_rows;
         let (num_sources, num_tokens) = (self.num_sources(experts), num_tokens / runs as f64);

@@ -14,7 +14,7 @@ pub struct Part<'a> {
     pub tensor: &'a Tensor,
     /// Readers find it where it is, and only the parts of others are brought together, beginning with the next rank's: it
     /// takes no memory twice, and a copy inside of a GPU costs arithmetic more than one from another GPU. Only for ways of
-    /// which [`super::Way::brings_others_alone`].
+    /// which [`super::GatherWay::brings_others_alone`].
     pub stays: bool,
 }
 

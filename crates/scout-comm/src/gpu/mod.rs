@@ -28,4 +28,4 @@ pub use open_way::{Arriving, OpenWay};
 pub use rows::{RowsOnGpus, RowsSize};
 pub use trial::{Chosen, Sample, Wish, choose};
 pub use waits::Waits;
-pub use ways::{GatherMemory, Ranks, Way};
+pub use ways::{GatherMemory, GatherWay, Ranks};

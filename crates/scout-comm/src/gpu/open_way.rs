@@ -14,13 +14,13 @@ use super::gather::{Gather, Part};
 use super::nccl::ByNccl;
 use super::pull::Pull;
 use super::push::Push;
-use super::ways::{GatherMemory, Ranks, Way};
+use super::ways::{GatherMemory, GatherWay, Ranks};
 use crate::communicator::Communicator;
 use crate::error::{CommError, Result};
 
 /// Given back by [`OpenWay::leave`]; dropped, it is left to the end of the process.
 pub struct OpenWay {
-    way: Way,
+    way: GatherWay,
     device: Arc<CudaDevice>,
     world_size: usize,
     gather: ManuallyDrop<Box<dyn Gather>>,
@@ -37,7 +37,7 @@ pub struct Arriving {
 impl OpenWay {
     /// Ready to gather what lies in `memory`, which `way` asked for. All of this rank's parts must be there: others may fetch
     /// them as soon as they have called this too. All ranks fail where one does, with its reason.
-    pub fn open(way: Way, ranks: Ranks, memory: GatherMemory) -> Result<OpenWay> {
+    pub fn open(way: GatherWay, ranks: Ranks, memory: GatherMemory) -> Result<OpenWay> {
         match way_of(way, ranks, &memory) {
             Ok(gather) => {
                 let (gather, memory) = (ManuallyDrop::new(gather), ManuallyDrop::new(memory));
@@ -54,7 +54,7 @@ impl OpenWay {
         }
     }
 
-    pub fn way(&self) -> Way {
+    pub fn way(&self) -> GatherWay {
         self.way
     }
 
@@ -91,11 +91,11 @@ impl OpenWay {
     }
 }
 
-fn way_of(way: Way, Ranks { device, comm }: Ranks, memory: &GatherMemory) -> Result<Box<dyn Gather>> {
+fn way_of(way: GatherWay, Ranks { device, comm }: Ranks, memory: &GatherMemory) -> Result<Box<dyn Gather>> {
     Ok(match way {
-        Way::Push => Box::new(Push::map(device, &memory.ring, comm)?),
-        Way::Pull => Box::new(Pull::map(device, &memory.parts, comm)?),
-        Way::NcclByCopy | Way::Nccl => {
+        GatherWay::Push => Box::new(Push::map(device, &memory.ring, comm)?),
+        GatherWay::Pull => Box::new(Pull::map(device, &memory.parts, comm)?),
+        GatherWay::NcclByCopy | GatherWay::Nccl => {
             let nccl = memory.nccl.clone().expect("memory of these ways comes with what gathers in it");
             Box::new(ByNccl { nccl, stream: device.copy().clone() })
         }

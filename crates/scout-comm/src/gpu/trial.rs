@@ -9,7 +9,7 @@ use scout_device::{DeviceError, Purpose, Tensor};
 use super::exchange;
 use super::gather::Part;
 use super::open_way::OpenWay;
-use super::ways::{Ranks, Way};
+use super::ways::{GatherWay, Ranks};
 use crate::communicator::Communicator;
 use crate::error::{CommError, Result};
 
@@ -33,7 +33,7 @@ pub enum Wish {
 
 /// The way that was chosen and what was found on the way to it.
 pub struct Chosen {
-    pub way: Way,
+    pub way: GatherWay,
     /// For people: each way that was tried with its rate, and why others were not.
     pub said: Vec<String>,
 }
@@ -45,11 +45,11 @@ const AT_MOST: Duration = Duration::from_secs(30);
 
 impl Wish {
     /// Ways that it allows.
-    pub fn ways(self) -> &'static [Way] {
+    pub fn ways(self) -> &'static [GatherWay] {
         match self {
-            Wish::Auto => &[Way::Push, Way::Pull, Way::NcclByCopy, Way::Nccl],
-            Wish::Copy => &[Way::Push, Way::Pull],
-            Wish::Nccl => &[Way::NcclByCopy, Way::Nccl],
+            Wish::Auto => &[GatherWay::Push, GatherWay::Pull, GatherWay::NcclByCopy, GatherWay::Nccl],
+            Wish::Copy => &[GatherWay::Push, GatherWay::Pull],
+            Wish::Nccl => &[GatherWay::NcclByCopy, GatherWay::Nccl],
         }
     }
 }
@@ -59,7 +59,7 @@ impl Wish {
 pub fn choose(wish: Wish, ranks: Ranks, sample: Sample, exposed: f64) -> Result<Chosen> {
     let world_size = ranks.comm.mesh().size();
     let remote = sample.part.as_f64() * (world_size - 1) as f64;
-    let (mut tried, mut said): (Vec<(Way, f64)>, Vec<String>) = (Vec::new(), Vec::new());
+    let (mut tried, mut said): (Vec<(GatherWay, f64)>, Vec<String>) = (Vec::new(), Vec::new());
     for &way in wish.ways() {
         match time_on_all(way, ranks, sample) {
             Ok(seconds) => {
@@ -79,8 +79,8 @@ pub fn choose(wish: Wish, ranks: Ranks, sample: Sample, exposed: f64) -> Result<
 
 /// Ways are timed alone, and will be used under products: a gather costs a step what products lose by it, and of its own
 /// time the share for which nothing hides it.
-fn best_under_products(tried: &[(Way, f64)], (world_size, exposed): (usize, f64)) -> Option<Way> {
-    let cost = |&(way, seconds): &(Way, f64)| {
+fn best_under_products(tried: &[(GatherWay, f64)], (world_size, exposed): (usize, f64)) -> Option<GatherWay> {
+    let cost = |&(way, seconds): &(GatherWay, f64)| {
         let measured = way.measured(world_size);
         let seconds_under_products = seconds * measured.alone / measured.under_products;
         seconds_under_products * (exposed.max(measured.never_hidden) + measured.slowdown())
@@ -89,7 +89,7 @@ fn best_under_products(tried: &[(Way, f64)], (world_size, exposed): (usize, f64)
 }
 
 /// Seconds of a gather on the slowest rank.
-fn time_on_all(way: Way, ranks: Ranks, Sample { part, stays }: Sample) -> Result<f64> {
+fn time_on_all(way: GatherWay, ranks: Ranks, Sample { part, stays }: Sample) -> Result<f64> {
     let Ranks { device, comm } = ranks;
     let room = |bytes: u64| ByteCount(bytes.next_multiple_of(scout_device::cuda::Arena::GRAIN as u64));
     let ring = room(part.0 * comm.mesh().size() as u64);
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_is_fastest_alone_must_be_much_faster_where_it_loses_or_takes_most_under_products() {
-        let (push, pull, windows, kernels) = (Way::Push, Way::Pull, Way::NcclByCopy, Way::Nccl);
+        let (push, pull, windows, kernels) = (GatherWay::Push, GatherWay::Pull, GatherWay::NcclByCopy, GatherWay::Nccl);
         // GB/s alone, of two H200 and of four.
         let two = [(push, 387.0), (pull, 370.0), (windows, 325.0), (kernels, 273.0)];
         let four = [(push, 383.0), (pull, 368.0), (windows, 362.0), (kernels, 332.0)];
@@ -163,7 +163,7 @@ mod tests {
             (&four[3..], 4, 0.0, Some(kernels)),
             (&[], 4, 0.0, None),
         ] {
-            let tried: Vec<(Way, f64)> = found.iter().map(|&(way, rate)| (way, 1.0 / rate)).collect();
+            let tried: Vec<(GatherWay, f64)> = found.iter().map(|&(way, rate)| (way, 1.0 / rate)).collect();
             assert_eq!(best_under_products(&tried, (world_size, exposed)), expected, "{found:?}, {exposed} exposed");
         }
     }

@@ -15,7 +15,7 @@ use crate::error::Result;
 
 /// Who moves the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum GatherWay {
     /// Copy engines write each rank's part to the others.
     Push,
     /// Copy engines fetch the parts of the others.
@@ -41,21 +41,21 @@ pub struct GatherMemory {
     pub(super) nccl: Option<Arc<Nccl>>,
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for GatherWay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Way::Push => "copy engines, pushing",
-            Way::Pull => "copy engines, pulling",
-            Way::NcclByCopy => "NCCL's copy engines",
-            Way::Nccl => "NCCL's kernels",
+            GatherWay::Push => "copy engines, pushing",
+            GatherWay::Pull => "copy engines, pulling",
+            GatherWay::NcclByCopy => "NCCL's copy engines",
+            GatherWay::Nccl => "NCCL's kernels",
         })
     }
 }
 
-impl Way {
+impl GatherWay {
     /// Whether own parts can stay where they are. NCCL knows only units of which every part is there.
     pub fn brings_others_alone(self) -> bool {
-        matches!(self, Way::Push | Way::Pull)
+        matches!(self, GatherWay::Push | GatherWay::Pull)
     }
 
     /// Asks the driver for both arenas, of so many bytes. Every rank calls it with the same numbers; all fail where one
@@ -69,13 +69,13 @@ impl Way {
             exchange::all_can(comm, "NCCL", nccl::connect(device, comm, settings)).map(|nccl| Some(Arc::new(nccl)))
         };
         let nccl = match self {
-            Way::NcclByCopy => connect(true)?,
-            Way::Nccl => connect(false)?,
-            Way::Push | Way::Pull => None,
+            GatherWay::NcclByCopy => connect(true)?,
+            GatherWay::Nccl => connect(false)?,
+            GatherWay::Push | GatherWay::Pull => None,
         };
         let (parts_home, ring_home) = (device.compute(), device.copy());
         let asked = match &nccl {
-            Some(nccl) if self == Way::NcclByCopy => nccl
+            Some(nccl) if self == GatherWay::NcclByCopy => nccl
                 .arena("weights", parts, parts_home)
                 .and_then(|parts| Ok((parts, nccl.arena("gathered units", ring, ring_home)?))),
             _ => device
@@ -84,7 +84,7 @@ impl Way {
         };
         let (parts, ring) = match self {
             // Windows are not to be had everywhere; plain memory is.
-            Way::NcclByCopy => exchange::all_can(comm, "NCCL's copy engines", asked).inspect_err(|_| {
+            GatherWay::NcclByCopy => exchange::all_can(comm, "NCCL's copy engines", asked).inspect_err(|_| {
                 // All ranks go on without it.
                 nccl.iter().for_each(|nccl| nccl.leave());
             })?,

@@ -45,6 +45,12 @@ impl Routing {
         self.offsets.get()
     }
 
+    /// To be called where nobody asks for [`Routing::offsets`]: memory of the message that brings them is used again once it is
+    /// read. Waits as that does.
+    pub fn free_message(&self) -> Result<()> {
+        self.offsets.get().map(drop)
+    }
+
     /// The same numbers, u32, where the routing was found. Nobody waits.
     pub fn offsets_tensor(&self) -> Result<Tensor> {
         self.offsets.tensor()

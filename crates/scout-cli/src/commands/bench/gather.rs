@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use scout_comm::gpu::{Arriving, OpenWay, Part, Ranks, Way, Wish};
+use scout_comm::gpu::{Arriving, GatherWay, OpenWay, Part, Ranks, Wish};
 use scout_comm::{CommError, Job};
 use scout_config::RunConfig;
 use scout_core::{ByteCount, DType, ExitCode};
@@ -173,7 +173,7 @@ struct Layer<'a> {
 
 impl<'a> Layer<'a> {
     /// Every rank calls it.
-    fn new(way: Way, ranks: Ranks<'a>, sizes: &'a Sizes) -> Result<Layer<'a>, TrainError> {
+    fn new(way: GatherWay, ranks: Ranks<'a>, sizes: &'a Sizes) -> Result<Layer<'a>, TrainError> {
         let Ranks { device, .. } = ranks;
         let room: usize = sizes.parts.iter().map(|&len| bytes(len).next_multiple_of(Arena::GRAIN)).sum();
         let memory = way.memory(ranks, ByteCount(room as u64), ByteCount(sizes.two_layers() as u64))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use scout_comm::gpu::{Arriving, OpenWay, Part, Ranks, Way, Wish};
+use scout_comm::gpu::{Arriving, GatherWay, OpenWay, Part, Ranks, Wish};
 use scout_comm::{CommError, Job, words};
 use scout_core::{ByteCount, DType, ExitCode};
 use scout_device::cuda::{Arena, CudaDevice, CudaOptions, DeviceBuffer};
@@ -72,7 +72,7 @@ fn check(arguments: &Gather, (seat, job): (&Seat, &Job)) -> anyhow::Result<ExitC
 
 /// Whether own parts stay where they are, as those of experts do. Each unit's do in some rounds, since there is an odd number of
 /// units.
-fn stays(way: Way, round: usize) -> bool {
+fn stays(way: GatherWay, round: usize) -> bool {
     way.brings_others_alone() && round.is_multiple_of(2)
 }
 
@@ -102,7 +102,7 @@ struct Units<'a> {
 
 impl<'a> Units<'a> {
     /// Every rank calls it.
-    fn new(way: Way, ranks: Ranks<'a>) -> Result<Units<'a>, TrainError> {
+    fn new(way: GatherWay, ranks: Ranks<'a>) -> Result<Units<'a>, TrainError> {
         let Ranks { device, comm } = ranks;
         let mesh = comm.mesh();
         let all_parts: usize = PARTS.into_iter().map(bytes).sum();
