@@ -13,6 +13,8 @@ pub enum Purpose {
     Shard,
     /// Whole units, gathered for use.
     Gathered,
+    /// Rows of other ranks for experts of this one, and results for rows of this one.
+    Arriving,
     /// Trained parameters, their gradients and the optimizer's moments.
     Trained,
     /// What a step computes and keeps until its backward pass.
@@ -23,14 +25,22 @@ pub enum Purpose {
     Pinned,
 }
 
-pub const PURPOSES: [Purpose; 6] =
-    [Purpose::Shard, Purpose::Gathered, Purpose::Trained, Purpose::Activations, Purpose::Workspace, Purpose::Pinned];
+pub const PURPOSES: [Purpose; 7] = [
+    Purpose::Shard,
+    Purpose::Gathered,
+    Purpose::Arriving,
+    Purpose::Trained,
+    Purpose::Activations,
+    Purpose::Workspace,
+    Purpose::Pinned,
+];
 
 impl Purpose {
     pub fn name(self) -> &'static str {
         match self {
             Purpose::Shard => "weight shard",
             Purpose::Gathered => "gathered units",
+            Purpose::Arriving => "rows of other ranks",
             Purpose::Trained => "what is trained and its optimizer",
             Purpose::Activations => "activations",
             Purpose::Workspace => "workspace",

@@ -138,7 +138,7 @@ impl RowsOnGpus {
         mapped::must_be_one_host(comm)?;
         let (mesh, compute) = (comm.mesh(), device.compute());
         let bytes = size.bytes(mesh.size());
-        let own = device.arena("rows of other ranks", Purpose::Gathered, bytes, compute);
+        let own = device.arena("rows of other ranks", Purpose::Arriving, bytes, compute);
         let own =
             exchange::must_agree(comm, own.and_then(|arena| Ok((State::of(&size, mesh, (device, &arena))?, arena))))?;
         let (state, arena) = own;
@@ -274,11 +274,11 @@ impl State {
         let Places { arrivals: [first, second], results, counts, .. } = size.places(world_size);
         let rows = |start, count: usize| {
             let bytes = size.bytes_of_rows(count).0 as usize;
-            let block = arena.take_at(Purpose::Gathered, start, bytes)?;
+            let block = arena.take_at(Purpose::Arriving, start, bytes)?;
             DeviceBuffer::new(device, block, size.dtype, [count, size.width])
         };
         let len = world_size * (size.num_experts + 1);
-        let counts = arena.take_at(Purpose::Gathered, counts, 4 * len)?;
+        let counts = arena.take_at(Purpose::Arriving, counts, 4 * len)?;
         let state = State {
             arrivals: [rows(first, world_size * size.most_rows)?, rows(second, world_size * size.most_rows)?],
             results: rows(results, size.most_rows)?,
