@@ -53,10 +53,7 @@ impl Ring {
 
     /// Lets arithmetic wait for a unit; the host goes on.
     pub(crate) fn finish(&self, arriving: Arriving) -> Result<Tensor> {
-        let compute = self.device.compute();
-        let wait = || arriving.arrived.iter().try_for_each(|event| compute.wait_for(event));
-        self.waits.wait("waiting for units", wait)?;
-        Ok(arriving.full.into_tensor())
+        Ok(self.waits.wait("waiting for units", || arriving.wait_on(self.device.compute()))?)
     }
 
     /// How long arithmetic has stood still for units. Stops the host until it is done with all that were handed out.

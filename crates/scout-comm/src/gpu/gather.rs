@@ -35,6 +35,9 @@ pub(super) trait Gather: Send + Sync {
     /// Where gathers begin, one behind the other: the memory of a result may be written when this stream comes to it.
     fn stream(&self) -> &Arc<Stream>;
 
+    /// All streams that it queues on.
+    fn streams(&self) -> Vec<Arc<Stream>>;
+
     /// Queues that `full` becomes the parts of all ranks in their order, or, where its own stays, of the others. `part` is this
     /// rank's. The two lie in the arenas that the way was opened with, of which others have one mapped: nobody writes to parts
     /// while gathers are under way. Readers wait for all of the events.

@@ -91,6 +91,23 @@ pub(super) fn rotation(mesh: Mesh) -> impl Iterator<Item = usize> {
     (1..size).map(move |step| (rank + step) % size)
 }
 
+/// The end of what ranks show each other. Every rank calls it, when all that it has queued, on `streams` and among arithmetic, will
+/// come to an end. `unmap` gives up what is others', `free` what is this rank's own.
+pub(super) fn part(
+    (device, comm): (&CudaDevice, &dyn Communicator),
+    streams: &[Arc<Stream>],
+    unmap: impl FnOnce(),
+    free: impl FnOnce(),
+) -> Result<()> {
+    device.finish()?;
+    streams.iter().try_for_each(|stream| stream.finish(device.patience()))?;
+    comm.barrier()?; // nobody writes or fetches any more
+    unmap();
+    comm.barrier()?; // nobody has mapped what is freed now
+    free();
+    Ok(())
+}
+
 /// Whether all ranks can show each other memory of their GPUs; every rank calls it. Where they cannot, units are gathered by
 /// NCCL, and rows do not travel.
 pub fn see_each_other(Ranks { device, comm }: Ranks) -> Result<bool> {

@@ -20,6 +20,10 @@ impl Gather for ByNccl {
         &self.stream
     }
 
+    fn streams(&self) -> Vec<Arc<Stream>> {
+        vec![self.stream.clone()]
+    }
+
     fn queue(&self, part: Part, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
         self.nccl.all_gather(part.tensor, full, &self.stream)?;
         Ok(vec![self.stream.record()?])

@@ -7,10 +7,11 @@
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use scout_device::Purpose;
 use scout_device::cuda::{CudaDevice, DeviceBuffer, Event, Stream};
+use scout_device::{Purpose, Tensor};
 
 use super::gather::{Gather, Part};
+use super::mapped;
 use super::nccl::ByNccl;
 use super::pull::Pull;
 use super::push::Push;
@@ -27,11 +28,19 @@ pub struct OpenWay {
     memory: ManuallyDrop<GatherMemory>,
 }
 
-/// A unit that is under way.
+/// A unit that is under way: nothing to be read before somebody waits for it.
 pub struct Arriving {
-    pub full: DeviceBuffer,
+    full: DeviceBuffer,
     /// It is there when all are past.
-    pub arrived: Vec<Event>,
+    arrived: Vec<Event>,
+}
+
+impl Arriving {
+    /// What is queued on `stream` from now on may read it. The host goes on.
+    pub fn wait_on(self, stream: &Stream) -> scout_device::Result<Tensor> {
+        self.arrived.iter().try_for_each(|event| stream.wait_for(event))?;
+        Ok(self.full.into_tensor())
+    }
 }
 
 impl OpenWay {
@@ -77,17 +86,16 @@ impl OpenWay {
 
     /// The end of all gathering. Every rank calls it, when all that it has queued will come to an end.
     pub fn leave(self, comm: &dyn Communicator) -> Result<()> {
-        self.device.finish()?;
-        self.stream().finish(self.device.patience())?;
-        comm.barrier()?; // nobody writes or fetches any more
-        let OpenWay { gather, memory, .. } = self;
-        drop(ManuallyDrop::into_inner(gather));
-        comm.barrier()?; // nobody has mapped what is freed now
-        if let Some(nccl) = &memory.nccl {
-            nccl.leave();
-        }
-        drop(ManuallyDrop::into_inner(memory));
-        Ok(())
+        let OpenWay { device, gather, memory, .. } = self;
+        let streams = gather.streams();
+        let unmap = || drop(ManuallyDrop::into_inner(gather));
+        let free = || {
+            if let Some(nccl) = &memory.nccl {
+                nccl.leave();
+            }
+            drop(ManuallyDrop::into_inner(memory));
+        };
+        mapped::part((&device, comm), &streams, unmap, free)
     }
 }
 

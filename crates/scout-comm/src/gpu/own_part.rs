@@ -19,6 +19,10 @@ impl OwnPart {
         Ok(OwnPart { rank, beside: Arc::new(Stream::new(device.context(), Priority::High)?) })
     }
 
+    pub fn stream(&self) -> &Arc<Stream> {
+        &self.beside
+    }
+
     /// Queues that `part`, unless it stays where it is, becomes this rank's of `full`, which may be written when `stream` comes
     /// to where it is now. The event is past when it has.
     pub fn copy(&self, part: Part, full: &mut DeviceBuffer, stream: &Stream) -> Result<Option<Event>> {

@@ -55,6 +55,10 @@ impl Gather for Pull {
         &self.stream
     }
 
+    fn streams(&self) -> Vec<Arc<Stream>> {
+        vec![self.stream.clone(), self.own_part.stream().clone()]
+    }
+
     fn queue(&self, part: Part, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
         let Pull { begun, stream, .. } = self;
         let round = self.round.fetch_add(1, Ordering::Relaxed).wrapping_add(1);

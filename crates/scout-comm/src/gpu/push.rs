@@ -66,6 +66,10 @@ impl Gather for Push {
         &self.stream
     }
 
+    fn streams(&self) -> Vec<Arc<Stream>> {
+        vec![self.stream.clone(), self.outward.clone(), self.own_part.stream().clone()]
+    }
+
     fn queue(&self, part: Part, full: &mut DeviceBuffer) -> Result<Vec<Event>> {
         let Push { said, stream, outward, .. } = self;
         let round = self.round.fetch_add(1, Ordering::Relaxed).wrapping_add(1);

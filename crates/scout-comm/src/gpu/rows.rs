@@ -171,14 +171,10 @@ impl RowsOnGpus {
     }
 
     pub fn leave(self, comm: &dyn Communicator) -> Result<()> {
-        self.device.finish()?;
-        self.outward.finish(self.device.patience())?;
-        comm.barrier()?; // nobody writes any more
-        let RowsOnGpus { said, others, state, .. } = self;
-        drop((ManuallyDrop::into_inner(said), ManuallyDrop::into_inner(others)));
-        comm.barrier()?; // nobody has mapped what is freed now
-        drop(ManuallyDrop::into_inner(state));
-        Ok(())
+        let RowsOnGpus { device, said, others, outward, state, .. } = self;
+        let unmap = || drop((ManuallyDrop::into_inner(said), ManuallyDrop::into_inner(others)));
+        let free = || drop(ManuallyDrop::into_inner(state));
+        mapped::part((&device, comm), &[outward], unmap, free)
     }
 
     /// Tells all ranks how many rows come from this one, and fetches what they tell.
@@ -212,6 +208,7 @@ impl RowsOnGpus {
             let sent = rows.rows(piece.sent.start, piece.sent.len())?;
             state.arrivals[place].copy_from_on(piece.arrives.start * size.width, &sent, outward)?;
         }
+        rows.is_pushed(outward)?;
         Ok(outward.record()?)
     }
 
@@ -230,6 +227,7 @@ impl RowsOnGpus {
             let came = results.rows(piece.arrives.start, piece.arrives.len())?;
             state.results.copy_from_on(piece.sent.start * size.width, &came, outward)?;
         }
+        results.is_pushed(outward)?;
         Ok(outward.record()?)
     }
 

@@ -120,10 +120,7 @@ fn time_on_all(way: GatherWay, ranks: Ranks, Sample { part, stays }: Sample) -> 
 /// Seconds of one gather on the slowest rank. A way that fails on one rank is none for any of them.
 fn time(gather: &OpenWay, part: Part, comm: &dyn Communicator) -> Result<f64> {
     const WAY: &str = "what was tried";
-    let once = || -> Result<()> {
-        let arrived = gather.gather(part, 0)?.arrived;
-        Ok(arrived.iter().try_for_each(|event| gather.stream().wait_for(event))?)
-    };
+    let once = || -> Result<()> { Ok(gather.gather(part, 0)?.wait_on(gather.stream()).map(drop)?) };
     let first = once().and_then(|()| Ok(gather.stream().finish(AT_MOST)?));
     exchange::all_can(comm, WAY, first)?; // and all begin together, so that nobody times the others' start
     let timed = || -> Result<f64> {

@@ -25,10 +25,10 @@ impl Waits {
     }
 
     /// Queues on the compute stream what `wait` queues there, as a wait called `name`. The host goes on.
-    pub fn wait(&self, name: &str, wait: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub fn wait<T>(&self, name: &str, wait: impl FnOnce() -> Result<T>) -> Result<T> {
         let compute = self.device.compute();
         let before = compute.record_time()?;
-        self.device.communicate(compute, || name.to_string(), wait)?;
+        let waited_for = self.device.communicate(compute, || name.to_string(), wait)?;
         let after = compute.record_time()?;
         let mut passed = self.passed.lock().expect("no holder of this lock panics");
         passed.open.push_back((before, after));
@@ -40,7 +40,7 @@ impl Waits {
             passed.before += waited;
             passed.open.pop_front();
         }
-        Ok(())
+        Ok(waited_for)
     }
 
     /// In all so far. Stops the host until arithmetic is past all that were queued.

@@ -205,12 +205,13 @@ impl Block {
         }
     }
 
-    /// To be called instead when `stream` was given all the work on this block that it will get: home does not wait for
-    /// what is queued there later.
+    /// To be called, instead or later, when `stream` was given all the work on this block that it will get: home does not wait
+    /// for what is queued there after that.
     pub(super) fn fence_now(&self, stream: &Arc<Stream>) -> Result<()> {
         if !Arc::ptr_eq(stream, &self.memory.home) {
             let fence = Arc::new(stream.record()?);
             let mut visitors = self.visitors.lock().expect("no holder of this lock panics");
+            visitors.streams.retain(|visitor| !Arc::ptr_eq(visitor, stream));
             visitors.fences.retain(|fence| !fence.is_past().unwrap_or(false));
             visitors.fences.push(fence);
         }

@@ -174,6 +174,12 @@ impl DeviceBuffer {
 }
 
 impl Tensor {
+    /// To be called when all that is to be pushed of the tensor is queued on `stream`: once that is done its memory may be used
+    /// again, whatever else `stream` was given by then.
+    pub fn is_pushed(&self, stream: &Arc<Stream>) -> Result<()> {
+        self.region("copy to another GPU")?.block.fence_now(stream)
+    }
+
     /// Bytes from the beginning of `arena` to the first element. Fails when the tensor does not lie in it.
     pub fn offset_in(&self, arena: &Arena) -> Result<ByteCount> {
         const WHAT: &str = "place of a tensor in an arena";

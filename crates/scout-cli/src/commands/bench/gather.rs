@@ -197,7 +197,7 @@ impl<'a> Layer<'a> {
             if held.len() == self.parts.len()
                 && let Some(oldest) = held.pop_front()
             {
-                oldest.arrived.iter().try_for_each(|event| self.opened.stream().wait_for(event))?;
+                oldest.wait_on(self.opened.stream())?;
             }
             let place = self.next_place.get();
             let stays = stays && self.opened.way().brings_others_alone();

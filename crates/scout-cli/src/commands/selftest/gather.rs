@@ -150,12 +150,8 @@ impl<'a> Units<'a> {
     }
 
     /// Looks at a unit as arithmetic does: on its own stream, behind the events.
-    fn num_wrong(
-        &self,
-        (round, unit, Arriving { full, arrived }): (usize, usize, Arriving),
-    ) -> Result<u64, TrainError> {
-        arrived.iter().try_for_each(|event| self.device.compute().wait_for(event))?;
-        let whole = full.into_tensor().to_host()?;
+    fn num_wrong(&self, (round, unit, arriving): (usize, usize, Arriving)) -> Result<u64, TrainError> {
+        let whole = arriving.wait_on(self.device.compute())?.to_host()?;
         let found = whole.u32s()?;
         // Without the own part the next rank's comes first.
         let (first, count) = match stays(self.opened.way(), round) {
