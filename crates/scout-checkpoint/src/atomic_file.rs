@@ -6,6 +6,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use scout_core::ByteCount;
+
 use crate::error::{CheckpointError, Result};
 
 /// Makes one name unused by this process from the next; the process id keeps processes apart.
@@ -75,6 +77,18 @@ pub(crate) fn write_whole(target: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(target)?;
     file.write(bytes)?;
     file.commit()
+}
+
+/// Whatever `to` was, a link included, it becomes a file of its own: nothing is written through it.
+pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let bytes = fs::read(from).map_err(|cause| CheckpointError::Read { path: from.to_path_buf(), cause })?;
+    write_whole(to, &bytes)
+}
+
+/// How much may still be written into `folder`; `None` where the file system does not say.
+pub fn free_space(folder: &Path) -> Option<ByteCount> {
+    let found = rustix::fs::statvfs(folder).ok()?;
+    Some(ByteCount(found.f_bavail.saturating_mul(found.f_frsize)))
 }
 
 /// Makes `path` and what is missing above it, and puts its name on the disk.

@@ -16,6 +16,7 @@ mod folder;
 mod unique_json;
 
 pub use adapter::{AdapterLayout, AdapterSettings, LoadedAdapter, read_adapter, write_adapter};
+pub use atomic_file::{copy_file, free_space};
 pub use disagreement::Disagreement;
 pub use error::{CheckpointError, Result};
 pub use folder::{check_model_file, read_model_json};

@@ -89,6 +89,13 @@ impl ModelConfig {
             None => Fields::new(path, "", &value)?,
         };
         text.expect_model_type()?;
+        for of in [&top, &text] {
+            if of.get("quantization_config").is_some() {
+                let problem =
+                    "says that weights are quantized, which is not built: give the checkpoint in bf16".to_string();
+                return Err(of.wrong("quantization_config", problem));
+            }
+        }
         let vision = top.get("vision_config").map(|v| vision_config(&Fields::new(path, "vision_config.", v)?));
         let config = text_config(&text, vision.transpose()?)?;
         config.check(&text)?;
@@ -197,6 +204,9 @@ fn text_config(text: &Fields, vision: Option<VisionConfig>) -> Result<ModelConfi
     let hidden_size = text.count("hidden_size")?;
     text.expect("hidden_act", "silu")?;
     text.expect_false("attention_bias")?;
+    if let Some(dropout) = text.optional_number("attention_dropout")?.filter(|dropout| *dropout != 0.0) {
+        return Err(text.wrong("attention_dropout", format!("is {dropout}, only 0 is built")));
+    }
     text.expect_false("tie_word_embeddings")?;
     let experts_per_token = text.count("num_experts_per_tok")?;
     if experts_per_token != 1 {
@@ -222,42 +232,52 @@ fn text_config(text: &Fields, vision: Option<VisionConfig>) -> Result<ModelConfi
     })
 }
 
-/// Which layers rotate: `layer_types` wins over `no_rope_layers` (where 1 means "rotates"), which wins over the interval.
+/// Which layers rotate: as `no_rope_layers` says (where 1 means "rotates") or `layer_types`, which must say the same, else by the
+/// interval.
 fn rope_layers(text: &Fields, num_layers: usize) -> Result<Vec<bool>> {
-    let sized = |key: &str, found: usize| {
-        if found == num_layers {
-            return Ok(());
-        }
-        Err(text.wrong(key, format!("has {found} entries, expected one for each of the {num_layers} layers")))
+    let of_kind = |kind: &Value| match kind.as_str() {
+        Some("chunked_attention") => Ok(true),
+        Some("full_attention") => Ok(false),
+        _ => Err(format!("holds {kind}, expected \"chunked_attention\" or \"full_attention\"")),
     };
-    if let Some(kinds) = text.list("layer_types")? {
-        sized("layer_types", kinds.len())?;
-        return kinds
-            .iter()
-            .map(|kind| match kind.as_str() {
-                Some("chunked_attention") => Ok(true),
-                Some("full_attention") => Ok(false),
-                _ => Err(text.wrong(
-                    "layer_types",
-                    format!("holds {kind}, expected \"chunked_attention\" or \"full_attention\""),
-                )),
-            })
-            .collect();
+    let of_entry = |entry: &Value| match entry.as_u64() {
+        Some(0) => Ok(false),
+        Some(1) => Ok(true),
+        _ => Err(format!("holds {entry}, expected 0 or 1")),
+    };
+    let by_kind = one_of_each_layer(text, "layer_types", num_layers, of_kind)?;
+    let written = match text.list("no_rope_layers")? {
+        Some(entries) if entries.is_empty() => None,
+        _ => one_of_each_layer(text, "no_rope_layers", num_layers, of_entry)?,
+    };
+    match (by_kind, written) {
+        (Some(by_kind), Some(written)) if by_kind != written => {
+            // The reference would rotate by one list and cut into chunks by the other.
+            let problem = "says of other layers than `no_rope_layers` that they rotate, which is not built".to_string();
+            Err(text.wrong("layer_types", problem))
+        }
+        (Some(layers), _) | (None, Some(layers)) => Ok(layers),
+        (None, None) => {
+            let interval = text.optional_count("no_rope_layer_interval")?.unwrap_or(4);
+            Ok(rope_layers_by_interval(num_layers, interval))
+        }
     }
-    if let Some(entries) = text.list("no_rope_layers")?
-        && !entries.is_empty()
-    {
-        sized("no_rope_layers", entries.len())?;
-        return entries
-            .iter()
-            .map(|entry| match entry.as_u64() {
-                Some(0) => Ok(false),
-                Some(1) => Ok(true),
-                _ => Err(text.wrong("no_rope_layers", format!("holds {entry}, expected 0 or 1"))),
-            })
-            .collect();
+}
+
+/// What the list `key` says of each layer, where it is there.
+fn one_of_each_layer(
+    text: &Fields,
+    key: &str,
+    num_layers: usize,
+    of_one: impl Fn(&Value) -> std::result::Result<bool, String>,
+) -> Result<Option<Vec<bool>>> {
+    let Some(entries) = text.list(key)? else { return Ok(None) };
+    if entries.len() != num_layers {
+        let problem = format!("has {} entries, expected one for each of the {num_layers} layers", entries.len());
+        return Err(text.wrong(key, problem));
     }
-    Ok(rope_layers_by_interval(num_layers, text.optional_count("no_rope_layer_interval")?.unwrap_or(4)))
+    let layers = entries.iter().map(|entry| of_one(entry).map_err(|problem| text.wrong(key, problem)));
+    layers.collect::<Result<_>>().map(Some)
 }
 
 fn expect_experts_in_every_layer(text: &Fields, num_layers: usize) -> Result<()> {

@@ -186,7 +186,11 @@ fn layers_rotate_as_written_and_by_the_interval_where_nothing_is_written() {
         (&[("no_rope_layers", json!([1, 1, 0, 1])), ("no_rope_layer_interval", json!(2))], [true, true, false, true]),
         (&[("layer_types", json!([FULL, CHUNKED, CHUNKED, FULL]))], [false, true, true, false]),
         (
-            &[("layer_types", json!([FULL, FULL, FULL, CHUNKED])), ("no_rope_layers", json!([1, 1, 1, 1]))],
+            &[("layer_types", json!([FULL, FULL, FULL, CHUNKED])), ("no_rope_layers", json!([0, 0, 0, 1]))],
+            [false, false, false, true],
+        ),
+        (
+            &[("layer_types", json!([FULL, FULL, FULL, CHUNKED])), ("no_rope_layers", json!([]))],
             [false, false, false, true],
         ),
     ] {
@@ -205,6 +209,11 @@ fn layers_rotate_as_written_and_by_the_interval_where_nothing_is_written() {
     ] {
         expect_refusal(&changed(&[(key, value)]), key);
     }
+    let contradiction = [("layer_types", json!([FULL, FULL, FULL, CHUNKED])), ("no_rope_layers", json!([1, 1, 1, 1]))];
+    expect_refusal(&changed(&contradiction), "layer_types");
+    // The other list is judged as well where one would do.
+    let too_short = [("layer_types", json!([CHUNKED, CHUNKED, CHUNKED, FULL])), ("no_rope_layers", json!([1, 1]))];
+    expect_refusal(&changed(&too_short), "no_rope_layers");
 }
 
 #[test]
@@ -290,6 +299,8 @@ fn what_is_not_built_is_refused_and_named() {
         ("model_type", json!("llama")),
         ("hidden_act", json!("gelu")),
         ("attention_bias", json!(true)),
+        ("attention_dropout", json!(0.5)),
+        ("quantization_config", json!({ "quant_method": "fp8" })),
         ("tie_word_embeddings", json!(true)),
         ("num_experts_per_tok", json!(2)),
         ("interleave_moe_layer_step", json!(2)),

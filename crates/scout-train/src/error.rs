@@ -32,6 +32,8 @@ pub enum TrainError {
     DoesNotFit { needed: ByteCount, budget: ByteCount, least: Least, hint: String },
     #[error("`{path}` is not empty")]
     OutputExists { path: String },
+    #[error("another run writes to `{path}`")]
+    OutputInUse { path: String },
     #[error(transparent)]
     Device(#[from] scout_device::DeviceError),
     #[error(transparent)]
@@ -96,6 +98,7 @@ impl TrainError {
         match self {
             TrainError::NotANumber { .. } => ExitCode::NotANumber,
             TrainError::Config { .. } | TrainError::OutputExists { .. } => ExitCode::BadConfig,
+            TrainError::OutputInUse { .. } => ExitCode::CannotCreate,
             TrainError::DoesNotFit { .. } => ExitCode::DeviceUnavailable,
             TrainError::NoModel { .. } => ExitCode::MissingInput,
             TrainError::Input { code, .. } => *code,
@@ -152,6 +155,7 @@ impl TrainError {
             TrainError::OutputExists { .. } => {
                 Some("set `overwrite_output_dir: true`, or choose another `output_dir`".to_string())
             }
+            TrainError::OutputInUse { .. } => Some("let it end, or choose another `output_dir`".to_string()),
             TrainError::Device(cause) => cause.hint(),
             TrainError::Comm(cause) => cause.hint(),
             TrainError::Shard(ShardError::Queue { cause }) => cause.hint(),
@@ -171,11 +175,11 @@ fn how_to_get(path: &Path) -> String {
             let name = path.display();
             format!(
                 "nothing is fetched from the network here; download it into a folder of that name: \
-                 huggingface-cli download {name} --local-dir {name}"
+                 hf download {name} --local-dir {name}"
             )
         }
         false => "give the folder of a model that was downloaded before, such as by \
-                  huggingface-cli download ORGANISATION/MODEL --local-dir FOLDER"
+                  hf download ORGANISATION/MODEL --local-dir FOLDER"
             .to_string(),
     }
 }

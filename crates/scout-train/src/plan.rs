@@ -9,7 +9,7 @@ use std::sync::Arc;
 use scout_checkpoint::{AdapterLayout, CheckpointError, LoadedAdapter, ModelFolder, read_model_json};
 use scout_comm::gpu::RowsSize;
 use scout_config::{self as written, RunConfig};
-use scout_core::{ByteCount, ParamSpec, Projection, UnitId};
+use scout_core::{ByteCount, DType, ParamSpec, Projection, UnitId};
 use scout_device::cuda::Choice;
 use scout_model::{AttendedPairs, LoraLayout, LoraSettings, Model, ModelConfig, NameStyle, UnitPlan};
 use scout_shard::ShardPlan;
@@ -169,6 +169,14 @@ impl RunPlan {
         rows_size(&self.source.config, self.way.most_rows, self.hardware.compute)
     }
 
+    /// What the result takes on disk, at least: an adapter in f32, or all weights in the smallest type that is written.
+    pub fn least_result(&self) -> ByteCount {
+        match self.weights.is_empty() {
+            true => DType::F32.size() * self.num_trained() as u64,
+            false => DType::BF16.size() * self.source.config.num_params(),
+        }
+    }
+
     pub fn num_trained(&self) -> usize {
         LoraLayout::new(&self.source.config, &self.lora).num_elements() + self.weights.num_elements(&self.units)
     }
@@ -221,9 +229,7 @@ impl Work {
     fn of(config: &RunConfig, source: &ModelSource, start: Option<&LoadedAdapter>) -> Result<Work> {
         let units = UnitPlan::new(&source.config, source.style);
         let weights = WeightSet::of(&config.lora, &units, source.config.num_layers)?;
-        if !weights.is_empty() {
-            check_output(config, source)?;
-        }
+        check_output(config, source)?;
         let model = Model::new(&source.config, &units)?;
         let schedules = match weights.is_empty() {
             true => Schedules::of(&model),
@@ -332,12 +338,12 @@ fn check_hardware(hardware: &Hardware, weights: &WeightSet) -> Result<()> {
     Ok(())
 }
 
-/// The base is read again while the result is written, so the two may not lie in one folder.
+/// What is written at the end would replace files of the base: its weights, or the tokenizer beside an adapter.
 fn check_output(config: &RunConfig, source: &ModelSource) -> Result<()> {
     let real = |path: &PathBuf| std::fs::canonicalize(path).ok();
     let (Some(output), Some(model)) = (&config.output.output_dir, &source.folder) else { return Ok(()) };
     if real(output).is_some_and(|output| Some(output) == real(model)) {
-        let problem = "is the folder of the base model, which training whole weights would replace".to_string();
+        let problem = "is the folder of the base model, whose files the result would replace".to_string();
         return Err(TrainError::Config { key: "output_dir", problem });
     }
     Ok(())

@@ -1,8 +1,12 @@
 //! The run folder while a run goes on and when it ends: log, events, picture, result files. Only the first rank has one.
 
+use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use scout_checkpoint::free_space;
 use scout_config::RunConfig;
+use scout_core::{ByteCount, ExitCode};
 use scout_telemetry::{
     EvalResults, EventFile, LogEntry, Progress, RunningLog, StepLog, StepRecord, TrainResults, TrainerState,
     write_loss_picture, write_results, write_trainer_state,
@@ -18,8 +22,24 @@ pub struct Summary {
     pub total_steps: u64,
 }
 
+/// What a run writes from its start on. A folder that holds nothing else is that of one that came to no end.
+const FROM_THE_START: [&str; 4] = ["running_log.txt", "trainer_log.jsonl", "training_args.yaml", EVENTS];
+const EVENTS: &str = "runs";
+/// What it writes at its end, beside the model card. Of an earlier run they would be taken for this one's.
+const AT_THE_END: [&str; 7] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "all_results.json",
+    "eval_results.json",
+    "train_results.json",
+    "trainer_state.json",
+    "training_loss.png",
+];
+
 pub struct Recorder {
     folder: PathBuf,
+    /// Locked, so that no other run writes there.
+    _folder: File,
     log: StepLog,
     events: EventFile,
     history: Vec<LogEntry>,
@@ -33,32 +53,87 @@ pub fn folder_of(config: &RunConfig) -> Result<&Path> {
     config.output.output_dir.as_deref().ok_or_else(missing)
 }
 
-/// Refuses a run folder that holds something, unless it may be overwritten. Changes nothing.
+/// Refuses a run folder that holds more than the beginnings of a run, unless it may be overwritten: a job that is put into the
+/// queue again finds those. Changes nothing.
 pub fn must_be_free(config: &RunConfig) -> Result<()> {
     let folder = folder_of(config)?;
     let path = || folder.display().to_string();
     let cannot_read = |cause| TrainError::Io { act: "read", path: path(), cause };
-    let is_used = folder.is_dir() && std::fs::read_dir(folder).map_err(cannot_read)?.next().is_some();
-    match is_used && !config.output.overwrite_output_dir {
-        true => Err(TrainError::OutputExists { path: path() }),
-        false => Ok(()),
+    if !folder.is_dir() || config.output.overwrite_output_dir {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder).map_err(cannot_read)? {
+        let name = entry.map_err(cannot_read)?.file_name();
+        let is_begun = FROM_THE_START.iter().any(|begun| name == *begun) || is_temporary(&name.to_string_lossy());
+        if !is_begun {
+            return Err(TrainError::OutputExists { path: path() });
+        }
+    }
+    Ok(())
+}
+
+/// As files are called that appear whole at their end.
+fn is_temporary(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(".tmp")
+}
+
+/// Fails where another run holds it.
+fn lock(folder: &Path) -> Result<File> {
+    let path = || folder.display().to_string();
+    let opened = File::open(folder).map_err(|cause| TrainError::Io { act: "read", path: path(), cause })?;
+    match opened.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(TrainError::OutputInUse { path: path() }),
+        // Some file systems of clusters know no locks for folders: there nobody is kept out.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(opened),
     }
 }
 
+fn remove_results(config: &RunConfig, folder: &Path) -> Result<()> {
+    // A run that goes on from the adapter there replaces it at its end, and not before.
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    let start = config.model.adapter_name_or_path.as_deref().and_then(real);
+    let goes_on = start.is_some() && start == real(folder);
+    let events = fs::read_dir(folder.join(EVENTS)).into_iter().flatten().flatten().map(|entry| entry.path());
+    let events =
+        events.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("events.out.")));
+    let results = AT_THE_END.iter().filter(|name| !(goes_on && name.starts_with("adapter_")));
+    for path in results.map(|name| folder.join(name)).chain(events) {
+        match fs::remove_file(&path) {
+            Err(cause) if cause.kind() != ErrorKind::NotFound => {
+                return Err(TrainError::Io { act: "replace", path: path.display().to_string(), cause });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Rather now than after the last step.
+fn must_have_room(folder: &Path, result: ByteCount) -> Result<()> {
+    let Some(free) = free_space(folder).filter(|free| *free < result) else { return Ok(()) };
+    let problem =
+        format!("has {free} left, and the result takes {result}: free some space, or choose another `output_dir`");
+    Err(TrainError::Input { path: folder.display().to_string(), problem, code: ExitCode::InputOutput })
+}
+
 impl Recorder {
-    /// In the run folder, which must be free.
-    pub fn create(config: &RunConfig, progress: &mut Progress) -> Result<Recorder> {
-        must_be_free(config)?;
+    /// In the run folder, which must be free and have room for `result`. What an earlier run left there goes.
+    pub fn create(config: &RunConfig, result: ByteCount, progress: &mut Progress) -> Result<Recorder> {
         let folder = folder_of(config)?;
         let io = |act, cause| TrainError::Io { act, path: folder.display().to_string(), cause };
-        std::fs::create_dir_all(folder).map_err(|cause| io("create", cause))?;
+        fs::create_dir_all(folder).map_err(|cause| io("create", cause))?;
+        let locked = lock(folder)?;
+        must_be_free(config)?;
+        remove_results(config, folder)?;
+        must_have_room(folder, result)?;
         progress.tee(RunningLog::create(&folder.join("running_log.txt"))?)?;
         let arguments = folder.join("training_args.yaml");
-        std::fs::write(&arguments, config.to_yaml_text()).map_err(|cause| io("write", cause))?;
+        fs::write(&arguments, config.to_yaml_text()).map_err(|cause| io("write", cause))?;
         Ok(Recorder {
             folder: folder.to_path_buf(),
+            _folder: locked,
             log: StepLog::create(&folder.join("trainer_log.jsonl"))?,
-            events: EventFile::create(&folder.join("runs"), &scout_device::host::name())?,
+            events: EventFile::create(&folder.join(EVENTS), &scout_device::host::name())?,
             history: Vec::new(),
             points: Vec::new(),
         })

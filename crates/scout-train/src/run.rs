@@ -27,7 +27,7 @@ pub fn run(config: &RunConfig, prepared: Prepared, job: &Job, progress: &mut Pro
 
 fn run_on_this_rank(config: &RunConfig, prepared: &Prepared, job: &Job, progress: &mut Progress) -> Result<Outcome> {
     let recorder = match job.mesh().is_first() {
-        true => Some(Recorder::create(config, progress)?),
+        true => Some(Recorder::create(config, prepared.plan.least_result(), progress)?),
         false => None,
     };
     job.whereabouts.enter(Phase::Load);

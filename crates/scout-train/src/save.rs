@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
-use scout_checkpoint::{AdapterSettings, ModelFolder, remove_model, write_adapter, write_typed_model, written_order};
+use scout_checkpoint::{
+    AdapterSettings, ModelFolder, copy_file, remove_model, write_adapter, write_typed_model, written_order,
+};
 use scout_config::RunConfig;
 use scout_core::{DType, ParamSpec, UnitId};
 use scout_device::{UnitSource, UnitWeights};
@@ -153,12 +155,7 @@ fn copy_files(plan: &RunPlan, names: &[&str], folder: &Path) -> Result<()> {
         else {
             continue;
         };
-        let to = folder.join(name);
-        std::fs::copy(&from, &to).map_err(|cause| TrainError::Io {
-            act: "write",
-            path: to.display().to_string(),
-            cause,
-        })?;
+        copy_file(&from, &folder.join(name))?;
     }
     Ok(())
 }

@@ -30,6 +30,16 @@ pub struct TensorFile {
     bytes_read: AtomicU64,
 }
 
+/// What a download left in place of the file, told by its first bytes: no header is as long as these would say.
+fn stands_for_the_file(first: &[u8; LENGTH_BYTES as usize]) -> Option<&'static str> {
+    match first {
+        b"version " => Some("is a pointer of git-lfs and not the file it stands for: `git lfs pull` fetches that"),
+        b"<!DOCTYP" | b"<!doctyp" => Some("is a page of a web site and not the file: download it again"),
+        _ if first.starts_with(b"<html") => Some("is a page of a web site and not the file: download it again"),
+        _ => None,
+    }
+}
+
 impl TensorFile {
     /// What a call of `read_f32` or `read_as` takes of the host's memory beside its result, at most: numbers as they are
     /// stored, and as f32.
@@ -54,6 +64,9 @@ impl TensorFile {
         let mut length = [0; LENGTH_BYTES as usize];
         file.read_exact_at(&mut length, 0).map_err(read_failed)?;
         let header_bytes = u64::from_le_bytes(length);
+        if let Some(problem) = stands_for_the_file(&length) {
+            return Err(bad(problem.to_string()));
+        }
         if header_bytes > MAX_HEADER_BYTES {
             let problem = format!("claims a header of {header_bytes} bytes, expected at most {MAX_HEADER_BYTES}");
             return Err(bad(problem));

@@ -103,6 +103,9 @@ fn a_file_that_ends_inside_its_header_says_how_much_is_missing() {
     check(b"\x10\0\0\0\0\0\0\0{}", "has 10 bytes where its header asks for 24 (14 missing)");
     check(&u64::MAX.to_le_bytes(), "claims a header of 18446744073709551615 bytes, expected at most 100000000");
     check(&[&2u64.to_le_bytes()[..], b"{\xff"].concat(), "is not the JSON it should be");
+    check(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a pointer of git-lfs");
+    check(b"<!DOCTYPE html><html>", "is a page of a web site");
+    check(b"<html><head>", "is a page of a web site");
 }
 
 #[test]

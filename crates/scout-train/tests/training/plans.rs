@@ -244,10 +244,10 @@ fn a_model_that_is_not_there_is_a_missing_input_unless_its_shape_is_known_and_su
         let error = ModelSource::find(config, shape_suffices).unwrap_err();
         assert_eq!(error.exit_code(), ExitCode::MissingInput, "{error}");
         assert!(error.to_string().contains("/nowhere/"), "{error}");
-        assert!(error.hint().unwrap().contains("huggingface-cli download"), "{error}");
+        assert!(error.hint().unwrap().contains("hf download"), "{error}");
     }
     // A name as hosts of models have it can be the folder too, so that the configuration stays as it is.
     let name = "meta-llama/Llama-4-Maverick-17B-128E";
     let error = ModelSource::find(&config(&[&format!("model_name_or_path={name}")]), false).unwrap_err();
-    assert!(error.hint().unwrap().ends_with(&format!("huggingface-cli download {name} --local-dir {name}")), "{error}");
+    assert!(error.hint().unwrap().ends_with(&format!("hf download {name} --local-dir {name}")), "{error}");
 }

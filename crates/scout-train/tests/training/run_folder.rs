@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
-use scout_core::ExitCode;
+use scout_config::RunConfig;
+use scout_core::{ByteCount, ExitCode};
 use scout_telemetry::Progress;
 use scout_train::prepare::prepare;
+use scout_train::recorder::Recorder;
 use scout_train::run;
 use serde_json::Value;
 
@@ -154,6 +156,95 @@ fn a_folder_that_holds_something_is_refused_unless_it_may_be_overwritten() {
     run_alone(&bench.config(&["max_steps=1", "overwrite_output_dir=true", "seed=5"])).unwrap();
     assert_eq!(lines(&run).len(), 1, "the log of a fresh run starts empty");
     assert!(std::fs::read(run.join("adapter_model.safetensors")).unwrap() != before);
+}
+
+/// A run that came to no end, of which nothing but its beginnings is left.
+fn begin(config: &RunConfig, result: ByteCount) -> scout_train::Result<Recorder> {
+    Recorder::create(config, result, &mut Progress::silent())
+}
+
+#[test]
+fn a_job_that_came_to_no_end_may_begin_again_in_its_folder() {
+    let bench = Bench::new();
+    let config = bench.config(&["max_steps=2"]);
+    drop(begin(&config, ByteCount(0)).unwrap());
+    // Left where it was killed while it wrote its adapter.
+    std::fs::write(bench.path("run").join(".adapter_model.safetensors.77-0.tmp"), "half").unwrap();
+    run_alone(&config).unwrap();
+    assert_eq!(lines(&bench.path("run")).len(), 2);
+    run_alone(&config).map(|_| panic!("a result was overwritten")).unwrap_err();
+}
+
+#[test]
+fn a_run_that_overwrites_leaves_no_result_of_the_earlier_one_though_it_came_to_no_end() {
+    let bench = Bench::new();
+    let run = bench.path("run");
+    run_alone(&bench.config(&["max_steps=2", "val_size=0.2", "eval_strategy=epoch", "plot_loss=true"])).unwrap();
+    std::fs::write(run.join("notes.txt"), "mine").unwrap();
+    let config = bench.config(&["lora_rank=2", "overwrite_output_dir=true"]);
+    drop(begin(&config, ByteCount(0)).unwrap());
+    let mut left: Vec<String> =
+        std::fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.retain(|name| !name.contains("token") && name != "chat_template.jinja");
+    left.sort_unstable();
+    assert_eq!(left, ["README.md", "notes.txt", "running_log.txt", "runs", "trainer_log.jsonl", "training_args.yaml"]);
+    assert_eq!(std::fs::read_dir(run.join("runs")).unwrap().count(), 1, "two runs would be one curve");
+    let lines = std::fs::read_to_string(run.join("trainer_log.jsonl")).unwrap();
+    assert_eq!(lines, "");
+}
+
+#[test]
+fn a_run_that_goes_on_from_an_adapter_keeps_it_until_it_has_another() {
+    let bench = Bench::new();
+    run_alone(&bench.config(&["max_steps=2"])).unwrap();
+    let run = bench.path("run").display().to_string();
+    let goes_on = bench.config(&["overwrite_output_dir=true", &format!("adapter_name_or_path={run}")]);
+    drop(begin(&goes_on, ByteCount(0)).unwrap());
+    assert!(bench.path("run").join("adapter_model.safetensors").is_file());
+    assert!(!bench.path("run").join("train_results.json").exists());
+}
+
+#[test]
+fn two_runs_do_not_write_to_one_folder() {
+    let bench = Bench::new();
+    let config = bench.config(&["max_steps=1", "overwrite_output_dir=true"]);
+    let first = begin(&config, ByteCount(0)).unwrap();
+    let error = run_alone(&config).map(|_| panic!("wrote beside another")).unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::CannotCreate, "{error}");
+    assert!(error.to_string().starts_with("another run writes to") && error.hint().is_some(), "{error}");
+    drop(first);
+    run_alone(&config).unwrap();
+}
+
+#[test]
+fn a_disk_without_room_for_the_result_is_found_before_the_first_step() {
+    let bench = Bench::new();
+    let error = begin(&bench.config(&[]), ByteCount(u64::MAX)).map(|_| panic!("no disk is that large")).unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::InputOutput);
+    assert!(error.to_string().contains("left, and the result takes"), "{error}");
+}
+
+#[test]
+fn a_run_never_writes_into_the_folder_of_its_model() {
+    let bench = Bench::new();
+    let model = bench.path("model");
+    std::os::unix::fs::symlink(&model, bench.path("link")).unwrap();
+    let tokenizer = || std::fs::read(model.join("tokenizer.json")).unwrap();
+    let before = tokenizer();
+    for name in ["model", "link"] {
+        let words = [format!("output_dir={}", bench.path(name).display()), "overwrite_output_dir=true".to_string()];
+        let config = bench.config(&words.each_ref().map(String::as_str));
+        let error = prepare(&config, 1).map(|_| panic!("{name} was taken")).unwrap_err();
+        assert!(error.to_string().contains("is the folder of the base model"), "{error}");
+    }
+    // A link among the files of a run folder is replaced, and nothing is written through it.
+    let run = bench.path("run");
+    std::fs::create_dir(&run).unwrap();
+    std::os::unix::fs::symlink(model.join("tokenizer.json"), run.join("tokenizer.json")).unwrap();
+    run_alone(&bench.config(&["max_steps=1", "overwrite_output_dir=true"])).unwrap();
+    assert!(tokenizer() == before && !before.is_empty());
+    assert!(std::fs::read(run.join("tokenizer.json")).unwrap() == before);
+    assert!(!run.join("tokenizer.json").is_symlink());
 }
 
 #[test]
