@@ -17,7 +17,7 @@ use crate::error::{Result, TrainError};
 use crate::load;
 use crate::machine::{Hardware, Machine};
 use crate::memory::LargestBatch;
-use crate::plan::{self, DataCounts, ModelSource, RunPlan};
+use crate::plan::{self, DataCounts, ModelSource, RunPlan, StepsPlan};
 use crate::runs::{self, Largest};
 
 /// Rows that are dealt for a plan, at most: some seconds' worth.
@@ -103,6 +103,8 @@ pub fn plan_model(config: &RunConfig, source: ModelSource, hardware: impl Into<H
     if steps.total_steps == 0 {
         return Err(TrainError::Config { key: "num_train_epochs", problem: "leaves no step to train".to_string() });
     }
+    notes.extend(packing_note(config));
+    notes.extend(wrap_note(config, &steps, plan.world_size()));
     let statistics = &data.statistics;
     if statistics.rows_cut > 0 {
         notes.push(format!(
@@ -113,6 +115,31 @@ pub fn plan_model(config: &RunConfig, source: ModelSource, hardware: impl Into<H
         ));
     }
     Ok(Planned { plan, data, start, notes })
+}
+
+fn packing_note(config: &RunConfig) -> Option<String> {
+    let data = &config.data;
+    let note = "`packing` keeps rows apart as `neat_packing` does: no token sees another row";
+    (data.packing && !data.neat_packing).then(|| note.to_string())
+}
+
+/// An epoch is whole updates: its last one is filled with rows from the beginning, which a small data set notices.
+fn wrap_note(config: &RunConfig, steps: &StepsPlan, world_size: usize) -> Option<String> {
+    const NOTICED: f64 = 0.05;
+    if config.data.packing || config.data.neat_packing {
+        return None;
+    }
+    let train = &config.train;
+    let of_update = world_size * train.per_device_train_batch_size * train.gradient_accumulation_steps;
+    let taken = steps.updates_per_epoch * of_update;
+    let is_noticed = taken as f64 > (1.0 + NOTICED) * steps.num_rows as f64;
+    is_noticed.then(|| {
+        format!(
+            "an update takes {of_update} rows, so an epoch of {} takes {taken} of a data set of {}: some rows count more than \
+             once",
+            steps.updates_per_epoch, steps.num_rows
+        )
+    })
 }
 
 /// The template that a configuration means, over the tokenizer of `folder`.

@@ -179,3 +179,25 @@ fn a_row_costs_its_tokens_and_the_pairs_that_attention_sees() {
     assert!((cost.pair_in_chunk / cost.pair - 3.0).abs() < 1e-9);
     assert_eq!(cost.chunk_size, 8192);
 }
+
+#[test]
+fn what_an_epoch_takes_twice_is_said_where_a_small_data_set_notices() {
+    let steps =
+        |num_rows, updates_per_epoch| StepsPlan { num_rows, updates_per_epoch, total_steps: 9, warmup_steps: 0 };
+    let plain = config(&["per_device_train_batch_size=4", "gradient_accumulation_steps=2"]);
+    for (num_rows, updates, world, expected) in [
+        (1000, 125, 1, None),
+        (999, 125, 1, None),
+        (86, 6, 2, Some("an update takes 16 rows, so an epoch of 6 takes 96")),
+    ] {
+        let note = wrap_note(&plain, &steps(num_rows, updates), world);
+        match expected {
+            None => assert_eq!(note, None),
+            Some(begin) => assert!(note.as_ref().is_some_and(|note| note.starts_with(begin)), "{note:?}"),
+        }
+    }
+    let packs = config(&["packing=true"]);
+    assert_eq!(wrap_note(&packs, &steps(86, 6), 2), None);
+    assert!(packing_note(&packs).is_some_and(|note| note.contains("keeps rows apart")));
+    assert_eq!(packing_note(&config(&["packing=true", "neat_packing=true"])), None);
+}

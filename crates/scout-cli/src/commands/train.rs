@@ -102,6 +102,12 @@ fn closing_lines(loaded: &Loaded, outcome: &Outcome) -> Vec<String> {
         return lines;
     }
     lines.push(format!("adapter: {folder}/adapter_model.safetensors"));
+    if loaded.config.lora.lora_target.any_experts() {
+        lines.push(
+            "its adapters of routed experts are for PEFT; vLLM serves a model that they were merged into".to_string(),
+        );
+        return lines;
+    }
     if let Some(model) = &loaded.config.model.model_name_or_path {
         lines.push(format!("serve it: vllm serve {} --enable-lora --lora-modules tuned={folder}", model.display()));
     }
