@@ -149,7 +149,9 @@ impl Ranks {
             && (self.children.len() > 1 && self.num_agreeing == 1)
             && self.interrupted_by.is_none()
         {
-            output.say(&format!("error: {} ended with exit code {code}", self.name(cause)));
+            // Whoever lost a peer is not to be taken for the one that was lost.
+            let why = if code == PEER_LOST { "ended because it lost another rank," } else { "ended with" };
+            output.say(&format!("error: {} {why} exit code {code}", self.name(cause)));
         }
         cause.end.code()
     }

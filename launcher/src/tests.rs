@@ -55,7 +55,7 @@ fn the_code_of_the_rank_that_failed_first_is_returned() {
         ("[ $SCOUT_DIST_RANK = 2 ] && kill -9 $$; exec sleep 100", 76, "was killed by signal 9 (SIGKILL)"),
         // Rank 0 only reports the loss, and is first to do so.
         ("case $SCOUT_DIST_RANK in 0) exit 76;; 1) sleep 0.2; exit 79;; *) exec sleep 100;; esac", 79, "exit code 79"),
-        ("[ $SCOUT_DIST_RANK = 0 ] && exit 76; exec sleep 100", 76, "ended with exit code 76"),
+        ("[ $SCOUT_DIST_RANK = 0 ] && exit 76; exec sleep 100", 76, "ended because it lost another rank, exit code 76"),
         // Both only report the loss, before the killed one is noticed.
         ("[ $SCOUT_DIST_RANK = 1 ] || exit 76; sleep 0.3; kill -9 $$", 76, "error: rank 1 of 3 (host "),
     ] {
