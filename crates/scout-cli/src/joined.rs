@@ -92,10 +92,10 @@ impl Joined {
         let seat = scout_comm::meet(&approach, whereabouts).map_err(|error| during_the_meeting(error, mesh))?;
         speak_before_the_end(mesh.rank(), seat.control.verdicts())?;
         if let Some(address) = &seat.listening_at {
-            progress.say(&format!("meeting at {address}"))?;
+            progress.say(&format!("meeting at {address}"));
         }
         let limit = seat.control.hang_limit().as_secs_f64();
-        progress.say(&format!("{} ranks met; one without progress for {limit} s ends the job", mesh.size()))?;
+        progress.say(&format!("{} ranks met; one without progress for {limit} s ends the job", mesh.size()));
         Ok(Joined { job: seat.job, others: Some(Others { control: seat.control, peers: seat.peers, mesh }) })
     }
 
@@ -163,7 +163,7 @@ fn way_of_collectives(launcher: Launcher, progress: &mut Progress) -> anyhow::Re
     if !matches!(launcher, Launcher::OpenMpi | Launcher::Pmi) {
         return Ok(Through::Streams);
     }
-    progress.say(&format!("collectives through {}", scout_comm::mpi::library()))?;
+    progress.say(&format!("collectives through {}", scout_comm::mpi::library()));
     Ok(Through::Mpi)
 }
 

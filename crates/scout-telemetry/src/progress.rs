@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use scout_core::ByteCount;
+use scout_core::causes::with_causes;
 
 use crate::error::TelemetryError;
 use crate::run_files::RunningLog;
@@ -71,14 +72,18 @@ impl Progress {
         Ok(())
     }
 
-    /// Says one line, above the bar where there is one. Fails only when the running log cannot be written: a terminal
-    /// that went away is no reason to end a run.
-    pub fn say(&mut self, line: &str) -> Result<(), TelemetryError> {
+    /// Says one line, above the bar where there is one. A terminal that went away is no reason to end a run, nor is a log on a
+    /// disk that is full.
+    pub fn say(&mut self, line: &str) {
+        self.show(line);
+        self.keep(line);
+    }
+
+    fn show(&mut self, line: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| write_line(&mut self.sink, line)),
             None => write_line(&mut self.sink, line),
         }
-        self.keep(line)
     }
 
     /// How much of the weights is read: a bar of its own on a terminal, and nothing anywhere else.
@@ -123,7 +128,7 @@ impl Progress {
     }
 
     /// A step whose numbers are known: beside the bar, or as a line of its own.
-    pub fn logged(&mut self, record: &StepRecord) -> Result<(), TelemetryError> {
+    pub fn logged(&mut self, record: &StepRecord) {
         let line = step_line(record);
         match &self.bar {
             Some(bar) => {
@@ -132,7 +137,7 @@ impl Progress {
             }
             None => write_line(&mut self.sink, &line),
         }
-        self.keep(&line)
+        self.keep(&line);
     }
 
     /// Training is over: the bar stays where it is, and what follows is said below it.
@@ -144,13 +149,19 @@ impl Progress {
         }
     }
 
-    fn keep(&mut self, line: &str) -> Result<(), TelemetryError> {
-        match &mut self.log {
-            Tee::Open(log) => return log.line(line),
-            Tee::Waiting(lines) => lines.push(line.to_string()),
-            Tee::Nowhere => {}
+    fn keep(&mut self, line: &str) {
+        let kept = match &mut self.log {
+            Tee::Open(log) => log.line(line),
+            Tee::Waiting(lines) => {
+                lines.push(line.to_string());
+                Ok(())
+            }
+            Tee::Nowhere => Ok(()),
+        };
+        if let Err(error) = kept {
+            self.log = Tee::Nowhere;
+            self.show(&format!("warning: {}; the run goes on without it", with_causes(&error)));
         }
-        Ok(())
     }
 }
 
@@ -239,10 +250,10 @@ mod tests {
     fn without_a_terminal_every_logged_step_is_one_plain_flushed_line() {
         let heard = Heard::default();
         let mut progress = Progress::to(Terminal::plain(), Box::new(heard.clone()));
-        progress.say("4 ranks").unwrap();
+        progress.say("4 ranks");
         progress.begin(0, 20);
         progress.advance(9);
-        progress.logged(&record(10)).unwrap();
+        progress.logged(&record(10));
         progress.finish();
         let (text, flushes) = heard.0.lock().unwrap().clone();
         assert_eq!(
@@ -270,13 +281,29 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("running_log.txt");
         let mut progress = Progress::to(Terminal::plain(), Box::new(io::sink()));
-        progress.say("plan").unwrap();
+        progress.say("plan");
         progress.tee(RunningLog::create(&path).unwrap()).unwrap();
-        progress.logged(&record(1)).unwrap();
+        progress.logged(&record(1));
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2);
         assert!(lines[0] == "plan" && lines[1].starts_with("step 1/20  loss 5.2500"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_log_on_a_full_disk_is_given_up_once_and_the_run_goes_on() {
+        let heard = Heard::default();
+        let mut progress = Progress::to(Terminal::plain(), Box::new(heard.clone()));
+        progress.tee(RunningLog::create(std::path::Path::new("/dev/full")).unwrap()).unwrap();
+        progress.say("one");
+        progress.logged(&record(2));
+        let heard = &heard.0.lock().unwrap().0;
+        let lines: Vec<&str> = heard.lines().collect();
+        assert_eq!(lines.len(), 3, "{heard}");
+        assert!(
+            lines[1].starts_with("warning: could not write") && lines[1].ends_with("goes on without it"),
+            "{heard}"
+        );
     }
 
     #[test]
@@ -286,7 +313,7 @@ mod tests {
             let mut progress = Progress::to(Terminal { is_tty: true, color, utf8, width }, Box::new(heard.clone()));
             progress.begin(3, 20);
             progress.advance(4);
-            progress.logged(&record(5)).unwrap();
+            progress.logged(&record(5));
             let bar = progress.bar.as_ref().unwrap();
             assert_eq!((bar.position(), bar.length()), (5, Some(20)));
             assert_eq!(bar.message(), "loss 5.2500  ETA 0:00:30  12,346 tok/s/GPU  lr 4.50e-5");
@@ -323,6 +350,11 @@ mod tests {
             }
         }
         let mut progress = Progress::to(Terminal::plain(), Box::new(Gone));
-        assert!(progress.say("hello").is_ok() && progress.logged(&record(1)).is_ok());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("running_log.txt");
+        progress.tee(RunningLog::create(&path).unwrap()).unwrap();
+        progress.say("hello");
+        progress.logged(&record(1));
+        assert_eq!(std::fs::read_to_string(path).unwrap().lines().count(), 2);
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use scout_checkpoint::free_space;
 use scout_config::RunConfig;
+use scout_core::causes::with_causes;
 use scout_core::{ByteCount, ExitCode};
 use scout_telemetry::{
     EvalResults, EventFile, LogEntry, Progress, RunningLog, StepLog, StepRecord, TrainResults, TrainerState,
@@ -40,11 +41,17 @@ pub struct Recorder {
     folder: PathBuf,
     /// Locked, so that no other run writes there.
     _folder: File,
-    log: StepLog,
-    events: EventFile,
+    /// None when it could not be written.
+    lines: Option<Lines>,
     history: Vec<LogEntry>,
     /// Step and loss of every line.
     points: Vec<(u64, f64)>,
+}
+
+/// What grows with every line of the log.
+struct Lines {
+    log: StepLog,
+    events: EventFile,
 }
 
 /// Where a run writes to.
@@ -132,26 +139,30 @@ impl Recorder {
         Ok(Recorder {
             folder: folder.to_path_buf(),
             _folder: locked,
-            log: StepLog::create(&folder.join("trainer_log.jsonl"))?,
-            events: EventFile::create(&folder.join(EVENTS), &scout_device::host::name())?,
+            lines: Some(Lines {
+                log: StepLog::create(&folder.join("trainer_log.jsonl"))?,
+                events: EventFile::create(&folder.join(EVENTS), &scout_device::host::name())?,
+            }),
             history: Vec::new(),
             points: Vec::new(),
         })
     }
 
-    pub fn logged(&mut self, record: &StepRecord, progress: &mut Progress) -> Result<()> {
-        self.log.write(record)?;
-        self.events.record(record)?;
+    /// A disk that is full ends the log and not the run: there may be room again for the result.
+    pub fn logged(&mut self, record: &StepRecord, progress: &mut Progress) {
+        let write = |lines: &mut Lines| lines.log.write(record).and_then(|()| lines.events.record(record));
+        if let Some(Err(error)) = self.lines.as_mut().map(write) {
+            self.lines = None;
+            progress.say(&format!("warning: {}; the run goes on without it", with_causes(&error)));
+        }
         self.history.extend(LogEntry::of(record));
         self.points.extend(record.loss.map(|loss| (record.current_steps, f64::from(loss))));
-        progress.logged(record)?;
-        Ok(())
+        progress.logged(record);
     }
 
-    pub fn evaluated(&mut self, record: &StepRecord, results: EvalResults, progress: &mut Progress) -> Result<()> {
-        self.logged(record, progress)?;
+    pub fn evaluated(&mut self, record: &StepRecord, results: EvalResults, progress: &mut Progress) {
+        self.logged(record, progress);
         self.history.push(LogEntry::Eval { results, step: record.current_steps });
-        Ok(())
     }
 
     /// Writes what scripts look for after a run.

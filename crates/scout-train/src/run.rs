@@ -56,14 +56,14 @@ fn train(
         if session.logs_after(step) {
             let record = session.take_record(step, trainer)?;
             if let Some(recorder) = &mut recorder {
-                recorder.logged(&record, progress)?;
+                recorder.logged(&record, progress);
             }
         }
         if session.evaluates_after(step) {
             trainer.job.whereabouts.enter(Phase::Evaluate);
             let (record, results) = session.evaluate(step, trainer)?;
             if let Some(recorder) = &mut recorder {
-                recorder.evaluated(&record, results, progress)?;
+                recorder.evaluated(&record, results, progress);
             }
         }
         progress.advance(step as u64 + 1);
@@ -99,10 +99,10 @@ fn weights_and_plans(
     progress.finish_reading();
     let weights = read?;
     if let Some(reading) = &weights.reading {
-        progress.say(&reading.on_all_ranks(&*job.comm)?)?;
+        progress.say(&reading.on_all_ranks(&*job.comm)?);
     }
     for line in weights.said.iter().chain(&made?) {
-        progress.say(line)?;
+        progress.say(line);
     }
     Ok(weights)
 }

@@ -28,7 +28,7 @@ const CONFIG: &str = include_str!("demo.yaml");
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Folder to work in; must not hold a demo yet
+    /// Folder to work in; a demo that it holds is made anew
     #[arg(long, default_value = "scout-demo")]
     out: PathBuf,
 }
@@ -37,7 +37,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ProcessExitCode> {
     let terminal = surroundings::terminal();
     let mut progress = Progress::new(terminal);
     let folder = fresh_folder(&arguments.out)?;
-    progress.say(&format!("making a tiny Scout and toy conversations in {}", folder.display()))?;
+    progress.say(&format!("making a tiny Scout and toy conversations in {}", folder.display()));
     let request = SynthRequest { shape: SynthShape::Tiny, num_layers: None, dtype: DType::F32, seed: 42 };
     write_folder(&folder, &request)?;
     let text = CONFIG.replace("{folder}", &folder.display().to_string());

@@ -30,18 +30,18 @@ pub fn run(arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
         true => Progress::new(surroundings::terminal()),
         false => Progress::silent(),
     };
-    progress.say(&format!("scout-dist {}, commit {}", env!("CARGO_PKG_VERSION"), build_info::COMMIT))?;
+    progress.say(&format!("scout-dist {}, commit {}", env!("CARGO_PKG_VERSION"), build_info::COMMIT));
     for note in &loaded.notes {
-        progress.say(&format!("note: {note}"))?;
+        progress.say(&format!("note: {note}"));
     }
     surroundings::share_the_host(ranks.seat.local_size.unwrap_or(1))?;
     let source = ModelSource::find(&loaded.config, false)?;
     let joined = join(&ranks, &loaded.config, &source, &mut progress)?;
     joined.work(|job| {
         let outcome = placing(&loaded, || train(&loaded, source, (&ranks.seat, job), &mut progress))?;
-        progress.say(&format!("done in {:.1} s", begun.elapsed().as_secs_f64()))?;
+        progress.say(&format!("done in {:.1} s", begun.elapsed().as_secs_f64()));
         for line in closing_lines(&loaded, &outcome) {
-            progress.say(&line)?;
+            progress.say(&line);
         }
         Ok(ExitCode::Success)
     })
@@ -67,15 +67,15 @@ fn train(
     }
     let mut found = Found::by(config, seat)?;
     if let Some(line) = found.describe() {
-        progress.say(&line)?;
+        progress.say(&line);
     }
     job.whereabouts.enter(Phase::Data);
     let planned = plan_model(config, source, found.hardware(&*job.comm)?)?;
     for note in &planned.notes {
-        progress.say(&format!("note: {note}"))?;
+        progress.say(&format!("note: {note}"));
     }
     for line in plan::summary(&planned.plan) {
-        progress.say(&line)?;
+        progress.say(&line);
     }
     identity::must_plan_alike(&planned, &*job.comm)?;
     let machine = found.machine(&planned.plan)?;
