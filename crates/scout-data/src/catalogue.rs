@@ -5,9 +5,28 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{DataError, Result};
 use crate::json::Json;
-use crate::row_shape::{Columns, Formatting, RowShape, Tags};
+use crate::row_shape::{Columns, Formatting, RowShape, Tags, refuse_unknown_keys};
 
 const FILE_NAME: &str = "dataset_info.json";
+
+/// What an entry may say in LLaMA-Factory. `file_sha1` stands in old catalogues and changes nothing there either.
+const KEYS: [&str; 15] = [
+    "file_name",
+    "formatting",
+    "columns",
+    "tags",
+    "num_samples",
+    "split",
+    "subset",
+    "folder",
+    "ranking",
+    "hf_hub_url",
+    "ms_hub_url",
+    "om_hub_url",
+    "cloud_file_name",
+    "script_url",
+    "file_sha1",
+];
 
 /// The catalogue of one folder.
 pub(crate) struct Catalogue {
@@ -72,15 +91,19 @@ fn with_cause(error: &dyn std::error::Error) -> String {
     }
 }
 
-/// Keys not named here (`file_sha1` of old catalogues, say) change nothing in LLaMA-Factory either and are passed over.
+/// A catalogue lists many data sets, so only an entry that is used is judged; in it no key is passed over, for the
+/// default that holds in place of a misspelt one may fit the rows as well.
 fn read_entry(folder: &Path, entry: &Json) -> Result<Entry, String> {
-    if !matches!(entry, Json::Object(_)) {
+    let Json::Object(keys) = entry else {
         return Err(format!("is {}, expected an object", entry.kind()));
-    }
+    };
+    refuse_what_is_no_file(entry)?;
+    refuse_unknown_keys("", keys, &KEYS)?;
     let file_name = match given(entry, "file_name") {
         Some(Json::Text(file_name)) if !file_name.is_empty() => file_name,
+        Some(Json::Text(_)) => return Err("has an empty `file_name`".to_string()),
         Some(other) => return Err(format!("has a `file_name` that is {}, expected a path", other.kind())),
-        None => return Err(why_without_file(entry)),
+        None => return Err("has no `file_name`".to_string()),
     };
     if given(entry, "ranking").is_some_and(|ranking| *ranking != Json::Bool(false)) {
         return Err("has `ranking`: preference data cannot be used for supervised fine-tuning".to_string());
@@ -103,18 +126,21 @@ fn given<'a>(entry: &'a Json, key: &str) -> Option<&'a Json> {
     entry.get(key).filter(|value| **value != Json::Null)
 }
 
-fn why_without_file(entry: &Json) -> String {
-    for key in ["hf_hub_url", "ms_hub_url", "om_hub_url", "cloud_file_name"] {
-        if given(entry, key).is_some() {
-            return format!(
-                "has `{key}` and no `file_name`: data sets are not downloaded, only read from this machine"
-            );
+/// Beside an address, where LLaMA-Factory would download, `file_name` is the copy on this machine. A program makes
+/// rows of its own, whatever file stands beside it.
+fn refuse_what_is_no_file(entry: &Json) -> Result<(), String> {
+    if given(entry, "script_url").is_some() {
+        return Err("has `script_url`: a data set that is a program is not run".to_string());
+    }
+    let address = ["hf_hub_url", "ms_hub_url", "om_hub_url", "cloud_file_name"]
+        .into_iter()
+        .find(|key| given(entry, key).is_some() && given(entry, "file_name").is_none());
+    match address {
+        None => Ok(()),
+        Some(key) => {
+            Err(format!("has `{key}` and no `file_name`: data sets are not downloaded, only read from this machine"))
         }
     }
-    if given(entry, "script_url").is_some() {
-        return "has `script_url`: a data set that is a program is not run".to_string();
-    }
-    "has no `file_name`".to_string()
 }
 
 fn read_shape(entry: &Json) -> Result<RowShape, String> {
@@ -137,14 +163,14 @@ fn read_shape(entry: &Json) -> Result<RowShape, String> {
     if let Some(tags) = given(entry, "tags") {
         shape.tags = Tags::from_entry(tags)?;
     }
-    let (needed, column) = match formatting {
-        Formatting::Alpaca => ("response", &shape.columns.response),
-        _ => ("messages", &shape.columns.messages),
+    let columns = &shape.columns;
+    let missing = match formatting {
+        Formatting::Alpaca if columns.response.is_none() => "response",
+        Formatting::Alpaca if columns.prompt.is_none() && columns.query.is_none() => "prompt",
+        Formatting::ShareGpt | Formatting::OpenAi if columns.messages.is_none() => "messages",
+        _ => return Ok(shape),
     };
-    if column.is_none() {
-        return Err(format!("has `columns` without `{needed}`"));
-    }
-    Ok(shape)
+    Err(format!("has `columns` without `{missing}`"))
 }
 
 fn read_num_samples(entry: &Json) -> Result<Option<usize>, String> {

@@ -159,11 +159,7 @@ fn read_names<const N: usize>(what: &str, entry: &Json, keys: [&str; N]) -> Resu
     let Json::Object(entries) = entry else {
         return Err(format!("has `{what}` of the wrong type: found {}, expected an object", entry.kind()));
     };
-    if let Some((unknown, _)) = entries.iter().find(|(key, _)| !keys.contains(&key.as_str())) {
-        let near = near_names(unknown, keys);
-        let near = if near.is_empty() { join_names(&keys) } else { join_names(&near) };
-        return Err(format!("has the unknown key `{unknown}` in `{what}`, expected {near}"));
-    }
+    refuse_unknown_keys(&format!(" in `{what}`"), entries, &keys)?;
     let mut names = [const { None }; N];
     for (slot, key) in names.iter_mut().zip(keys) {
         *slot = match entry.get(key) {
@@ -175,6 +171,14 @@ fn read_names<const N: usize>(what: &str, entry: &Json, keys: [&str; N]) -> Resu
         };
     }
     Ok(names)
+}
+
+/// `place` says in which part of the entry the keys stand, where it is a part.
+pub(crate) fn refuse_unknown_keys(place: &str, entries: &[(String, Json)], keys: &[&str]) -> Result<(), String> {
+    let Some((unknown, _)) = entries.iter().find(|(key, _)| !keys.contains(&key.as_str())) else { return Ok(()) };
+    let near = near_names(unknown, keys.iter().copied());
+    let expected = if near.is_empty() { join_names(keys) } else { join_names(&near) };
+    Err(format!("has the unknown key `{}`{place}, expected {expected}", unknown.escape_debug()))
 }
 
 fn name(text: &str) -> Option<String> {

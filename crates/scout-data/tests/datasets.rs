@@ -317,7 +317,10 @@ fn a_catalogue_entry_gives_columns_tags_and_a_draw() {
             "tags": {"role_tag": "who", "content_tag": "what", "user_tag": "me", "assistant_tag": "you"}},
         "drawn": {"file_name": "drawn.jsonl", "num_samples": 8},
         "plain": {"file_name": "renamed.json"},
-        "openai": {"file_name": "openai.json", "formatting": "openai"}
+        "openai": {"file_name": "openai.json", "formatting": "openai"},
+        "copied": {"file_name": "openai.json", "formatting": "openai", "hf_hub_url": "a/b", "ranking": false,
+            "split": "train", "subset": null},
+        "unused": {"file_nam": "nothing.json"}
     }"#;
     let drawn: String =
         (0..5).map(|n| format!("{{\"instruction\":\"Q\",\"output\":\"{n}\",\"system\":\"S\"}}\n")).collect();
@@ -333,6 +336,7 @@ fn a_catalogue_entry_gives_columns_tags_and_a_draw() {
     assert_eq!(load("renamed").unwrap().conversations(), [talk(Some("S"), None, &turns)]);
     assert_eq!(load("tagged").unwrap().conversations(), [talk(None, None, &turns)]);
     assert_eq!(load("openai").unwrap().conversations(), [talk(None, None, &turns)]);
+    assert_eq!(load("copied").unwrap().conversations(), [talk(None, None, &turns)]);
     assert!(load("plain").is_err(), "the columns are not guessed for a named data set");
 
     let drawn = load("drawn").unwrap();
@@ -351,6 +355,15 @@ fn catalogue_entries_that_cannot_be_met_are_refused_with_the_reason() {
         (r#"{"hf_hub_url": "a/b"}"#, "has `hf_hub_url` and no `file_name`: data sets are not downloaded"),
         (r#"{"ms_hub_url": "a/b"}"#, "has `ms_hub_url` and no `file_name`"),
         (r#"{"script_url": "x.py"}"#, "has `script_url`: a data set that is a program is not run"),
+        (r#"{"file_name": "r.json", "script_url": "x.py"}"#, "has `script_url`: a data set that is a program"),
+        (r#"{"hf_hub_url": "a/b", "revision": "main"}"#, "has `hf_hub_url` and no `file_name`"),
+        (r#"{"file_nam": "r.json"}"#, "has the unknown key `file_nam`, expected `file_name`"),
+        (r#"{"file_name": "r.json", "column": {"prompt": "q"}}"#, "has the unknown key `column`, expected `columns`"),
+        (r#"{"file_name": "r.json", "colums": {}}"#, "has the unknown key `colums`, expected `columns`"),
+        (r#"{"file_name": "r.json", "num_sample": 1}"#, "has the unknown key `num_sample`, expected `num_samples`"),
+        (r#"{"file_name": "r.json", "formating": "openai"}"#, "unknown key `formating`, expected `formatting`"),
+        (r#"{"file_name": "r.json", "tag": {}}"#, "has the unknown key `tag`, expected `tags`"),
+        (r#"{"file_name": "r.json", "licence": "MIT"}"#, "has the unknown key `licence`, expected `file_name`, `form"),
         (r#"{"file_name": "r.json", "ranking": true}"#, "has `ranking`: preference data cannot be used"),
         (r#"{"file_name": "r.json", "subset": "en"}"#, "has `subset`"),
         (r#"{"file_name": "r.json", "split": "test"}"#, "has `split` \"test\"; a file has only the split `train`"),
@@ -364,6 +377,7 @@ fn catalogue_entries_that_cannot_be_met_are_refused_with_the_reason() {
             "has the unknown key `promt` in `columns`, expected `prompt`",
         ),
         (r#"{"file_name": "r.json", "columns": {"prompt": "q"}}"#, "has `columns` without `response`"),
+        (r#"{"file_name": "r.json", "columns": {"response": "a"}}"#, "has `columns` without `prompt`"),
         (r#"{"file_name": "r.json", "columns": {"chosen": "c"}}"#, "names `chosen`: preference data cannot be used"),
         (r#"{"file_name": "r.json", "tags": {"role_tag": "r"}}"#, "has `tags` without `content_tag`"),
         (r#"{"file_name": 5}"#, "has a `file_name` that is a number, expected a path"),
