@@ -61,7 +61,7 @@ impl Catalogue {
                 let problem = format!("holds {}, expected an object of data sets", other.kind());
                 Err(DataError::File { path, problem })
             }
-            Err(cause) => Err(DataError::File { path, problem: format!("is not usable JSON: {}", with_cause(&cause)) }),
+            Err(cause) => Err(DataError::File { path, problem: format!("is not usable JSON: {cause}") }),
         }
     }
 
@@ -81,13 +81,6 @@ impl Catalogue {
             name: name.to_string(),
             problem,
         })
-    }
-}
-
-fn with_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }
 

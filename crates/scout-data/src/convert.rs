@@ -63,11 +63,17 @@ fn convert_alpaca(row: &Json, columns: &Columns) -> Converted<Conversation> {
     let parts = [optional_text(row, &columns.prompt)?, optional_text(row, &columns.query)?];
     let question: Vec<String> = parts.into_iter().flatten().collect();
     if question.is_empty() {
-        let name = columns.prompt.as_deref().or(columns.query.as_deref()).unwrap_or("prompt");
+        let name = columns.prompt.as_ref().or(columns.query.as_ref());
+        let name = name.expect("the shape of alpaca rows names a column of the question");
+        present(row, name)?;
         return at(name, RowProblem::EmptyTurn);
     }
     let Some(answer) = optional_text(row, &columns.response)? else {
-        let name = columns.response.as_deref().expect("the shape of alpaca rows names the answer's column");
+        let name = columns.response.as_ref().expect("the shape of alpaca rows names the answer's column");
+        if row.get(name).is_none() {
+            let problem = RowProblem::AnswerMissing { field: name.clone(), found: only_these(row) };
+            return Err(FieldProblem { field: None, problem });
+        }
         return at(name, RowProblem::Answerless);
     };
     turns.push(Turn { role: Role::User, content: question.join("\n") });
@@ -101,10 +107,9 @@ fn read_history(name: &str, history: &Json, turns: &mut Vec<Turn>) -> Converted<
 
 fn convert_messages(row: &Json, shape: &RowShape) -> Converted<Conversation> {
     let name = shape.columns.messages.as_deref().expect("the shape of message rows names their column");
-    let messages = match row.get(name) {
-        None => return at(name, RowProblem::Missing),
-        Some(Json::List(messages)) => messages.as_slice(),
-        Some(other) => return at(name, RowProblem::WrongType { found: other.kind(), expected: "a list of messages" }),
+    let messages = match present(row, name)? {
+        Json::List(messages) => messages.as_slice(),
+        other => return at(name, RowProblem::WrongType { found: other.kind(), expected: "a list of messages" }),
     };
     let reader = Messages { column: name, tags: &shape.tags, openai: shape.formatting == Formatting::OpenAi };
     let mut system = optional_text(row, &shape.columns.system)?;
@@ -143,13 +148,23 @@ impl Messages<'_> {
             let field = format!("{}[{index}]", self.column);
             return at(field, RowProblem::WrongType { found: message.kind(), expected: "an object" });
         }
-        match message.get(&self.tags.role) {
-            Some(Json::Text(role)) => Ok(role),
-            Some(other) => {
+        match self.present(index, message, &self.tags.role)? {
+            Json::Text(role) => Ok(role),
+            other => {
                 let problem = RowProblem::WrongType { found: other.kind(), expected: "a text" };
                 at(self.field(index, &self.tags.role), problem)
             }
-            None => at(self.field(index, &self.tags.role), RowProblem::Missing),
+        }
+    }
+
+    /// The value of a key that every message has.
+    fn present<'m>(&self, index: usize, message: &'m Json, key: &str) -> Converted<&'m Json> {
+        match message.get(key) {
+            Some(value) => Ok(value),
+            None => {
+                let (field, found) = (key.to_string(), only_these(message));
+                at(format!("{}[{index}]", self.column), RowProblem::Missing { what: "message", field, found })
+            }
         }
     }
 
@@ -230,7 +245,10 @@ impl Messages<'_> {
             let arguments = match arguments {
                 Json::Text(text) => match Json::parse(text) {
                     Ok(unpacked) => unpacked,
-                    Err(cause) => return at(field(), RowProblem::ToolJson { what: "tool call's `arguments`", cause }),
+                    Err(cause) => {
+                        let what = "tool call's `arguments`";
+                        return at(field(), RowProblem::ToolJson { what, cause: cause.in_text() });
+                    }
                 },
                 other => other.clone(),
             };
@@ -242,10 +260,9 @@ impl Messages<'_> {
 
     fn content(&self, index: usize, message: &Json) -> Converted<String> {
         let field = || self.field(index, &self.tags.content);
-        match message.get(&self.tags.content) {
-            None => at(field(), RowProblem::Missing),
-            Some(Json::Text(text)) => checked(text.clone(), field),
-            Some(Json::List(parts)) if self.openai => {
+        match self.present(index, message, &self.tags.content)? {
+            Json::Text(text) => checked(text.clone(), field),
+            Json::List(parts) if self.openai => {
                 let mut whole = String::new();
                 for part in parts {
                     match (part.get("type").and_then(Json::as_text), part.get("text")) {
@@ -264,7 +281,7 @@ impl Messages<'_> {
                 }
                 checked(whole, field)
             }
-            Some(other) => at(field(), RowProblem::WrongType { found: other.kind(), expected: "a text" }),
+            other => at(field(), RowProblem::WrongType { found: other.kind(), expected: "a text" }),
         }
     }
 }
@@ -280,6 +297,36 @@ fn turn(role: Role, content: String, field: impl Fn() -> String) -> Converted<Tu
 
 fn checked(text: String, field: impl Fn() -> String) -> Converted<String> {
     if text.contains('\0') { at(field(), RowProblem::Nul) } else { Ok(text) }
+}
+
+/// The value of a column that every row has.
+fn present<'a>(row: &'a Json, name: &str) -> Converted<&'a Json> {
+    row.get(name).ok_or_else(|| {
+        let problem = RowProblem::Missing { what: "row", field: name.to_string(), found: only_these(row) };
+        FieldProblem { field: None, problem }
+    })
+}
+
+/// The fields of an object that lacks one, where a misspelt name can be seen: the first of them, each on one line and
+/// cut where it is long, for a row may have any number of any length.
+fn only_these(object: &Json) -> String {
+    const MOST: usize = 8;
+    const LONGEST: usize = 40;
+    let Json::Object(entries) = object else { return "nor any other".to_string() };
+    let mut names: Vec<String> = Vec::with_capacity(MOST + 1);
+    for (name, _) in entries.iter().take(MOST) {
+        let cut: String = name.chars().take(LONGEST).collect();
+        let more = if cut.len() < name.len() { "…" } else { "" };
+        names.push(format!("`{}{more}`", cut.escape_debug()));
+    }
+    if entries.len() > MOST {
+        names.push(format!("{} more", entries.len() - MOST));
+    }
+    match names.split_last() {
+        None => "nor any other".to_string(),
+        Some((name, [])) => format!("only {name}"),
+        Some((last, head)) => format!("only {} and {last}", head.join(", ")),
+    }
 }
 
 /// A column that the row has and that is not null.

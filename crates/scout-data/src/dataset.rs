@@ -1,11 +1,13 @@
 //! Reads data sets by name or by path into conversations, row by row, and remembers where each row stands. Knows no
-//! tokens. One bad row ends the reading with its file, row and field: training on less than was asked for is no choice
-//! to make silently.
+//! tokens. A bad row is an error with its file, row and field, told together with the other bad rows of the file:
+//! training on less than was asked for is no choice to make silently.
 
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use scout_core::ByteCount;
 
+use crate::bad_rows::{BadRows, RowsRead};
 use crate::catalogue::Catalogue;
 use crate::conversation::Conversation;
 use crate::convert::{FieldProblem, convert};
@@ -112,16 +114,33 @@ impl Dataset {
         let file = self.files.len() as u32;
         self.files.push(path.to_path_buf());
         let mut shape = shape.cloned();
-        while limit.is_none_or(|limit| self.len() < limit) {
-            let Some(row) = reader.next_row()? else { break };
-            let conversation = read_row(&row, &mut shape).map_err(|FieldProblem { field, problem }| {
-                let place = Place { path: path.to_path_buf(), row: row.number, line: row.line, field };
-                DataError::Row { place: Box::new(place), problem }
-            })?;
-            self.conversations.push(conversation);
-            self.origins.push((file, row.number, row.line));
-        }
-        Ok(())
+        let mut bad_rows = BadRows::new(path);
+        let most = limit.map(|limit| limit.saturating_sub(self.len()) as u64);
+        let mut rows = 0;
+        let rows_read = loop {
+            if most.is_some_and(|most| rows == most) {
+                break RowsRead::First(rows);
+            }
+            match read_next(&mut reader, &mut shape) {
+                Ok(None) => break RowsRead::All(rows),
+                // Beside a bad row the others are only read for what is wrong with them.
+                Ok(Some((conversation, row, line))) if bad_rows.is_empty() => {
+                    self.conversations.push(conversation);
+                    self.origins.push((file, row, line));
+                }
+                Ok(Some(_)) => {}
+                Err(DataError::Row { place, problem }) => {
+                    let ends_reading = problem.ends_reading();
+                    bad_rows.add(*place, problem);
+                    if ends_reading {
+                        break RowsRead::First(rows + 1);
+                    }
+                }
+                Err(other) => return Err(other),
+            }
+            rows += 1;
+        };
+        bad_rows.into_result(rows_read)
     }
 
     /// Keeps `count` rows in an order drawn from the seed; more than there are repeats rows, each round anew.
@@ -145,9 +164,22 @@ impl Dataset {
     }
 }
 
+/// The conversation of the next row, and the row's number and line.
+fn read_next<R: BufRead>(
+    reader: &mut RowReader<R>,
+    shape: &mut Option<RowShape>,
+) -> Result<Option<(Conversation, u64, u64)>> {
+    let Some(row) = reader.next_row()? else { return Ok(None) };
+    let (number, line) = (row.number, row.line);
+    match read_row(&row, shape) {
+        Ok(conversation) => Ok(Some((conversation, number, line))),
+        Err(FieldProblem { field, problem }) => Err(reader.error_at(number, line, field, problem)),
+    }
+}
+
 fn read_row(row: &Row<'_>, shape: &mut Option<RowShape>) -> Result<Conversation, FieldProblem> {
     let whole = |problem| FieldProblem { field: None, problem };
-    let value = Json::parse(row.text).map_err(|cause| whole(RowProblem::Json(cause)))?;
+    let value = Json::parse(row.text).map_err(|cause| whole(RowProblem::Json(cause.in_row(row.line))))?;
     let shape = match shape {
         Some(shape) => shape,
         None => shape.insert(RowShape::detect(&value).map_err(whole)?),

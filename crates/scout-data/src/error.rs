@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use scout_core::ExitCode;
 
+use crate::bad_rows::BadRows;
 use crate::json::JsonError;
 
 pub type Result<T, E = DataError> = std::result::Result<T, E>;
@@ -29,6 +30,9 @@ pub enum DataError {
         #[source]
         problem: RowProblem,
     },
+    /// More than one row of a file.
+    #[error(transparent)]
+    Rows(BadRows),
     #[error("entry `{name}` of `{}` {problem}", path.display())]
     Entry { path: PathBuf, name: String, problem: String },
     #[error("cannot load the tokenizer `{}`", path.display())]
@@ -61,6 +65,7 @@ impl DataError {
             DataError::Setting { .. } => ExitCode::BadConfig,
             DataError::File { .. }
             | DataError::Row { .. }
+            | DataError::Rows(_)
             | DataError::Entry { .. }
             | DataError::Tokenizer { .. }
             | DataError::MissingToken { .. }
@@ -79,13 +84,8 @@ impl DataError {
             DataError::MissingDataset { .. } => {
                 Some("`dataset` takes names from `dataset_info.json` and paths of .json or .jsonl files".to_string())
             }
-            DataError::Row { problem: RowProblem::TooLong { .. }, .. } => {
-                Some("split the row, or raise `max_row_bytes`".to_string())
-            }
-            DataError::Row { problem: RowProblem::NothingToLearn { .. }, .. } => {
-                Some("raise `cutoff_len`, or remove the row".to_string())
-            }
             DataError::Conversation(problem) | DataError::Row { problem, .. } => problem.hint(),
+            DataError::Rows(bad_rows) => bad_rows.problems().find_map(RowProblem::hint),
             _ => None,
         }
     }
@@ -125,8 +125,11 @@ pub enum RowProblem {
     Json(#[source] JsonError),
     #[error("found {found}, expected {expected}")]
     WrongType { found: &'static str, expected: &'static str },
-    #[error("the field is missing")]
-    Missing,
+    /// `found` tells the fields that are there, as [`RowProblem::AnswerMissing`] does.
+    #[error("the {what} has no field `{field}`, {found}")]
+    Missing { what: &'static str, field: String, found: String },
+    #[error("the row has no answer to learn: it has no field `{field}`, {found}")]
+    AnswerMissing { field: String, found: String },
     #[error(
         "the row looks like no known format: found {found}, expected `instruction` and `output` (Alpaca), \
          `conversations` (ShareGPT) or `messages` (OpenAI)"
@@ -159,8 +162,18 @@ pub enum RowProblem {
 }
 
 impl RowProblem {
+    /// Whether the end of the row is not known, so that no row after it can be read.
+    pub(crate) fn ends_reading(&self) -> bool {
+        matches!(self, RowProblem::TooLong { .. } | RowProblem::CutOff)
+    }
+
     fn hint(&self) -> Option<String> {
         match self {
+            RowProblem::TooLong { .. } => Some("split the row, or raise `max_row_bytes`".to_string()),
+            RowProblem::NothingToLearn { .. } => Some("raise `cutoff_len`, or remove the row".to_string()),
+            RowProblem::Json(JsonError::Syntax { .. }) => {
+                Some("a file holds one JSON list of rows, or one whole row on every line".to_string())
+            }
             RowProblem::Media { .. } => {
                 Some("remove the rows with pictures, videos or sounds (and their `<image>` marks)".to_string())
             }

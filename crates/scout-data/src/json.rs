@@ -24,24 +24,85 @@ pub(crate) enum Json {
 /// Why a text is not one JSON value.
 #[derive(Debug, thiserror::Error)]
 pub enum JsonError {
-    #[error("not valid JSON")]
-    Syntax(#[source] serde_json::Error),
+    #[error("not valid JSON: {problem}{position}")]
+    Syntax { problem: String, position: Position },
     #[error("key `{0}` stands twice in one object")]
     RepeatedKey(String),
     #[error("nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
 }
 
-impl From<serde_json::Error> for JsonError {
-    fn from(cause: serde_json::Error) -> JsonError {
-        JsonError::Syntax(cause)
+/// Where a text stops being JSON. Lines and columns count from 1, columns in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    /// In a piece of the text, which does not know where it stands.
+    Unknown,
+    InFile {
+        line: u64,
+        column: usize,
+    },
+    /// In a text that is itself a part of a file, as a row is, so that its lines are not the file's.
+    Within {
+        whole: &'static str,
+        line: u64,
+        column: usize,
+    },
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Position::Unknown => Ok(()),
+            Position::InFile { line, column } => write!(f, " at line {line} column {column}"),
+            Position::Within { whole, line: 1, column } => write!(f, " at column {column} of the {whole}"),
+            Position::Within { whole, line, column } => write!(f, " at line {line} column {column} of the {whole}"),
+        }
     }
+}
+
+impl JsonError {
+    fn of_file(cause: &serde_json::Error) -> JsonError {
+        let position = Position::InFile { line: cause.line() as u64, column: cause.column() };
+        JsonError::Syntax { problem: without_position(cause), position }
+    }
+
+    fn of_piece(cause: serde_json::Error) -> JsonError {
+        JsonError::Syntax { problem: without_position(&cause), position: Position::Unknown }
+    }
+
+    /// The error of a row that begins on line `first_line` of its file. Where in that line is not known.
+    pub(crate) fn in_row(self, first_line: u64) -> JsonError {
+        self.moved(|line, column| match line {
+            1 => Position::Within { whole: "row", line, column },
+            _ => Position::InFile { line: first_line + line - 1, column },
+        })
+    }
+
+    /// The error of a text that stands inside a row's JSON.
+    pub(crate) fn in_text(self) -> JsonError {
+        self.moved(|line, column| Position::Within { whole: "text", line, column })
+    }
+
+    fn moved(self, to: impl Fn(u64, usize) -> Position) -> JsonError {
+        match self {
+            JsonError::Syntax { problem, position: Position::InFile { line, column } } => {
+                JsonError::Syntax { problem, position: to(line, column) }
+            }
+            other => other,
+        }
+    }
+}
+
+fn without_position(cause: &serde_json::Error) -> String {
+    let text = cause.to_string();
+    let position = format!(" at line {} column {}", cause.line(), cause.column());
+    text.strip_suffix(&position).map(str::to_string).unwrap_or(text)
 }
 
 impl Json {
     pub(crate) fn parse(text: &str) -> Result<Json, JsonError> {
         // The first pass checks the whole text and reports line and column; below it only pieces are taken apart.
-        let raw: &RawValue = serde_json::from_str(text)?;
+        let raw: &RawValue = serde_json::from_str(text).map_err(|cause| JsonError::of_file(&cause))?;
         Json::take_apart(raw, 0)
     }
 
@@ -52,7 +113,7 @@ impl Json {
         let text = raw.get();
         Ok(match text.as_bytes().first() {
             Some(b'{') => {
-                let Entries(entries) = serde_json::from_str(text)?;
+                let Entries(entries) = serde_json::from_str(text).map_err(JsonError::of_piece)?;
                 let mut seen = HashSet::with_capacity(entries.len());
                 if let Some((key, _)) = entries.iter().find(|(key, _)| !seen.insert(key.as_str())) {
                     return Err(JsonError::RepeatedKey(key.clone()));
@@ -61,10 +122,10 @@ impl Json {
                 Json::Object(parts.collect::<Result<_, JsonError>>()?)
             }
             Some(b'[') => {
-                let items: Vec<&RawValue> = serde_json::from_str(text)?;
+                let items: Vec<&RawValue> = serde_json::from_str(text).map_err(JsonError::of_piece)?;
                 Json::List(items.into_iter().map(|item| Json::take_apart(item, depth + 1)).collect::<Result<_, _>>()?)
             }
-            Some(b'"') => Json::Text(serde_json::from_str(text)?),
+            Some(b'"') => Json::Text(serde_json::from_str(text).map_err(JsonError::of_piece)?),
             Some(b't' | b'f') => Json::Bool(text == "true"),
             Some(b'n') => Json::Null,
             _ => Json::Number(text.to_string()),
@@ -318,9 +379,24 @@ mod tests {
     }
 
     #[test]
+    fn a_broken_text_is_placed_by_what_it_stands_in() {
+        let broken = |text: &str| Json::parse(text).unwrap_err();
+        assert_eq!(broken("{\n\"a\":}").to_string(), "not valid JSON: expected value at line 2 column 5");
+        assert_eq!(
+            broken("{\"a\":").in_row(7).to_string(),
+            "not valid JSON: EOF while parsing a value at column 5 of the row"
+        );
+        assert_eq!(broken("{\n\"a\":}").in_row(7).to_string(), "not valid JSON: expected value at line 8 column 5");
+        assert_eq!(broken("f(").in_text().to_string(), "not valid JSON: expected ident at column 2 of the text");
+        // Half of a character is found in a piece, whose own columns would mislead.
+        let text = broken("{\"a\": \"\\ud800\"}").in_row(7).to_string();
+        assert_eq!(text, "not valid JSON: unexpected end of hex escape");
+    }
+
+    #[test]
     fn broken_repeated_and_bottomless_values_are_refused() {
         for text in ["", "{", "[1,]", "nul", "{\"a\":1} x", "\"\\ud800\"", "01"] {
-            assert!(matches!(Json::parse(text), Err(JsonError::Syntax(_))), "{text}");
+            assert!(matches!(Json::parse(text), Err(JsonError::Syntax { .. })), "{text}");
         }
         for text in [r#"{"a":1,"a":2}"#, r#"[{"x":{"a":1,"\u0061":1}}]"#] {
             assert!(matches!(Json::parse(text), Err(JsonError::RepeatedKey(key)) if key == "a"), "{text}");

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bad_rows;
 pub mod balance;
 pub mod batch;
 mod bins;
@@ -26,6 +27,7 @@ pub mod tokenizer;
 mod tools;
 pub mod toy;
 
+pub use bad_rows::BadRows;
 pub use balance::{Balance, RowCost};
 pub use batch::{FlatBatch, LossReduction, Target, UpdateCounts, UpdatePlan, WeightedRow};
 pub use chat_template::{ChatRequest, ChatTemplate};
@@ -34,7 +36,7 @@ pub use dataset::{Dataset, DatasetRequest};
 pub use date::Date;
 pub use error::{DataError, Place, Result, RowProblem};
 pub use examples::{ExampleSet, TokenStatistics, tokenise};
-pub use json::JsonError;
+pub use json::{JsonError, Position};
 pub use order::{Dealing, Dealt, SampleOrder, Shuffle, UpdateOrder, hold_out, permutation};
 pub use packing::PackedOrder;
 pub use template::{Encoding, Example, IGNORED, Supervision, Template};

@@ -64,7 +64,8 @@ impl<R: BufRead> RowReader<R> {
         RowReader { input, path: path.to_path_buf(), limit: limit.0, layout: Layout::Unknown, buffer, rows: 0, line: 1 }
     }
 
-    /// The next row, `None` after the last. The layout is told from the first byte that is not a space.
+    /// The next row, `None` after the last. The layout is told from the first byte that is not a space. After an error
+    /// there is a next row unless the problem ends reading.
     pub(crate) fn next_row(&mut self) -> Result<Option<Row<'_>>> {
         if self.layout == Layout::Unknown {
             self.find_layout()?;
@@ -78,7 +79,7 @@ impl<R: BufRead> RowReader<R> {
         self.rows += 1;
         let (number, problem) = (self.rows, self.text_problem());
         if let Some(problem) = problem {
-            return Err(self.error_at(number, line, problem));
+            return Err(self.error_at(number, line, None, problem));
         }
         let text = std::str::from_utf8(&self.buffer).expect("checked by text_problem").trim();
         Ok(Some(Row { text, number, line }))
@@ -144,7 +145,7 @@ impl<R: BufRead> RowReader<R> {
         match self.scan_item(line)? {
             ItemEnd::Comma => {}
             ItemEnd::Bracket => self.end_of_list()?,
-            ItemEnd::EndOfFile => return Err(self.error_at(self.rows + 1, line, RowProblem::CutOff)),
+            ItemEnd::EndOfFile => return Err(self.error_at(self.rows + 1, line, None, RowProblem::CutOff)),
         }
         Ok(Some(line))
     }
@@ -200,7 +201,7 @@ impl<R: BufRead> RowReader<R> {
         if self.buffer.len() as u64 <= self.limit {
             return Ok(());
         }
-        Err(self.error_at(self.rows + 1, line, RowProblem::TooLong { limit: self.limit }))
+        Err(self.error_at(self.rows + 1, line, None, RowProblem::TooLong { limit: self.limit }))
     }
 
     fn text_problem(&self) -> Option<RowProblem> {
@@ -211,8 +212,8 @@ impl<R: BufRead> RowReader<R> {
         Some(RowProblem::NotUtf8 { offset: error.valid_up_to() })
     }
 
-    fn error_at(&self, row: u64, line: u64, problem: RowProblem) -> DataError {
-        let place = Place { path: self.path.clone(), row, line, field: None };
+    pub(crate) fn error_at(&self, row: u64, line: u64, field: Option<String>, problem: RowProblem) -> DataError {
+        let place = Place { path: self.path.clone(), row, line, field };
         DataError::Row { place: Box::new(place), problem }
     }
 }

@@ -77,7 +77,7 @@ fn calls_text(content: &str) -> Result<String, RowProblem> {
 }
 
 fn parse(text: &str, what: &'static str) -> Result<Json, RowProblem> {
-    Json::parse(text).map_err(|cause| RowProblem::ToolJson { what, cause })
+    Json::parse(text).map_err(|cause| RowProblem::ToolJson { what, cause: cause.in_text() })
 }
 
 fn object<const N: usize>(entries: [(&str, Json); N]) -> Json {

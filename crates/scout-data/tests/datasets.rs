@@ -114,11 +114,25 @@ fn hostile_rows_are_refused_with_their_place_and_reason() {
     let user = r#"{"role":"user","content":"Q"}"#;
     let assistant = r#"{"role":"assistant","content":"A"}"#;
     for (bad, expected) in [
-        (r#"{"instruction":"Q"}"#.to_string(), "field `output`: the row has no answer to learn"),
+        (
+            r#"{"instruction":"Q"}"#.to_string(),
+            ": the row has no answer to learn: it has no field `output`, only `instruction`",
+        ),
         (r#"{"instruction":"Q","output":""}"#.to_string(), "field `output`: the row has no answer to learn"),
         (r#"{"instruction":"Q","output":null}"#.to_string(), "field `output`: the row has no answer to learn"),
         (r#"{"instruction":"","input":"","output":"A"}"#.to_string(), "field `instruction`: the text is empty"),
-        ("{}".to_string(), "field `instruction`: the text is empty"),
+        (r#"{"instruction":null,"output":"A"}"#.to_string(), "field `instruction`: the text is empty"),
+        ("{}".to_string(), ": the row has no field `instruction`, nor any other"),
+        (r#"{"input":"","output":"A"}"#.to_string(), ": the row has no field `instruction`, only `input` and `output`"),
+        (
+            r#"{"a":1,"b":1,"c":1,"d":1,"e":1,"f":1,"g":1,"h":1,"i":1,"j":1}"#.to_string(),
+            ": the row has no field `instruction`, only `a`, `b`, `c`, `d`, `e`, `f`, `g`, `h` and 2 more",
+        ),
+        (r#"{"a\nb":1}"#.to_string(), ": the row has no field `instruction`, only `a\\nb`"),
+        (
+            format!(r#"{{"{}":1}}"#, "é".repeat(50)),
+            ": the row has no field `instruction`, only `éééééééééééééééééééééééééééééééééééééééé…`",
+        ),
         (r#"{"instruction":5,"output":"A"}"#.to_string(), "field `instruction`: found a number, expected a text"),
         (r#"{"instruction":"Q","output":["A"]}"#.to_string(), "field `output`: found a list, expected a text"),
         (
@@ -135,7 +149,7 @@ fn hostile_rows_are_refused_with_their_place_and_reason() {
         ),
         (
             r#"{"instruction":"Q","output":"A"#.to_string(),
-            "the row is not usable JSON: not valid JSON: EOF while parsing a string",
+            "the row is not usable JSON: not valid JSON: EOF while parsing a string at column 30 of the row",
         ),
         (
             r#"{"instruction":"Q","output":"\ud800"}"#.to_string(),
@@ -181,8 +195,11 @@ fn hostile_rows_are_refused_with_their_place_and_reason() {
             r#"{"role":"moderator","content":"Q"}"#.to_string(),
             "field `messages[0].role`: unknown role `moderator`, expected `user`, `assistant`, `tool`, `function` or `system`",
         ),
-        (r#"{"role":"user"}"#.to_string(), "field `messages[0].content`: the field is missing"),
-        (r#"{"content":"Q"}"#.to_string(), "field `messages[0].role`: the field is missing"),
+        (r#"{"role":"user"}"#.to_string(), "field `messages[0]`: the message has no field `content`, only `role`"),
+        (
+            r#"{"from":"human","value":"Q"}"#.to_string(),
+            "field `messages[0]`: the message has no field `role`, only `from` and `value`",
+        ),
         (r#"{"role":"user","content":7}"#.to_string(), "field `messages[0].content`: found a number, expected a text"),
         (r#"{"role":"user","content":""}"#.to_string(), "field `messages[0].content`: the text is empty"),
         (
@@ -201,7 +218,7 @@ fn hostile_rows_are_refused_with_their_place_and_reason() {
             format!(
                 "{user},{{\"role\":\"assistant\",\"tool_calls\":[{{\"function\":{{\"name\":\"f\",\"arguments\":\"x\"}}}}]}}"
             ),
-            "field `messages[1].tool_calls`: the tool call's `arguments` is not usable JSON",
+            "field `messages[1].tool_calls`: the tool call's `arguments` is not usable JSON: not valid JSON: expected value at column 1 of the text",
         ),
         ("\"Q\"".to_string(), "field `messages[0]`: found a text, expected an object"),
     ] {
@@ -236,6 +253,41 @@ fn chain(error: &dyn Error) -> String {
         cause = next.source();
     }
     text
+}
+
+#[test]
+fn all_bad_rows_of_a_file_are_told_in_one_error() {
+    let good = r#"{"instruction":"Q","output":"A"}"#;
+    let empty = r#"{"instruction":"Q","output":""}"#;
+    let error = |rows: &[&str], max_samples| {
+        let folder = Folder::new(&[("rows.jsonl", rows.join("\n").as_bytes())]);
+        let path = folder.path("rows.jsonl").display().to_string();
+        let request = DatasetRequest { max_samples, ..folder.request(&[&path]) };
+        let error = Dataset::load(&request).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::BadData);
+        (chain(&error).replace(&path, "rows.jsonl"), error.hint())
+    };
+
+    let rows = [good, empty, "7", good, empty, "{\"instruction\":\"\0\"}", "{\"instruction\""];
+    let (text, hint) = error(&rows, None);
+    assert_eq!(
+        text,
+        "5 of 7 rows of `rows.jsonl` cannot be used: row 2 (line 2) and row 5 (line 5), field `output`: the row has \
+         no answer to learn; row 3 (line 3): found a number, expected an object; row 6 (line 6): a NUL character in the \
+         text; row 7 (line 7): the row is not usable JSON: not valid JSON: EOF while parsing an object at column 14 of \
+         the row"
+    );
+    assert_eq!(hint.as_deref(), Some("a file holds one JSON list of rows, or one whole row on every line"));
+
+    let (text, _) = error(&rows, Some(3));
+    assert!(text.starts_with("2 of the first 3 rows of `rows.jsonl` cannot be used: row 2"), "{text}");
+    let (text, _) = error(&rows, Some(2));
+    assert_eq!(text, "`rows.jsonl` row 2 (line 2), field `output`: the row has no answer to learn");
+
+    let long = "x".repeat(30_000);
+    let (text, hint) = error(&[good, empty, &long, empty], None);
+    assert!(text.starts_with("2 of the first 3 rows of `rows.jsonl` cannot be used: row 2"), "{text}");
+    assert_eq!(hint.as_deref(), Some("split the row, or raise `max_row_bytes`"));
 }
 
 #[test]
@@ -337,7 +389,9 @@ fn a_catalogue_entry_gives_columns_tags_and_a_draw() {
     assert_eq!(load("tagged").unwrap().conversations(), [talk(None, None, &turns)]);
     assert_eq!(load("openai").unwrap().conversations(), [talk(None, None, &turns)]);
     assert_eq!(load("copied").unwrap().conversations(), [talk(None, None, &turns)]);
-    assert!(load("plain").is_err(), "the columns are not guessed for a named data set");
+    let error = chain(&load("plain").unwrap_err());
+    let expected = "it has no field `output`, only `q`, `input`, `a` and `s`";
+    assert!(error.ends_with(expected), "the columns are not guessed for a named data set: {error}");
 
     let drawn = load("drawn").unwrap();
     let mut answers: Vec<&str> = drawn.conversations().iter().map(|talk| talk.turns[1].content.as_str()).collect();
