@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration. Every message is one line and begins with the place the user can change.
+//! What can be wrong with a configuration. Every mistake is one line that begins with the place the user can change.
 
 use std::fmt;
 use std::io;
@@ -31,7 +31,13 @@ pub enum ConfigError {
     AtOdds { place: Origin, key: &'static str, problem: String },
     #[error("{name}:1:1: missing key {key}, expected {expected}")]
     MissingKey { name: String, key: &'static str, expected: &'static str },
+    /// At least two mistakes that have nothing to do with each other, one on each line, in the order of their places.
+    #[error("{}", lines(.0))]
+    Several(Vec<ConfigError>),
 }
+
+/// What is no file of a run at all has as many mistakes as lines.
+const MOST_LINES: usize = 20;
 
 impl ConfigError {
     pub fn exit_code(&self) -> ExitCode {
@@ -47,7 +53,31 @@ impl ConfigError {
             ConfigError::Unreadable { cause, .. } if cause.kind() == io::ErrorKind::IsADirectory => {
                 Some("name the YAML file inside the folder".to_string())
             }
+            ConfigError::Several(mistakes) if mistakes.len() > MOST_LINES => {
+                Some(format!("{} more mistakes are not shown", mistakes.len() - MOST_LINES))
+            }
             _ => None,
+        }
+    }
+
+    /// Fails with all of them, where there are any.
+    pub(crate) fn none_of(mut mistakes: Vec<ConfigError>) -> Result<(), ConfigError> {
+        mistakes.sort_by_key(|mistake| mistake.place().map(Origin::order));
+        match mistakes.len() {
+            0 => Ok(()),
+            1 => Err(mistakes.remove(0)),
+            _ => Err(ConfigError::Several(mistakes)),
+        }
+    }
+
+    fn place(&self) -> Option<&Origin> {
+        match self {
+            ConfigError::Syntax { place, .. }
+            | ConfigError::UnknownKey { place, .. }
+            | ConfigError::DuplicateKey { place, .. }
+            | ConfigError::Value { place, .. }
+            | ConfigError::AtOdds { place, .. } => Some(place),
+            ConfigError::Unreadable { .. } | ConfigError::MissingKey { .. } | ConfigError::Several(_) => None,
         }
     }
 
@@ -89,6 +119,18 @@ pub enum Origin {
     },
 }
 
+impl Origin {
+    /// By kind, within a file from its beginning to its end.
+    fn order(&self) -> (u8, u64, u64) {
+        match self {
+            Origin::Default => (0, 0, 0),
+            Origin::File { line, column, .. } => (1, *line, *column),
+            Origin::Environment { .. } => (2, 0, 0),
+            Origin::Override { .. } => (3, 0, 0),
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -98,6 +140,11 @@ impl fmt::Display for Origin {
             Origin::Override { text } => write!(f, "override {}", one_line(text)),
         }
     }
+}
+
+fn lines(mistakes: &[ConfigError]) -> String {
+    let lines: Vec<String> = mistakes.iter().take(MOST_LINES).map(ToString::to_string).collect();
+    lines.join("\n")
 }
 
 /// Line breaks and other control characters become escapes, so that no input can break a message in two.

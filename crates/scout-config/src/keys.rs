@@ -1,9 +1,10 @@
 //! The one table of keys: who owns each, what becomes of it, its default, one line of help. A key that is not here is
-//! unknown. Reading values is left to the components.
+//! unknown. Reading values is left to the components; keys that nobody reads stand in `foreign.rs` for the most part.
 
 use std::fmt::Write;
 
 use crate::error::or_list;
+use crate::foreign::FOREIGN_KEYS;
 use crate::words::words;
 
 /// One key of the YAML file.
@@ -36,6 +37,9 @@ pub enum Treatment {
     Honoured,
     /// Accepted with an info line that gives the reason; values other than those accepted are refused.
     Inert(Accepts, &'static str),
+    /// One of these words asks for what is done anyway, and is accepted without a line; the reason is part of the error
+    /// about every other value.
+    Only(&'static [&'static str], &'static str),
     /// Only `null` is accepted; the reason is part of the error.
     Refused(&'static str),
 }
@@ -54,9 +58,9 @@ pub enum Accepts {
 
 use Accepts::{Anything, Bool, Number, Text, Words};
 use Component::{Data, Device, Lora, Model, Output, Train};
-use Treatment::{Honoured, Inert, Refused};
+use Treatment::{Honoured, Inert, Only, Refused};
 
-const fn key(
+pub(crate) const fn key(
     name: &'static str,
     component: Component,
     treatment: Treatment,
@@ -68,16 +72,34 @@ const fn key(
 
 const ONLY_TRUE: Accepts = Words(&["true"]);
 const ONLY_FALSE: Accepts = Words(&["false"]);
-const PICTURES: &str = "pictures are not built yet";
-const VIDEOS: &str = "Scout takes no videos";
-const PREFERENCES: &str = "preference training is not built yet";
-const FOUR_BIT: &str = "4-bit is not built yet";
-const EXPORT: &str = "only merging reads it, and merging is not built yet";
+pub(crate) const PICTURES: &str = "pictures are not built yet";
+pub(crate) const VIDEOS: &str = "Scout takes no videos";
+pub(crate) const PREFERENCES: &str = "preference training is not built yet";
+pub(crate) const FOUR_BIT: &str = "4-bit is not built yet";
+pub(crate) const EXPORT: &str = "only merging reads it, and merging is not built yet";
 const EXPORT_QUANTIZED: &str = "quantised export is not built yet";
+pub(crate) const CHECKPOINTS: &str =
+    "what is trained is written at the end of the run, checkpoints on the way are not built yet";
+pub(crate) const CORES: &str = "reading uses the cores it finds";
+pub(crate) const METRICS: &str = "metrics are written to `trainer_log.jsonl` and sent nowhere";
+pub(crate) const SHARDING: &str = "`weights` says how ranks hold the base";
 
-/// Every key that is known, component by component.
+/// Every key that is known.
+pub const KEYS: &[Key] = &joined();
+
+const fn joined() -> [Key; OWN_KEYS.len() + FOREIGN_KEYS.len()] {
+    let mut keys = [OWN_KEYS[0]; OWN_KEYS.len() + FOREIGN_KEYS.len()];
+    let mut index = 0;
+    while index < keys.len() {
+        keys[index] = if index < OWN_KEYS.len() { OWN_KEYS[index] } else { FOREIGN_KEYS[index - OWN_KEYS.len()] };
+        index += 1;
+    }
+    keys
+}
+
+/// The keys that are read, and those of LLaMA-Factory's examples, component by component.
 #[rustfmt::skip]
-pub const KEYS: &[Key] = &[
+const OWN_KEYS: &[Key] = &[
     key("model_name_or_path", Model, Honoured, "null", "folder of the base model; required unless `random_weights`"),
     key("adapter_name_or_path", Model, Honoured, "null", "folder of a PEFT adapter to start from"),
     key("random_weights", Model, Honoured, "false", "fill the model with random numbers instead of reading a checkpoint"),
@@ -105,8 +127,8 @@ pub const KEYS: &[Key] = &[
     key("disable_shuffling", Data, Honoured, "false", "keep the rows in the order of the files"),
     key("max_row_bytes", Data, Honoured, "8MiB", "longest row that is read"),
     key("overwrite_cache", Data, Inert(Bool, "rows are read afresh every time"), "false", "LLaMA-Factory: ignore cached tokens"),
-    key("preprocessing_num_workers", Data, Inert(Number, "reading uses the cores it finds"), "null", "LLaMA-Factory: processes that tokenise"),
-    key("dataloader_num_workers", Data, Inert(Number, "reading uses the cores it finds"), "0", "LLaMA-Factory: processes that load batches"),
+    key("preprocessing_num_workers", Data, Inert(Number, CORES), "null", "LLaMA-Factory: processes that tokenise"),
+    key("dataloader_num_workers", Data, Inert(Number, CORES), "0", "LLaMA-Factory: processes that load batches"),
     key("tokenized_path", Data, Refused("a cache of tokens is not built yet"), "null", "folder of tokenised rows"),
     key("image_max_pixels", Data, Inert(Number, PICTURES), "589824", "pixels a picture is reduced to"),
     key("video_max_pixels", Data, Refused(VIDEOS), "null", "pixels a video frame is reduced to"),
@@ -150,10 +172,10 @@ pub const KEYS: &[Key] = &[
     key("overwrite_output_dir", Output, Honoured, "false", "write into a folder that holds a run already"),
     key("plot_loss", Output, Honoured, "false", "draw `training_loss.png`"),
     key("adapter_layout", Output, Honoured, "auto", "names of the adapter's tensors; `auto` follows the checkpoint"),
-    key("save_steps", Output, Inert(Number, "what is trained is written at the end of the run, checkpoints on the way are not built yet"), "500", "updates between two checkpoints"),
+    key("save_steps", Output, Inert(Number, CHECKPOINTS), "500", "updates between two checkpoints"),
     key("save_only_model", Output, Inert(Bool, "the optimizer is never written"), "false", "leave the optimizer out of checkpoints"),
     key("resume_from_checkpoint", Output, Inert(ONLY_FALSE, "every run starts afresh, resuming is not built yet"), "null", "checkpoint to go on from"),
-    key("report_to", Output, Inert(Words(&["none", "all", "tensorboard", "wandb", "mlflow", "swanlab", "trackio"]), "metrics are written to `trainer_log.jsonl` and sent nowhere"), "none", "services that receive metrics"),
+    key("report_to", Output, Inert(Words(&["none", "all", "tensorboard", "wandb", "mlflow", "swanlab", "trackio"]), METRICS), "none", "services that receive metrics"),
     key("export_dir", Output, Inert(Text, EXPORT), "null", "folder of the merged model"),
     key("export_size", Output, Inert(Number, EXPORT), "5", "GB of a file of the merged model"),
     key("export_device", Output, Inert(Text, EXPORT), "cpu", "where merging is done"),
@@ -170,52 +192,13 @@ pub const KEYS: &[Key] = &[
     key("init_timeout", Device, Honoured, "120", "seconds in which all ranks must have met"),
     key("deterministic", Device, Honoured, "false", "only kernels that give the same bits every time"),
     key("ddp_timeout", Device, Honoured, "null", "LLaMA-Factory's name of `hang_limit`; a day at most"),
-    key("deepspeed", Device, Inert(Anything, "`weights` says how ranks hold the base"), "null", "LLaMA-Factory: file of DeepSpeed settings"),
+    key("deepspeed", Device, Inert(Anything, SHARDING), "null", "LLaMA-Factory: file of DeepSpeed settings"),
     key("ray_num_workers", Device, Inert(Number, "mpirun, srun, torchrun or `launch` start the ranks"), "null", "LLaMA-Factory: workers started by Ray"),
 ];
 
 /// The key of that name.
 pub(crate) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
-}
-
-/// The known key that an unknown one was probably meant to be.
-///
-/// First by spelling, with at most three slips; else the shortest key that the name is a part of (`batch_size`), one that is
-/// honoured before all others.
-pub(crate) fn nearest(name: &str) -> Option<&'static str> {
-    const MAX_SLIPS: usize = 3;
-    const MAX_NAME: usize = 64;
-    let name = name.trim().to_lowercase().replace(['-', ' '], "_");
-    if name.len() > MAX_NAME {
-        return None;
-    }
-    let (slips, closest) = KEYS.iter().map(|key| (edit_distance(&name, key.name), key.name)).min()?;
-    if slips <= MAX_SLIPS && 2 * slips < closest.len() {
-        return Some(closest);
-    }
-    let holds_it = |known: &str| name.len() >= 4 && known.contains(&name);
-    let holding = KEYS.iter().filter(|key| holds_it(key.name));
-    holding.min_by_key(|key| (key.treatment != Honoured, key.name.len())).map(|key| key.name)
-}
-
-/// Insertions, deletions, substitutions and swaps of neighbours that turn `a` into `b`.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
-    for i in 1..=a.len() {
-        let mut row = vec![i];
-        for j in 1..=b.len() {
-            let substituted = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut best = substituted.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                best = best.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(best);
-        }
-        rows.push(row);
-    }
-    rows[a.len()][b.len()]
 }
 
 /// All keys as a Markdown table.
@@ -226,6 +209,7 @@ pub fn key_table() -> String {
             Honoured => "honoured".to_string(),
             Inert(Words(words), reason) => format!("only {}, without effect: {reason}", or_list(words)),
             Inert(_, reason) => format!("accepted without effect: {reason}"),
+            Only(words, reason) => format!("only {}: {reason}", or_list(words)),
             Refused(reason) => format!("refused: {reason}"),
         };
         writeln!(table, "| {component} | `{name}` | `{default}` | {treatment} | {help} |")
@@ -258,49 +242,15 @@ mod tests {
         gather adapter_layout hang_limit init_timeout max_row_bytes deterministic";
 
     #[test]
-    fn the_table_holds_the_promised_keys_and_no_others() {
+    fn the_tables_hold_the_promised_keys_and_none_twice() {
         let example_keys: BTreeSet<&str> = EXAMPLE_KEYS.split_whitespace().collect();
         assert_eq!(example_keys.len(), 53);
         let promised: BTreeSet<&str> = example_keys.into_iter().chain(FURTHER_KEYS.split_whitespace()).collect();
+        let own: BTreeSet<&str> = OWN_KEYS.iter().map(|key| key.name).collect();
+        assert_eq!(own, promised);
         let known: BTreeSet<&str> = KEYS.iter().map(|key| key.name).collect();
         assert_eq!(known.len(), KEYS.len(), "a key stands twice");
-        assert_eq!(known, promised);
-    }
-
-    #[test]
-    fn one_slip_in_any_key_is_answered_with_that_key() {
-        for Key { name, .. } in KEYS {
-            for at in 0..name.len() {
-                let (head, tail) = name.split_at(at);
-                let mut slips = vec![format!("{head}{}", &tail[1..]), format!("{head}q{}", &tail[1..])];
-                if let Some(next) = tail.chars().nth(1) {
-                    slips.push(format!("{head}{next}{}{}", &tail[..1], &tail[2..]));
-                }
-                for slip in slips.into_iter().filter(|slip| find(slip).is_none()) {
-                    // Without its last digit a beta is as near to the other one.
-                    let twins = name.starts_with("adam_beta") && at + 1 == name.len();
-                    let answer = nearest(&slip).unwrap_or_default();
-                    assert!(answer == *name || twins && answer.starts_with("adam_beta"), "{slip}: {answer}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn unknown_keys_are_answered_with_what_was_meant_or_with_nothing() {
-        for (unknown, expected) in [
-            ("learnin_rate", Some("learning_rate")),
-            ("Learning-Rate", Some("learning_rate")),
-            ("lr_scheduler", Some("lr_scheduler_type")),
-            ("batch_size", Some("per_device_train_batch_size")),
-            ("epochs", Some("num_train_epochs")),
-            ("eval_accumulation_steps", None),
-            ("fp16", None),
-            ("", None),
-            ("wibble", None),
-        ] {
-            assert_eq!(nearest(unknown), expected, "{unknown}");
-        }
+        assert!(FOREIGN_KEYS.iter().all(|key| key.treatment != Honoured), "foreign keys are not read");
     }
 
     #[test]
@@ -315,5 +265,6 @@ mod tests {
             table.contains("| model | `quantization_bit` | `null` | refused: 4-bit is not built yet | "),
             "{table}"
         );
+        assert!(table.contains("| lora | `use_dora` | `false` | only false: DoRA is not built yet | "), "{table}");
     }
 }

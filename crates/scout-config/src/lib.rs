@@ -8,10 +8,12 @@
 mod data;
 mod device;
 mod error;
+mod foreign;
 mod freeze;
 mod keys;
 mod lora;
 mod model;
+mod nearest;
 mod output;
 mod scalars;
 mod settings;

@@ -1,25 +1,26 @@
-//! From the text of one value to a number, a truth value or a word. Says nothing of keys, and makes no errors.
+//! From the text of one value to a number or a truth value. Says nothing of keys, and makes no errors.
 
-use crate::yaml::{Node, Value};
+use crate::yaml::Node;
 
 /// Truth values as YAML 1.1 and 1.2 write them.
 pub(crate) fn truth(node: &Node) -> Option<bool> {
-    match node.scalar()?.to_ascii_lowercase().as_str() {
+    truth_of(node.scalar()?)
+}
+
+fn truth_of(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" => Some(true),
         "false" | "no" | "off" => Some(false),
         _ => None,
     }
 }
 
-/// The text of a scalar; truth values become `true` and `false`, in whatever way they are written.
-pub(crate) fn word(node: &Node) -> Option<String> {
-    match &node.value {
-        Value::Scalar { typed: true, .. } => match truth(node) {
-            Some(truth) => Some(truth.to_string()),
-            None => node.scalar().map(str::to_string),
-        },
-        _ => node.scalar().map(str::to_string),
-    }
+/// Whether a value is this word, or the same truth value or number in another spelling.
+pub(crate) fn means(node: &Node, word: &str) -> bool {
+    let Some(text) = node.scalar() else { return false };
+    let same_truth = truth_of(text).is_some_and(|truth| truth_of(word) == Some(truth));
+    let same_number = number(text).is_some_and(|written| number(word) == Some(written));
+    text == word || same_truth || same_number
 }
 
 /// A finite decimal number: `2e-5`, `1.0`, `-3`, `1_000`.
@@ -51,6 +52,7 @@ pub(crate) fn has_leading_zero(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::yaml;
 
     #[test]
     fn numbers_are_decimal_finite_and_unambiguous() {
@@ -79,6 +81,26 @@ mod tests {
             ("--1", None),
         ] {
             assert_eq!(number(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_word_is_known_in_every_spelling_of_its_truth_value_or_number() {
+        for (written, word, expected) in [
+            ("no", "no", true),
+            ("'no'", "no", true),
+            ("False", "no", true),
+            ("off", "false", true),
+            ("yes", "false", false),
+            ("0.0", "0", true),
+            ("0e3", "0", true),
+            ("0.1", "0", false),
+            ("steps", "steps", true),
+            ("Steps", "steps", false),
+            ("[no]", "no", false),
+            ("~", "no", false),
+        ] {
+            assert_eq!(means(&yaml::parse(written).unwrap(), word), expected, "{written} {word}");
         }
     }
 }

@@ -7,6 +7,7 @@ use scout_core::env::KEY_PREFIX;
 
 use crate::error::{ConfigError, Origin, one_line, or_list};
 use crate::keys::{self, Accepts, KEYS, Key, Treatment};
+use crate::nearest::nearest;
 use crate::scalars;
 use crate::yaml::{self, Node, Value};
 
@@ -33,12 +34,15 @@ impl Settings {
     ) -> Result<Settings, ConfigError> {
         let values = KEYS.iter().map(|key| (key.name, Setting::default_of(key))).collect();
         let mut settings = Settings { values, name: name.to_string() };
-        settings.add_file(text)?;
-        settings.add_environment(environment)?;
-        for text in overrides {
-            settings.add_override(text)?;
+        let mut mistakes = settings.add_file(text)?;
+        for (variable, text) in environment {
+            mistakes.extend(settings.add_variable(variable, text).err());
         }
-        settings.check_treatments()?;
+        for text in overrides {
+            mistakes.extend(settings.add_override(text).err());
+        }
+        mistakes.extend(settings.against_treatments());
+        ConfigError::none_of(mistakes)?;
         Ok(settings)
     }
 
@@ -85,19 +89,20 @@ impl Settings {
         reasons.map(|(key, reason)| without_effect(key, reason)).collect()
     }
 
-    fn add_file(&mut self, text: &str) -> Result<(), ConfigError> {
+    /// Returns what is wrong with single keys. Fails where the text is no YAML with keys.
+    fn add_file(&mut self, text: &str) -> Result<Vec<ConfigError>, ConfigError> {
         let name = self.name.clone();
         let place_of = |line, column| Origin::File { name: name.clone(), line, column };
         let document = yaml::parse(text).map_err(|error| ConfigError::of_yaml(error, place_of))?;
         let problem = match document.value {
             Value::Map(entries) => {
-                for (key, node) in entries {
+                let set = entries.into_iter().map(|(key, node)| {
                     let value_place = place_of(node.line, node.column);
-                    self.set(&key.name, node, (place_of(key.line, key.column), value_place))?;
-                }
-                return Ok(());
+                    self.set(&key.name, node, (place_of(key.line, key.column), value_place))
+                });
+                return Ok(set.filter_map(Result::err).collect());
             }
-            Value::Null => "found no keys".to_string(),
+            Value::Null | Value::Empty => "found no keys".to_string(),
             Value::List(_) => "found a list".to_string(),
             Value::Scalar { .. } => format!("found {}", one_line(&document.shown())),
         };
@@ -105,14 +110,11 @@ impl Settings {
         Err(ConfigError::Syntax { place: place_of(document.line.max(1), document.column.max(1)), problem })
     }
 
-    fn add_environment(&mut self, environment: &[(String, String)]) -> Result<(), ConfigError> {
-        for (variable, text) in environment {
-            let Some(key) = variable.strip_prefix(KEY_PREFIX) else { continue };
-            let place = Origin::Environment { variable: variable.clone() };
-            let node = written_value(text, &place)?;
-            self.set(&key.to_lowercase(), node, (place.clone(), place))?;
-        }
-        Ok(())
+    fn add_variable(&mut self, variable: &str, text: &str) -> Result<(), ConfigError> {
+        let Some(key) = variable.strip_prefix(KEY_PREFIX) else { return Ok(()) };
+        let place = Origin::Environment { variable: variable.to_string() };
+        let node = written_value(text, &place)?;
+        self.set(&key.to_lowercase(), node, (place.clone(), place))
     }
 
     fn add_override(&mut self, text: &str) -> Result<(), ConfigError> {
@@ -127,12 +129,13 @@ impl Settings {
     /// `places` are those of the key and of its value.
     fn set(&mut self, name: &str, node: Node, places: (Origin, Origin)) -> Result<(), ConfigError> {
         let Some(key) = keys::find(name) else {
-            return Err(ConfigError::UnknownKey {
-                place: places.0,
-                key: one_line(name),
-                suggestion: keys::nearest(name),
-            });
+            return Err(ConfigError::UnknownKey { place: places.0, key: one_line(name), suggestion: nearest(name) });
         };
+        // An empty place is more often a number that was to be filled in than a wish for the default.
+        if node.value == Value::Empty && key.treatment == Treatment::Honoured && key.default != "null" {
+            let expected = format!("one (`null` asks for the default {})", key.default);
+            return Err(ConfigError::Value { place: places.1, key: key.name, found: node.shown(), expected });
+        }
         // A written `null` asks for the default, and is remembered as the place that asked.
         let is_given = !node.is_null();
         let node = if is_given { node } else { Setting::default_of(key).node };
@@ -140,20 +143,19 @@ impl Settings {
         Ok(())
     }
 
-    fn check_treatments(&self) -> Result<(), ConfigError> {
-        for key in KEYS.iter().filter(|key| self.is_written(key.name)) {
-            match key.treatment {
-                Treatment::Honoured => {}
-                Treatment::Refused(reason) => return Err(self.wrong(key.name, format!("null: {reason}"))),
-                Treatment::Inert(accepts, reason) => {
-                    let expected = accepts.refusal(&self.get(key.name).node, reason);
-                    if let Some(expected) = expected {
-                        return Err(self.wrong(key.name, expected));
-                    }
-                }
-            }
-        }
-        Ok(())
+    /// What was written for keys that nobody reads and cannot be accepted.
+    fn against_treatments(&self) -> Vec<ConfigError> {
+        let mistake = |key: &Key| {
+            let node = &self.get(key.name).node;
+            let expected = match key.treatment {
+                Treatment::Honoured => None,
+                Treatment::Refused(reason) => Some(format!("null: {reason}")),
+                Treatment::Only(words, reason) => Accepts::Words(words).refusal(node, reason),
+                Treatment::Inert(accepts, reason) => accepts.refusal(node, reason),
+            }?;
+            Some(self.wrong(key.name, expected))
+        };
+        KEYS.iter().filter(|key| self.is_written(key.name)).filter_map(mistake).collect()
     }
 }
 
@@ -166,7 +168,7 @@ impl Setting {
     fn default_of(key: &Key) -> Setting {
         let node = match key.treatment {
             Treatment::Honoured => yaml::parse(key.default).expect("a test reads every default of the table"),
-            Treatment::Inert(..) | Treatment::Refused(_) => Node::null(),
+            _ => Node::null(),
         };
         Setting { node, origin: Origin::Default, is_given: false }
     }
@@ -185,7 +187,7 @@ impl Accepts {
             }
             Accepts::Words(words) => {
                 let items = if let Value::List(items) = &node.value { items } else { std::slice::from_ref(node) };
-                let fits = items.iter().all(|item| scalars::word(item).is_some_and(|word| words.contains(&&*word)));
+                let fits = items.iter().all(|item| words.iter().any(|word| scalars::means(item, word)));
                 (!fits).then(|| format!("{}: {reason}", or_list(words)))
             }
         }

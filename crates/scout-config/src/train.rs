@@ -99,6 +99,14 @@ impl TrainConfig {
         if self.eval_steps.is_some() && self.eval_strategy != EvalStrategy::Steps {
             return Err(settings.contradiction("eval_steps", "eval_strategy", "eval_strategy steps"));
         }
+        let data_seed = settings.optional("data_seed", |settings, key| settings.whole(key, 0, u64::MAX))?;
+        if data_seed.is_some_and(|data_seed| data_seed != self.seed) {
+            return Err(settings.contradiction(
+                "data_seed",
+                "seed",
+                "the same of both: the order of rows follows seed",
+            ));
+        }
         Ok(())
     }
 

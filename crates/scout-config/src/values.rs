@@ -103,7 +103,7 @@ impl Settings {
         const EXPECTED: &str = "names separated by commas, or a list of names";
         let node = &self.get(key).node;
         let items: Vec<&str> = match &node.value {
-            Value::Null => return Ok(Vec::new()),
+            Value::Null | Value::Empty => return Ok(Vec::new()),
             Value::Scalar { text, .. } => text.split(',').map(str::trim).collect(),
             Value::List(items) => {
                 let texts: Option<Vec<&str>> = items.iter().map(Node::scalar).collect();
@@ -132,9 +132,12 @@ impl Settings {
     }
 
     fn plain_text(&self, key: &'static str, text: &str) -> Read<String> {
-        // Other readers of these files replace `${...}`; taking it as written would name a file nobody meant.
+        // Other readers of these files replace `${...}`, and shells `~`; taking it as written would name a file nobody
+        // meant. Replaced, it could be another one on every host, where all ranks must have the same configuration.
         let problem = if text.contains("${") {
             "the value itself, `${…}` is not replaced"
+        } else if text == "~" || text.starts_with("~/") {
+            "the whole path, `~` is not replaced"
         } else if text.trim().is_empty() || text.contains(['\n', '\0']) {
             "a text on one line, not empty"
         } else {

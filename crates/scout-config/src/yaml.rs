@@ -22,6 +22,8 @@ pub(crate) struct Node {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value {
     Null,
+    /// Nothing stands where a value should, which YAML takes for `null`.
+    Empty,
     /// `typed` says that YAML reads the plain text as a number or a truth value; a quoted `"5"` is not typed.
     Scalar {
         text: String,
@@ -63,7 +65,7 @@ impl Node {
     }
 
     pub fn is_null(&self) -> bool {
-        self.value == Value::Null
+        matches!(self.value, Value::Null | Value::Empty)
     }
 
     /// The text of a scalar.
@@ -78,6 +80,7 @@ impl Node {
     pub fn shown(&self) -> String {
         match &self.value {
             Value::Null => "null".to_string(),
+            Value::Empty => "no value".to_string(),
             Value::Scalar { text, typed: true } => text.clone(),
             Value::Scalar { text, typed: false } => format!("{:?}", shortened(text)),
             Value::List(items) => {
@@ -180,6 +183,7 @@ enum Raw {
 
 fn node(raw: Spanned<Raw>, source: &str) -> Node {
     let value = match raw.value {
+        Raw::Null if written(&raw.defined, source).is_some_and(|text| text.is_empty()) => Value::Empty,
         Raw::Null => Value::Null,
         Raw::Typed(printed) => Value::Scalar { text: written(&raw.defined, source).unwrap_or(printed), typed: true },
         Raw::Text(text) => Value::Scalar { text, typed: false },
@@ -294,6 +298,8 @@ mod tests {
         check("a: yes\nb: True\nc: no\n", "a@1:4=yes b@2:4=True c@3:4=no");
         check("a: \"5\"\nb: 'it''s'\n", "a@1:4=\"5\" b@2:4=\"it's\"");
         check("a: ~\nb: null\nc: \"null\"\n", "a@1:4=null b@2:4=null c@3:4=\"null\"");
+        check("a:\nb: # none\nc: ''\n", "a@1:2=no value b@2:2=no value c@3:4=\"\"");
+        check("{a: , b: }", "a@1:3=no value b@1:8=no value");
         check("a: .nan\nb: 1e999\nc: 1_000\n", "a@1:4=.nan b@2:4=1e999 c@3:4=1_000");
         check("é: ü\nb: 0.10\n", "é@1:4=\"ü\" b@2:4=0.10");
         check("a: &x 1.50\nb: *x\n", "a@1:7=1.50 b@2:4=1.50");

@@ -126,6 +126,57 @@ export_device: cpu  # choices: [cpu, auto]
 export_legacy_format: false
 ";
 
+/// As the web page of LLaMA-Factory writes its files, with what users add to them.
+const FROM_THE_WEB_PAGE: &str = r"
+bf16: true
+cutoff_len: 2048
+dataset: identity
+dataset_dir: data
+ddp_timeout: 180000000
+do_train: true
+enable_thinking: true
+finetuning_type: lora
+flash_attn: auto
+gradient_accumulation_steps: 8
+include_num_input_tokens_seen: true
+learning_rate: 5.0e-05
+logging_steps: 5
+lora_alpha: 16
+lora_dropout: 0
+lora_rank: 8
+lora_target: all
+lr_scheduler_type: cosine
+max_grad_norm: 1.0
+max_samples: 100000
+model_name_or_path: /models/scout
+num_train_epochs: 3.0
+optim: adamw_torch
+output_dir: saves/scout/lora/train
+packing: false
+per_device_train_batch_size: 2
+plot_loss: true
+preprocessing_num_workers: 16
+report_to: none
+save_steps: 100
+stage: sft
+template: llama4
+trust_remote_code: true
+warmup_steps: 0
+gradient_checkpointing: true
+enable_liger_kernel: true
+logging_dir: logs
+run_name: first
+save_strategy: no
+save_total_limit: 3
+fp16: false
+streaming: false
+use_dora: false
+neftune_noise_alpha: 0.0
+label_smoothing_factor: 0
+mix_strategy: concat
+data_seed: 42
+";
+
 const OUR_OWN_KEYS: &str = r"
 random_weights: true
 weights: zero3
@@ -148,11 +199,10 @@ fn load(text: &str) -> Loaded {
 
 #[test]
 fn example_files_load_as_they_are() {
-    for text in [SCOUT_ZERO3, WITH_EVALUATION, IN_FOUR_BIT_STYLE_WITHOUT_BITS, WITH_PICTURES_KEYS, MERGE, OUR_OWN_KEYS]
-    {
+    for text in [MERGE, OUR_OWN_KEYS] {
         load(text);
     }
-    for text in [SCOUT_ZERO3, WITH_EVALUATION, IN_FOUR_BIT_STYLE_WITHOUT_BITS, WITH_PICTURES_KEYS] {
+    for text in [SCOUT_ZERO3, WITH_EVALUATION, IN_FOUR_BIT_STYLE_WITHOUT_BITS, WITH_PICTURES_KEYS, FROM_THE_WEB_PAGE] {
         load(text).check_for_training().unwrap();
     }
 }
@@ -193,6 +243,29 @@ fn every_key_without_effect_is_noted_once() {
     ];
     assert_eq!(noted, expected, "{notes:#?}");
     assert!(notes.iter().all(|note| note.lines().count() == 1 && note.contains(" has no effect: ")), "{notes:#?}");
+}
+
+#[test]
+fn what_switches_other_training_off_is_not_noted_and_what_changes_nothing_is() {
+    let notes = load(FROM_THE_WEB_PAGE).notes;
+    let noted: Vec<&str> = notes.iter().map(|note| note.split('`').nth(1).unwrap()).collect();
+    let of_examples =
+        ["trust_remote_code", "stage", "do_train", "preprocessing_num_workers", "save_steps", "report_to"];
+    let others = [
+        "flash_attn",
+        "enable_liger_kernel",
+        "gradient_checkpointing",
+        "enable_thinking",
+        "data_seed",
+        "save_strategy",
+        "save_total_limit",
+        "logging_dir",
+        "include_num_input_tokens_seen",
+        "run_name",
+        "ddp_timeout",
+    ];
+    assert_eq!(noted, [&of_examples[..], &others].concat(), "{notes:#?}");
+    assert!(notes.iter().all(|note| note.contains(" has no effect: ")), "{notes:#?}");
 }
 
 #[test]
