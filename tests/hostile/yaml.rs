@@ -156,12 +156,9 @@ fn a_wish_that_cannot_be_met_is_one_clear_error() {
             "--device-memory",
             "512KiB",
         ]),
-        case(
-            "a name of a model in place of its folder",
-            66,
-            &["`meta/llama`", "hf download meta/llama"],
-            |p| p.set("model_name_or_path", "meta/llama"),
-        ),
+        case("a name of a model in place of its folder", 66, &["`meta/llama`", "hf download meta/llama"], |p| {
+            p.set("model_name_or_path", "meta/llama")
+        }),
         case("a result that is there already", 78, &["`run` is not empty", "overwrite_output_dir"], |p| {
             p.make_folder("run");
             p.write("run/notes.txt", "precious");
