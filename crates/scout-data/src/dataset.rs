@@ -2,6 +2,7 @@
 //! tokens. A bad row is an error with its file, row and field, told together with the other bad rows of the file:
 //! training on less than was asked for is no choice to make silently.
 
+use std::collections::BTreeSet;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,8 @@ pub struct Dataset {
     /// File, row and line of each conversation.
     origins: Vec<(u32, u64, u64)>,
     files: Vec<PathBuf>,
+    passed_over: BTreeSet<&'static str>,
+    notes: Vec<String>,
 }
 
 impl Dataset {
@@ -70,6 +73,11 @@ impl Dataset {
             if part.is_empty() {
                 return Err(DataError::File { path, problem: "has no rows".to_string() });
             }
+            whole.notes.extend(part.passed_over.iter().map(|field| {
+                format!(
+                    "rows of `{name}` have `{field}`, which is not used: `columns` in `dataset_info.json` would name it"
+                )
+            }));
             if let Some(count) = num_samples {
                 part.draw(count, request.seed);
                 part.truncate(request.max_samples.unwrap_or(count));
@@ -82,7 +90,7 @@ impl Dataset {
     /// A data set that does not come from a file, for synthetic data; rows count from 1.
     pub fn from_conversations(name: &str, conversations: Vec<Conversation>) -> Dataset {
         let origins = (1..=conversations.len() as u64).map(|row| (0, row, row)).collect();
-        Dataset { conversations, origins, files: vec![PathBuf::from(name)] }
+        Dataset { conversations, origins, files: vec![PathBuf::from(name)], ..Dataset::default() }
     }
 
     pub fn len(&self) -> usize {
@@ -91,6 +99,11 @@ impl Dataset {
 
     pub fn is_empty(&self) -> bool {
         self.conversations.is_empty()
+    }
+
+    /// What people may want to know of the rows.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     pub fn conversations(&self) -> &[Conversation] {
@@ -121,7 +134,7 @@ impl Dataset {
             if most.is_some_and(|most| rows == most) {
                 break RowsRead::First(rows);
             }
-            match read_next(&mut reader, &mut shape) {
+            match read_next(&mut reader, &mut shape, &mut self.passed_over) {
                 Ok(None) => break RowsRead::All(rows),
                 // Beside a bad row the others are only read for what is wrong with them.
                 Ok(Some((conversation, row, line))) if bad_rows.is_empty() => {
@@ -168,23 +181,30 @@ impl Dataset {
 fn read_next<R: BufRead>(
     reader: &mut RowReader<R>,
     shape: &mut Option<RowShape>,
+    passed_over: &mut BTreeSet<&'static str>,
 ) -> Result<Option<(Conversation, u64, u64)>> {
     let Some(row) = reader.next_row()? else { return Ok(None) };
     let (number, line) = (row.number, row.line);
-    match read_row(&row, shape) {
+    match read_row(&row, shape, passed_over) {
         Ok(conversation) => Ok(Some((conversation, number, line))),
         Err(FieldProblem { field, problem }) => Err(reader.error_at(number, line, field, problem)),
     }
 }
 
-fn read_row(row: &Row<'_>, shape: &mut Option<RowShape>) -> Result<Conversation, FieldProblem> {
+fn read_row(
+    row: &Row<'_>,
+    shape: &mut Option<RowShape>,
+    passed_over: &mut BTreeSet<&'static str>,
+) -> Result<Conversation, FieldProblem> {
     let whole = |problem| FieldProblem { field: None, problem };
     let value = Json::parse(row.text).map_err(|cause| whole(RowProblem::Json(cause.in_row(row.line))))?;
     let shape = match shape {
         Some(shape) => shape,
         None => shape.insert(RowShape::detect(&value).map_err(whole)?),
     };
-    convert(&value, shape)
+    let conversation = convert(&value, shape)?;
+    passed_over.extend(shape.passed_over(&value));
+    Ok(conversation)
 }
 
 /// A file itself, or all .json and .jsonl files of a folder in the order of their names.

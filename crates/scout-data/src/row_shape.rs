@@ -46,7 +46,19 @@ pub(crate) struct Tags {
     pub(crate) system: Option<String>,
 }
 
+/// What everybody means by these names, and LLaMA-Factory reads only where a column says so.
+const OFTEN_FORGOTTEN: [&str; 3] = ["system", "tools", "history"];
+
 impl RowShape {
+    /// Fields of a row that look as if they were meant to be used, and are not.
+    pub(crate) fn passed_over(&self, row: &Json) -> impl Iterator<Item = &'static str> {
+        let Columns { history, system, tools, messages, prompt, query, response, .. } = &self.columns;
+        let named = [history, system, tools, messages, prompt, query, response];
+        let is_named = move |field: &str| named.into_iter().flatten().any(|name| name == field);
+        let says_something = |field: &str| row.get(field).is_some_and(|value| !value.is_nothing());
+        OFTEN_FORGOTTEN.into_iter().filter(move |field| says_something(field) && !is_named(field))
+    }
+
     /// What a catalogue entry without `columns` and `tags` means. For `openai` LLaMA-Factory has ShareGPT's names here,
     /// which fit no such row; the names of OpenAI's own format are meant.
     pub(crate) fn of_formatting(formatting: Formatting) -> RowShape {

@@ -404,6 +404,24 @@ fn a_catalogue_entry_gives_columns_tags_and_a_draw() {
 }
 
 #[test]
+fn what_rows_have_and_no_column_names_is_noted_once() {
+    let rows =
+        br#"[{"conversations":[{"from":"human","value":"Q"},{"from":"gpt","value":"A"}],"system":"S","tools":""},
+                    {"conversations":[{"from":"human","value":"Q"},{"from":"gpt","value":"A"}],"system":"S"}]"#;
+    let info = br#"{"plain": {"file_name": "rows.json", "formatting": "sharegpt"},
+                    "named": {"file_name": "rows.json", "formatting": "sharegpt",
+                              "columns": {"messages": "conversations", "system": "system"}}}"#;
+    let folder = Folder::new(&[("rows.json", rows), ("dataset_info.json", info)]);
+    let found = Dataset::load(&folder.request(&["plain"])).unwrap();
+    let [note] = found.notes() else { panic!("{:?}", found.notes()) };
+    assert!(note.starts_with("rows of `plain` have `system`, which is not used"), "{note}");
+    assert_eq!(found.conversations()[0].system, None);
+    // Nobody forgot anything where a column is named, or the rows themselves are asked.
+    assert!(Dataset::load(&folder.request(&["named"])).unwrap().notes().is_empty());
+    assert!(load_path(&folder.path("rows.json")).unwrap().notes().is_empty());
+}
+
+#[test]
 fn catalogue_entries_that_cannot_be_met_are_refused_with_the_reason() {
     for (entry, expected) in [
         (r#"{"hf_hub_url": "a/b"}"#, "has `hf_hub_url` and no `file_name`: data sets are not downloaded"),

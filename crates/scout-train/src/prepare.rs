@@ -96,7 +96,7 @@ pub fn plan_model(config: &RunConfig, source: ModelSource, hardware: impl Into<H
             settings.rank, settings.alpha
         ));
     }
-    let mut data = read_data(config, &folder, &source.config, hardware.world_size)?;
+    let mut data = read_data(config, &folder, (&source.config, hardware.world_size), &mut notes)?;
     let plan = RunPlan::resolve(config, source, hardware, Some(data.counts(config)), start.as_ref())?;
     data.runs = plan.runs;
     let steps = plan.steps.expect("data is known");
@@ -168,7 +168,12 @@ pub fn encoding(config: &RunConfig) -> Result<Encoding> {
     Ok(Encoding::from_keys(data.cutoff_len, data.train_on_prompt, data.mask_history)?)
 }
 
-fn read_data(config: &RunConfig, folder: &Path, model: &ModelConfig, world_size: usize) -> Result<RunData> {
+fn read_data(
+    config: &RunConfig,
+    folder: &Path,
+    (model, world_size): (&ModelConfig, usize),
+    notes: &mut Vec<String>,
+) -> Result<RunData> {
     let template = template(config, folder)?;
     let num_ids = template.tokenizer().num_ids();
     let vocab_size = model.vocab_size;
@@ -179,7 +184,9 @@ fn read_data(config: &RunConfig, folder: &Path, model: &ModelConfig, world_size:
             code: ExitCode::BadData,
         });
     }
-    let all = tokenise(&dataset(config)?, &template, &encoding(config)?)?;
+    let conversations = dataset(config)?;
+    notes.extend_from_slice(conversations.notes());
+    let all = tokenise(&conversations, &template, &encoding(config)?)?;
     let statistics = *all.statistics();
     let (train, held_out) = hold_out(config.train.seed, all.len(), config.data.val_size)?;
     let (examples, held_out) = (all.select(&train), all.select(&held_out));

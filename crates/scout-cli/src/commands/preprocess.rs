@@ -39,7 +39,11 @@ fn show(config: &RunConfig, num_rows: usize) -> anyhow::Result<ExitCode> {
         return Err(Mistake { message, code: ExitCode::BadConfig, hint: None }.into());
     };
     let template = template(config, &folder)?;
-    let examples = tokenise(&dataset(config)?, &template, &encoding(config)?).map_err(TrainError::from)?;
+    let conversations = dataset(config)?;
+    for note in conversations.notes() {
+        print(&format!("note: {note}"))?;
+    }
+    let examples = tokenise(&conversations, &template, &encoding(config)?).map_err(TrainError::from)?;
     let color = std::io::IsTerminal::is_terminal(&std::io::stdout()) && surroundings::terminal().color;
     for row in 0..examples.len().min(num_rows) {
         let (tokens, targets) = (examples.length(row), examples.targets(row));
