@@ -2,7 +2,7 @@
 
     python3 benches/whole_table.py --gpus 8 --out results [PART ...]
 
-Needs a release build of scout-dist and nothing but Python's own library, and for two parts `mpirun` or PyTorch and
+Needs a release build of scout-dist and Python 3.11 or newer with nothing but its own library, and for two parts `mpirun` or PyTorch and
 transformers. Without parts all of them run, what matters most first; `--help` lists them. Each leaves its JSON and what was
 printed in the folder. Ends with 1 if a part failed, or was left out because `--deadline` came.
 """
@@ -133,13 +133,20 @@ def started(command, heard):
 
 
 def end(child):
-    """Asks it to end, and makes it if it does not soon."""
+    """Asks it to end, and makes it and all that it has started if they do not soon."""
+    family = descendants(child.pid)
     child.terminate()
     try:
-        return child.wait(FAREWELL)
+        code = child.wait(FAREWELL)
     except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        return child.wait()
+        child.kill()
+        code = child.wait()
+    for pid in family:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    return code
 
 
 def leave(*_):
@@ -369,6 +376,14 @@ def in_steps(table, launcher, text):
     if len(ranks) != table.options.gpus:
         raise Failed(f"{len(ranks)} ranks ran when one was to be killed")
     return ranks
+
+
+def descendants(pid):
+    try:
+        own = children(pid)
+    except OSError:
+        return []
+    return own + [grandchild for child in own for grandchild in descendants(child)]
 
 
 def children(pid):

@@ -87,7 +87,7 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
 
 /// How much may still be written into `folder`; `None` where the file system does not say.
 pub fn free_space(folder: &Path) -> Option<ByteCount> {
-    let found = rustix::fs::statvfs(folder).ok()?;
+    let found = rustix::fs::statvfs(folder).ok().filter(|found| found.f_blocks > 0)?;
     Some(ByteCount(found.f_bavail.saturating_mul(found.f_frsize)))
 }
 

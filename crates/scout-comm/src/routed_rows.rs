@@ -158,10 +158,11 @@ impl RowExchange for RowsOnHost {
 
     fn send_back(&self, results: &Tensor, dealt: &Arc<Dealt>) -> scout_device::Result<()> {
         let mut coming_back = self.coming_back.lock().expect("no holder of this lock panics");
-        match coming_back.replace((results.clone(), dealt.clone())) {
-            None => Ok(()),
-            Some(_) => Err(out_of_order()),
+        if coming_back.is_some() {
+            return Err(out_of_order());
         }
+        *coming_back = Some((results.clone(), dealt.clone()));
+        Ok(())
     }
 
     fn come_back(&self) -> scout_device::Result<Tensor> {
@@ -229,7 +230,7 @@ mod tests {
                         let doubled = tensor(found.chunks(WIDTH).map(|row| 2.0 * row[0]));
                         assert!(rows.come_back().is_err());
                         rows.send_back(&doubled, &dealt).unwrap();
-                        assert!(rows.send_back(&doubled, &dealt).is_err(), "the first have not come back");
+                        assert!(rows.send_back(&arrived, &dealt).is_err(), "the first have not come back");
                         let back = rows.come_back().unwrap().to_f32_vec().unwrap();
                         let expected = tensor((0..num_rows).map(|row| 2.0 * value(rank, row)));
                         assert_eq!(back, expected.to_f32_vec().unwrap());

@@ -156,7 +156,7 @@ pub(crate) const FOREIGN_KEYS: &[Key] = &[
     key("use_dft_loss", Train, Only(OFF, "the DFT loss is not built yet"), "false", "another loss"),
     key("use_asft_loss", Train, Only(OFF, "the ASFT loss is not built yet"), "false", "another loss"),
     key("use_eaft_loss", Train, Only(OFF, "the EAFT loss is not built yet"), "false", "another loss"),
-    key("data_seed", Train, Inert(Number, "it is the same as `seed`, which the order of rows follows"), "null", "seed of the order of rows"),
+    key("data_seed", Train, Inert(Number, "it must be the same as `seed`, which the order of rows follows"), "null", "seed of the order of rows"),
     key("full_determinism", Train, Only(OFF, "`deterministic: true` asks for the same bits every time"), "false", "the same bits every time"),
     key("auto_find_batch_size", Train, Only(OFF, "batches are as large as they are written"), "false", "smaller batches where memory ends"),
     key("early_stopping_steps", Train, Refused("stopping early is not built yet"), "null", "evaluations without progress after which training ends"),

@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::{DataError, Result};
+use crate::error::{DataError, Result, join_names, near_names};
 use crate::json::Json;
-use crate::row_shape::{Columns, Formatting, RowShape, Tags, refuse_unknown_keys};
+use crate::row_shape::{Columns, Formatting, RowShape, Tags};
 
 const FILE_NAME: &str = "dataset_info.json";
 
@@ -84,14 +84,20 @@ impl Catalogue {
     }
 }
 
-/// A catalogue lists many data sets, so only an entry that is used is judged; in it no key is passed over, for the
-/// default that holds in place of a misspelt one may fit the rows as well.
+/// A catalogue lists many data sets, so only an entry that is used is judged; in it no misspelt key is passed over,
+/// for the default that holds in its place may fit the rows as well.
 fn read_entry(folder: &Path, entry: &Json) -> Result<Entry, String> {
     let Json::Object(keys) = entry else {
         return Err(format!("is {}, expected an object", entry.kind()));
     };
     refuse_what_is_no_file(entry)?;
-    refuse_unknown_keys("", keys, &KEYS)?;
+    for (key, _) in keys {
+        // People leave remarks of their own in catalogues (`license`, `description`): what is near a key was meant to be it.
+        let near = near_names(key, KEYS);
+        if !KEYS.contains(&key.as_str()) && !near.is_empty() {
+            return Err(format!("has the unknown key `{}`, expected {}", key.escape_debug(), join_names(&near)));
+        }
+    }
     let file_name = match given(entry, "file_name") {
         Some(Json::Text(file_name)) if !file_name.is_empty() => file_name,
         Some(Json::Text(_)) => return Err("has an empty `file_name`".to_string()),

@@ -408,7 +408,7 @@ fn what_rows_have_and_no_column_names_is_noted_once() {
     let rows =
         br#"[{"conversations":[{"from":"human","value":"Q"},{"from":"gpt","value":"A"}],"system":"S","tools":""},
                     {"conversations":[{"from":"human","value":"Q"},{"from":"gpt","value":"A"}],"system":"S"}]"#;
-    let info = br#"{"plain": {"file_name": "rows.json", "formatting": "sharegpt"},
+    let info = br#"{"plain": {"file_name": "rows.json", "formatting": "sharegpt", "license": "MIT", "description": "a remark"},
                     "named": {"file_name": "rows.json", "formatting": "sharegpt",
                               "columns": {"messages": "conversations", "system": "system"}}}"#;
     let folder = Folder::new(&[("rows.json", rows), ("dataset_info.json", info)]);
@@ -435,7 +435,6 @@ fn catalogue_entries_that_cannot_be_met_are_refused_with_the_reason() {
         (r#"{"file_name": "r.json", "num_sample": 1}"#, "has the unknown key `num_sample`, expected `num_samples`"),
         (r#"{"file_name": "r.json", "formating": "openai"}"#, "unknown key `formating`, expected `formatting`"),
         (r#"{"file_name": "r.json", "tag": {}}"#, "has the unknown key `tag`, expected `tags`"),
-        (r#"{"file_name": "r.json", "licence": "MIT"}"#, "has the unknown key `licence`, expected `file_name`, `form"),
         (r#"{"file_name": "r.json", "ranking": true}"#, "has `ranking`: preference data cannot be used"),
         (r#"{"file_name": "r.json", "subset": "en"}"#, "has `subset`"),
         (r#"{"file_name": "r.json", "split": "test"}"#, "has `split` \"test\"; a file has only the split `train`"),

@@ -126,7 +126,7 @@ fn packing_note(config: &RunConfig) -> Option<String> {
 /// An epoch is whole updates: its last one is filled with rows from the beginning, which a small data set notices.
 fn wrap_note(config: &RunConfig, steps: &StepsPlan, world_size: usize) -> Option<String> {
     const NOTICED: f64 = 0.05;
-    if config.data.packing || config.data.neat_packing {
+    if config.data.packing || config.data.neat_packing || steps.total_steps < steps.updates_per_epoch {
         return None;
     }
     let train = &config.train;

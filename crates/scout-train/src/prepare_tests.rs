@@ -196,6 +196,8 @@ fn what_an_epoch_takes_twice_is_said_where_a_small_data_set_notices() {
             Some(begin) => assert!(note.as_ref().is_some_and(|note| note.starts_with(begin)), "{note:?}"),
         }
     }
+    let short = StepsPlan { total_steps: 5, ..steps(86, 6) };
+    assert_eq!(wrap_note(&plain, &short, 2), None, "it ends before an epoch does");
     let packs = config(&["packing=true"]);
     assert_eq!(wrap_note(&packs, &steps(86, 6), 2), None);
     assert!(packing_note(&packs).is_some_and(|note| note.contains("keeps rows apart")));

@@ -23,8 +23,10 @@ pub struct Summary {
     pub total_steps: u64,
 }
 
-/// What a run writes from its start on. A folder that holds nothing else is that of one that came to no end.
-const FROM_THE_START: [&str; 4] = ["running_log.txt", "trainer_log.jsonl", "training_args.yaml", EVENTS];
+/// What a run writes before its end. A folder that holds nothing else is that of one that came to none.
+const FROM_THE_START: [&str; 4] = [LOG, "trainer_log.jsonl", ARGUMENTS, EVENTS];
+const LOG: &str = "running_log.txt";
+const ARGUMENTS: &str = "training_args.yaml";
 const EVENTS: &str = "runs";
 /// What it writes at its end, beside the model card. Of an earlier run they would be taken for this one's.
 const AT_THE_END: [&str; 7] = [
@@ -60,8 +62,8 @@ pub fn folder_of(config: &RunConfig) -> Result<&Path> {
     config.output.output_dir.as_deref().ok_or_else(missing)
 }
 
-/// Refuses a run folder that holds more than the beginnings of a run, unless it may be overwritten: a job that is put into the
-/// queue again finds those. Changes nothing.
+/// Refuses a run folder that holds more than a run which came to no end leaves, unless it may be overwritten: a job that is put
+/// into the queue again finds that. Changes nothing.
 pub fn must_be_free(config: &RunConfig) -> Result<()> {
     let folder = folder_of(config)?;
     let path = || folder.display().to_string();
@@ -69,14 +71,15 @@ pub fn must_be_free(config: &RunConfig) -> Result<()> {
     if !folder.is_dir() || config.output.overwrite_output_dir {
         return Ok(());
     }
-    for entry in fs::read_dir(folder).map_err(cannot_read)? {
-        let name = entry.map_err(cannot_read)?.file_name();
-        let is_begun = FROM_THE_START.iter().any(|begun| name == *begun) || is_temporary(&name.to_string_lossy());
-        if !is_begun {
-            return Err(TrainError::OutputExists { path: path() });
-        }
+    let entries = fs::read_dir(folder).map_err(cannot_read)?;
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names = names.collect::<std::io::Result<Vec<String>>>().map_err(cannot_read)?;
+    let is_of_a_run = |name: &String| FROM_THE_START.contains(&name.as_str()) || is_temporary(name);
+    let came_to_no_end = names.iter().any(|name| name == LOG) && names.iter().all(is_of_a_run);
+    match names.is_empty() || came_to_no_end {
+        true => Ok(()),
+        false => Err(TrainError::OutputExists { path: path() }),
     }
-    Ok(())
 }
 
 /// As files are called that appear whole at their end.
@@ -95,16 +98,14 @@ fn lock(folder: &Path) -> Result<File> {
     }
 }
 
-fn remove_results(config: &RunConfig, folder: &Path) -> Result<()> {
-    // A run that goes on from the adapter there replaces it at its end, and not before.
-    let real = |path: &Path| fs::canonicalize(path).ok();
-    let start = config.model.adapter_name_or_path.as_deref().and_then(real);
-    let goes_on = start.is_some() && start == real(folder);
-    let events = fs::read_dir(folder.join(EVENTS)).into_iter().flatten().flatten().map(|entry| entry.path());
-    let events =
-        events.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("events.out.")));
-    let results = AT_THE_END.iter().filter(|name| !(goes_on && name.starts_with("adapter_")));
-    for path in results.map(|name| folder.join(name)).chain(events) {
+fn events_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(folder.join(EVENTS)).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("events.out."));
+    ours.map(|entry| entry.path())
+}
+
+fn remove_all(paths: impl Iterator<Item = PathBuf>) -> Result<()> {
+    for path in paths {
         match fs::remove_file(&path) {
             Err(cause) if cause.kind() != ErrorKind::NotFound => {
                 return Err(TrainError::Io { act: "replace", path: path.display().to_string(), cause });
@@ -115,27 +116,32 @@ fn remove_results(config: &RunConfig, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Rather now than after the last step.
+/// Rather now than after the last step. Weights that lie there make room when they are replaced.
 fn must_have_room(folder: &Path, result: ByteCount) -> Result<()> {
-    let Some(free) = free_space(folder).filter(|free| *free < result) else { return Ok(()) };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let weights = entries.filter(|entry| entry.path().extension().is_some_and(|kind| kind == "safetensors"));
+    let replaced: u64 = weights.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum();
+    let Some(free) = free_space(folder) else { return Ok(()) };
+    let room = ByteCount(free.0.saturating_add(replaced));
+    if room >= result {
+        return Ok(());
+    }
     let problem =
-        format!("has {free} left, and the result takes {result}: free some space, or choose another `output_dir`");
+        format!("has {room} left, and the result takes {result}: free some space, or choose another `output_dir`");
     Err(TrainError::Input { path: folder.display().to_string(), problem, code: ExitCode::InputOutput })
 }
 
 impl Recorder {
-    /// In the run folder, which must be free and have room for `result`. What an earlier run left there goes.
+    /// In the run folder, which must be free and have room for `result`. Logs of an earlier run go.
     pub fn create(config: &RunConfig, result: ByteCount, progress: &mut Progress) -> Result<Recorder> {
         let folder = folder_of(config)?;
         let io = |act, cause| TrainError::Io { act, path: folder.display().to_string(), cause };
         fs::create_dir_all(folder).map_err(|cause| io("create", cause))?;
         let locked = lock(folder)?;
         must_be_free(config)?;
-        remove_results(config, folder)?;
         must_have_room(folder, result)?;
-        progress.tee(RunningLog::create(&folder.join("running_log.txt"))?)?;
-        let arguments = folder.join("training_args.yaml");
-        fs::write(&arguments, config.to_yaml_text()).map_err(|cause| io("write", cause))?;
+        progress.tee(RunningLog::create(&folder.join(LOG))?)?;
+        remove_all(events_in(folder))?;
         Ok(Recorder {
             folder: folder.to_path_buf(),
             _folder: locked,
@@ -145,6 +151,23 @@ impl Recorder {
             }),
             history: Vec::new(),
             points: Vec::new(),
+        })
+    }
+
+    /// Training begins: from here on the folder is this run's, and no result of an earlier one stays beside its arguments.
+    pub fn begin(&self, config: &RunConfig) -> Result<()> {
+        let folder = &self.folder;
+        // A run that goes on from the adapter there replaces it at its end, and not before.
+        let real = |path: &Path| fs::canonicalize(path).ok();
+        let start = config.model.adapter_name_or_path.as_deref().and_then(real);
+        let goes_on = start.is_some() && start == real(folder);
+        let results = AT_THE_END.iter().filter(|name| !(goes_on && name.starts_with("adapter_")));
+        remove_all(results.map(|name| folder.join(name)))?;
+        let path = folder.join(ARGUMENTS);
+        fs::write(&path, config.to_yaml_text()).map_err(|cause| TrainError::Io {
+            act: "write",
+            path: path.display().to_string(),
+            cause,
         })
     }
 

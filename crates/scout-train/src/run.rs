@@ -34,6 +34,9 @@ fn run_on_this_rank(config: &RunConfig, prepared: &Prepared, job: &Job, progress
     let parts = Parts::of(config, prepared);
     let weights = weights_and_plans(&parts, config, prepared, job, progress)?;
     let mut trainer = parts.assemble(job, weights)?;
+    if let Some(recorder) = &recorder {
+        recorder.begin(config)?;
+    }
     let outcome = train(config, prepared, &mut trainer, (recorder, progress));
     if let Err(TrainError::NotANumber { .. }) = &outcome {
         // All ranks come to this at the same step: what they have begun to gather ends first, as after a good end.

@@ -11,7 +11,7 @@ use scout_device::cuda::{Arena, CudaDevice, Nccl, Settings};
 use super::exchange;
 use super::nccl;
 use crate::communicator::Communicator;
-use crate::error::Result;
+use crate::error::{CommError, Result};
 
 /// Who moves the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,9 +84,11 @@ impl GatherWay {
         };
         let (parts, ring) = match self {
             // Windows are not to be had everywhere; plain memory is.
-            GatherWay::NcclByCopy => exchange::all_can(comm, "NCCL's copy engines", asked).inspect_err(|_| {
-                // All ranks go on without it.
-                nccl.iter().for_each(|nccl| nccl.leave());
+            GatherWay::NcclByCopy => exchange::all_can(comm, "NCCL's copy engines", asked).inspect_err(|error| {
+                // All ranks go on without it, unless one of them is gone.
+                if matches!(error, CommError::NoWay { .. }) {
+                    nccl.iter().for_each(|nccl| nccl.leave());
+                }
             })?,
             _ => exchange::must_agree(comm, asked)?,
         };

@@ -160,7 +160,9 @@ fn a_folder_that_holds_something_is_refused_unless_it_may_be_overwritten() {
 
 /// A run that came to no end, of which nothing but its beginnings is left.
 fn begin(config: &RunConfig, result: ByteCount) -> scout_train::Result<Recorder> {
-    Recorder::create(config, result, &mut Progress::silent())
+    let recorder = Recorder::create(config, result, &mut Progress::silent())?;
+    recorder.begin(config)?;
+    Ok(recorder)
 }
 
 #[test]
@@ -173,6 +175,29 @@ fn a_job_that_came_to_no_end_may_begin_again_in_its_folder() {
     run_alone(&config).unwrap();
     assert_eq!(lines(&bench.path("run")).len(), 2);
     run_alone(&config).map(|_| panic!("a result was overwritten")).unwrap_err();
+    // Nothing but events may be another program's.
+    let folder = bench.path("other");
+    std::fs::create_dir_all(folder.join("runs")).unwrap();
+    std::fs::write(folder.join("runs").join("events.out.tfevents.1"), "mine").unwrap();
+    let into_other = format!("output_dir={}", folder.display());
+    begin(&bench.config(&[&into_other]), ByteCount(0)).map(|_| panic!("taken")).unwrap_err();
+    assert!(folder.join("runs").join("events.out.tfevents.1").is_file());
+}
+
+#[test]
+fn the_result_of_an_earlier_run_stays_until_training_begins() {
+    let bench = Bench::new();
+    run_alone(&bench.config(&["max_steps=1"])).unwrap();
+    let config = bench.config(&["overwrite_output_dir=true", "lora_rank=2"]);
+    let adapter = || std::fs::read(bench.path("run").join("adapter_model.safetensors")).ok();
+    let arguments = || std::fs::read_to_string(bench.path("run").join("training_args.yaml")).unwrap();
+    let before = (adapter(), arguments());
+    assert!(before.0.is_some());
+    Recorder::create(&config, ByteCount(u64::MAX), &mut Progress::silent()).map(|_| panic!("no room")).unwrap_err();
+    let recorder = Recorder::create(&config, ByteCount(0), &mut Progress::silent()).unwrap();
+    assert!((adapter(), arguments()) == before);
+    recorder.begin(&config).unwrap();
+    assert!(adapter().is_none() && arguments() != before.1);
 }
 
 #[test]
