@@ -2,10 +2,10 @@
 //! nothing, those whose value says whether something is wanted that is not built, and those that are refused. A part of
 //! the table in `keys.rs`.
 
-use crate::keys::Accepts::{Anything, Bool, Number, Text, Words};
-use crate::keys::Component::{Data, Device, Lora, Model, Output, Train};
-use crate::keys::Treatment::{Inert, Only, Refused};
-use crate::keys::{CHECKPOINTS, CORES, EXPORT, FOUR_BIT, Key, METRICS, PICTURES, PREFERENCES, SHARDING, VIDEOS, key};
+use crate::key::Accepts::{Anything, Bool, Number, Text, Words};
+use crate::key::Component::{Data, Device, Lora, Model, Output, Train};
+use crate::key::Treatment::{Inert, Only, Refused};
+use crate::key::{CHECKPOINTS, CORES, EXPORT, FOUR_BIT, Key, METRICS, PICTURES, PREFERENCES, SHARDING, VIDEOS, key};
 
 const OFF: &[&str] = &["false"];
 const ON: &[&str] = &["true"];

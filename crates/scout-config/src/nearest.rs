@@ -2,7 +2,8 @@
 //! key may well write that, and train something else. So a name far from every key is answered with nothing, and one
 //! between two keys as well.
 
-use crate::keys::{KEYS, Key, Treatment};
+use crate::key::{Key, Treatment};
+use crate::keys::KEYS;
 
 /// More make another name: three lead from `use_dora` to `use_rslora`, and from `data_seed` to `dataset`.
 const MAX_SLIPS: usize = 2;

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use scout_core::env::KEY_PREFIX;
 
 use crate::error::{ConfigError, Origin, one_line, or_list};
-use crate::keys::{self, Accepts, KEYS, Key, Treatment};
+use crate::key::{Accepts, Key, Treatment};
+use crate::keys::{self, KEYS};
 use crate::nearest::nearest;
 use crate::scalars;
 use crate::yaml::{self, Node, Value};

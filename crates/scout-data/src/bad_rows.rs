@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use scout_core::causes::with_causes;
 
-use crate::error::{DataError, Place, Result, RowProblem};
+use crate::row_problem::{Place, RowProblem};
 
 /// How many bad rows are told; a file may have any number of them.
 const MOST_TOLD: usize = 10;
@@ -43,17 +43,16 @@ impl BadRows {
         }
     }
 
-    /// An error where there was a bad row.
-    pub(crate) fn into_result(mut self, rows_read: RowsRead) -> Result<()> {
-        self.rows_read = rows_read;
-        match (self.count, self.told.pop()) {
-            (1, Some((place, problem))) => Err(DataError::Row { place: Box::new(place), problem }),
-            (_, Some(last)) => {
-                self.told.push(last);
-                Err(DataError::Rows(self))
-            }
-            (_, None) => Ok(()),
-        }
+    pub(crate) fn among(self, rows_read: RowsRead) -> BadRows {
+        BadRows { rows_read, ..self }
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(crate) fn into_first(self) -> Option<(Place, RowProblem)> {
+        self.told.into_iter().next()
     }
 
     pub(crate) fn problems(&self) -> impl Iterator<Item = &RowProblem> {
@@ -114,7 +113,6 @@ mod tests {
     fn bad_rows_are_one_sentence_that_stays_short() {
         let output = || (Some("output"), RowProblem::Answerless);
         for (problems, rows_read, expected) in [
-            (vec![output()], RowsRead::All(3), "`rows.json` row 1 (line 10), field `output`"),
             (
                 vec![output(), (None, RowProblem::Nul), output()],
                 RowsRead::All(29),
@@ -129,8 +127,8 @@ mod tests {
                  80), row 9 (line 90) and row 10 (line 100), field `output`: the row has no answer to learn",
             ),
         ] {
-            assert_eq!(bad_rows(problems).into_result(rows_read).unwrap_err().to_string(), expected);
+            assert_eq!(bad_rows(problems).among(rows_read).to_string(), expected);
         }
-        assert!(bad_rows(Vec::new()).into_result(RowsRead::All(3)).is_ok());
+        assert!(bad_rows(Vec::new()).is_empty());
     }
 }

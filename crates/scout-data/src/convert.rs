@@ -6,8 +6,9 @@
 //! of the call). Arguments of a call that are JSON inside a text, as OpenAI's own interface returns them, are unpacked.
 
 use crate::conversation::{Conversation, Role, Turn};
-use crate::error::{DataError, RowProblem, join_names};
+use crate::error::{DataError, join_names};
 use crate::json::Json;
+use crate::row_problem::RowProblem;
 use crate::row_shape::{Columns, Formatting, RowShape, Tags};
 
 /// What is wrong with a row, and in which field.

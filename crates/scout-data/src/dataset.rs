@@ -12,9 +12,10 @@ use crate::bad_rows::{BadRows, RowsRead};
 use crate::catalogue::Catalogue;
 use crate::conversation::Conversation;
 use crate::convert::{FieldProblem, convert};
-use crate::error::{DataError, Place, Result, RowProblem, near_names};
+use crate::error::{DataError, Result, near_names};
 use crate::json::Json;
 use crate::order::permutation;
+use crate::row_problem::{Place, RowProblem};
 use crate::row_shape::RowShape;
 use crate::rows::{Row, RowReader};
 
@@ -153,7 +154,7 @@ impl Dataset {
             }
             rows += 1;
         };
-        bad_rows.into_result(rows_read)
+        refuse(bad_rows.among(rows_read))
     }
 
     /// Keeps `count` rows in an order drawn from the seed; more than there are repeats rows, each round anew.
@@ -174,6 +175,17 @@ impl Dataset {
         self.files.extend(part.files);
         self.conversations.extend(part.conversations);
         self.origins.extend(part.origins.into_iter().map(|(file, row, line)| (first_file + file, row, line)));
+    }
+}
+
+/// One bad row is told where it stands, several together.
+fn refuse(bad_rows: BadRows) -> Result<()> {
+    if bad_rows.count() > 1 {
+        return Err(DataError::Rows(bad_rows));
+    }
+    match bad_rows.into_first() {
+        Some((place, problem)) => Err(DataError::Row { place: Box::new(place), problem }),
+        None => Ok(()),
     }
 }
 

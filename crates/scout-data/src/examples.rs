@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use crate::dataset::Dataset;
-use crate::error::{DataError, Result, RowProblem};
+use crate::error::{DataError, Result};
+use crate::row_problem::RowProblem;
 use crate::template::{Encoding, Example, IGNORED, Template};
 
 /// Stands for [`IGNORED`] where labels are kept in 32 bits. No vocabulary has this id.

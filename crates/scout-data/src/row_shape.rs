@@ -1,8 +1,9 @@
 //! Which fields of a row mean what: the column and tag names of LLaMA-Factory, by default, as a catalogue entry gives
 //! them, or as a row shows them. Converts nothing.
 
-use crate::error::{RowProblem, join_names, near_names};
+use crate::error::{join_names, near_names};
 use crate::json::Json;
+use crate::row_problem::RowProblem;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Formatting {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use scout_core::ByteCount;
 
-use crate::error::{DataError, Place, Result, RowProblem};
+use crate::error::{DataError, Result};
+use crate::row_problem::{Place, RowProblem};
 
 /// One row's text and where it stands.
 pub(crate) struct Row<'a> {

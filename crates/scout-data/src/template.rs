@@ -6,7 +6,8 @@
 
 use crate::conversation::{Conversation, Role, Turn};
 use crate::date::Date;
-use crate::error::{DataError, Result, RowProblem, near_names};
+use crate::error::{DataError, Result, near_names};
+use crate::row_problem::RowProblem;
 use crate::tokenizer::Tokenizer;
 use crate::tools::{function_text, tools_text};
 

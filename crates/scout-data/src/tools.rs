@@ -1,8 +1,8 @@
 //! Tool definitions and tool calls as text, in LLaMA-Factory's Llama 3 wording. Runs no tools.
 
 use crate::date::Date;
-use crate::error::RowProblem;
 use crate::json::Json;
+use crate::row_problem::RowProblem;
 
 const THOUGHT_WORDS: (&str, &str) = ("<think>\n", "\n</think>\n\n");
 const CALL_WORDS: (&str, &str) = ("<tool_call>", "</tool_call>");
