@@ -250,6 +250,17 @@ fn a_disk_without_room_for_the_result_is_found_before_the_first_step() {
 }
 
 #[test]
+fn a_log_that_finds_no_room_ends_no_run() {
+    let bench = Bench::new();
+    let run = bench.path("run");
+    std::fs::create_dir(&run).unwrap();
+    std::os::unix::fs::symlink("/dev/full", run.join("trainer_log.jsonl")).unwrap();
+    let outcome = run_alone(&bench.config(&["max_steps=2", "overwrite_output_dir=true"])).unwrap();
+    assert_eq!(outcome.losses.len(), 2);
+    assert!(run.join("adapter_model.safetensors").is_file() && run.join("trainer_state.json").is_file());
+}
+
+#[test]
 fn a_run_never_writes_into_the_folder_of_its_model() {
     let bench = Bench::new();
     let model = bench.path("model");
